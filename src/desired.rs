@@ -1,0 +1,187 @@
+//! What the manifests want: all workloads of all sources, cross-references checked, and what could not be understood.
+//!
+//! Pure: [`History::fold`] takes scans and a time. It reads no file and looks at no container.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{Problem, Reading};
+use crate::workload::{Name, Workload};
+
+/// Time since boot, suspended time included (CLOCK_BOOTTIME): it never jumps, and equals across processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct BootTime(pub Duration);
+
+impl std::ops::Add<Duration> for BootTime {
+    type Output = Self;
+
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span))
+    }
+}
+
+impl BootTime {
+    /// Time from `earlier` to `self`; zero when it is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A root that manifests come from: a directory, a single file, or stdin (`-`).
+///
+/// Invariant: absolute (or `-`), without `.`, `..` and trailing slashes; symlinks not resolved.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Source(PathBuf);
+
+impl Source {
+    /// `path` made absolute below `current` and cleaned in its text only.
+    pub fn new(current: &std::path::Path, path: &std::path::Path) -> Self {
+        use std::path::Component;
+        if path.as_os_str() == "-" {
+            return Self(path.to_owned());
+        }
+        let mut clean = PathBuf::from("/");
+        for part in current.join(path).components() {
+            match part {
+                Component::Normal(part) => clean.push(part),
+                Component::ParentDir => {
+                    clean.pop();
+                }
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+        Self(clean)
+    }
+
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    pub fn is_stdin(&self) -> bool {
+        self.0.as_os_str() == "-"
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+/// Which document a workload comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    pub source: Source,
+    /// Path below the source; empty for a single file and stdin.
+    pub file: PathBuf,
+    /// Index of the document in the file, from 0.
+    pub document: usize,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = if self.file.as_os_str().is_empty() {
+            self.source.path().to_owned()
+        } else {
+            self.source.path().join(&self.file)
+        };
+        match self.document {
+            0 => write!(f, "{}", path.display()),
+            n => write!(f, "{} (document {})", path.display(), n + 1),
+        }
+    }
+}
+
+/// One look at one source, made at one time. What the edge hands to the core.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    pub source: Source,
+    pub at: BootTime,
+    /// When anything in the source was last seen to change; the time of the first scan at start.
+    pub last_change: BootTime,
+    pub root: Root,
+    /// Files that count, by their path below the source; empty path for a single file and stdin.
+    /// A file that has not settled yet is here with its last settled reading, or `Unsettled`.
+    pub files: BTreeMap<PathBuf, FileState>,
+}
+
+/// What a source's root was found to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    Directory { device: u64 },
+    /// A single file or stdin: nothing is ever removed on its account.
+    File,
+    Missing,
+    Unreadable(String),
+}
+
+/// A file of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileState {
+    Settled(Arc<Reading>),
+    /// Being written, and never read whole before: counts as unreadable.
+    Unsettled,
+}
+
+/// Everything that is wanted now. A value: equal inputs give equal states.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DesiredState {
+    /// Every given source, in the order given.
+    pub sources: BTreeMap<Source, SourceState>,
+    pub workloads: BTreeMap<Name, Wanted>,
+    /// All problems of all files, by position.
+    pub problems: Vec<Problem>,
+}
+
+/// A workload that a document names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub origin: Origin,
+    /// `None`: its document has problems; it is held as it was last applied.
+    pub workload: Option<Arc<Workload>>,
+}
+
+/// What the absence of a document from a source may mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceState {
+    /// Whether absence from this source can remove anything at all: not for single files and stdin.
+    pub prunes: bool,
+    /// Why nothing of this source is removed now; the worst first. Empty when absence is believable.
+    pub blockers: Vec<Blocker>,
+    /// Files that hold only some workloads: foreign documents and files with nothing but comments.
+    pub partial: Vec<PartialHold>,
+    /// Absence acts from then on; later changes move it.
+    pub absence_acts_at: BootTime,
+    /// Names that were here before and are absent, with the time from which their absence acts at the latest.
+    pub absent: BTreeMap<Name, BootTime>,
+    /// Number of documents that name a workload.
+    pub documents: usize,
+}
+
+/// Why nothing of a source is removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Blocker {
+    /// A stable code: `source-missing`, `source-unreadable`, `source-emptied`, `source-replaced`, or the code of
+    /// the file's problem.
+    pub code: &'static str,
+    /// The file, or the root.
+    pub path: PathBuf,
+    pub message: String,
+    pub since: BootTime,
+}
+
+/// A file that holds the workloads that came from it, and those it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialHold {
+    /// Path below the source.
+    pub file: PathBuf,
+    /// `foreign-document` or `comments-only`.
+    pub code: &'static str,
+    pub names: BTreeSet<String>,
+}

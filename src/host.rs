@@ -1,0 +1,78 @@
+//! The seam to the host: shm mounts, pinned namespaces, what a process sees, the boot clock; [`Host`].
+//!
+//! Decides nothing, and never touches a mount that is not below our own run directory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::desired::BootTime;
+use crate::observed::{FileKind, Published, View};
+use crate::workload::{Bytes, InstanceId};
+
+pub mod memory;
+
+/// What the host does for us. Verbs are quick and synchronous; the caller moves them off the async threads.
+///
+/// # Guarantees
+/// Every verb is idempotent and checks mountinfo before it mounts or unmounts. Only paths below
+/// `<run>/ipc/<instance>/` are mounted on or unmounted, never the host's /dev/shm.
+pub trait Host: Send + Sync + 'static {
+    /// Everything published under the run directory, and the facts that are asked for.
+    fn observe(&self, ask: &Ask) -> Result<Facts, Error>;
+
+    /// Mounts the tmpfs that joiners bind, `nosuid,nodev,noexec,mode=1777`, unless exactly one is there. The
+    /// directory is 0700.
+    fn publish_shm(&self, id: &InstanceId, size: Bytes) -> Result<(), Error>;
+
+    /// Binds the IPC namespace of a created task's process to the `ns` file, unless that namespace is there.
+    fn publish_namespace(&self, id: &InstanceId, pid: u32) -> Result<(), Error>;
+
+    /// Unmounts both, lazily, in a loop until mountinfo is clean, and removes the directory.
+    fn unpublish(&self, id: &InstanceId) -> Result<(), Error>;
+
+    /// What a process sees. `None`: it is gone.
+    fn view(&self, pid: u32) -> Result<Option<View>, Error>;
+
+    /// Makes the missing source directory of a bind, 0755.
+    fn make_directory(&self, path: &Path) -> Result<(), Error>;
+
+    /// Sends SIGKILL to a process by its pid, when the runtime did not end it.
+    fn kill(&self, pid: u32) -> Result<(), Error>;
+
+    /// Time since boot, suspended time included.
+    fn now(&self) -> BootTime;
+
+    /// Wall clock, RFC 3339 in UTC, for people only: nothing is decided by it.
+    fn wall_clock(&self) -> String;
+}
+
+/// What [`Host::observe`] is to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ask {
+    /// Bind sources.
+    pub paths: BTreeSet<PathBuf>,
+    /// Processes of running tasks.
+    pub pids: BTreeSet<u32>,
+}
+
+/// What [`Host::observe`] found.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Facts {
+    pub boot_id: String,
+    /// Every directory under `<run>/ipc`, and every mount below it.
+    pub published: BTreeMap<InstanceId, Published>,
+    pub paths: BTreeMap<PathBuf, FileKind>,
+    pub views: BTreeMap<u32, View>,
+    /// The host's own: /dev/shm and IPC namespace of the controller, which `host` mode shares.
+    pub host_view: Option<View>,
+}
+
+/// A verb of the host that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation} `{subject}`")]
+pub struct Error {
+    pub operation: &'static str,
+    pub subject: String,
+    #[source]
+    pub cause: std::io::Error,
+}

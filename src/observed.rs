@@ -1,0 +1,229 @@
+//! What is there: a snapshot of everything that carries our labels or lies under our directories.
+//!
+//! Only data. The edge fills it in ([`crate::runtime`], [`crate::host`], the run directory); the plan reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backoff::Strikes;
+use crate::desired::{BootTime, Origin, Source};
+use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Workload};
+
+/// A snapshot of what is ours on this box.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ObservedState {
+    /// Changes at every boot.
+    pub boot_id: String,
+    pub instances: BTreeMap<InstanceId, Instance>,
+    /// Tasks of our namespace without a container object.
+    pub orphans: BTreeMap<InstanceId, Task>,
+    /// What an instance that is gone, or was never finished, left behind.
+    pub leftovers: BTreeSet<Leftover>,
+    /// The images that the manifests name, by their full name; absent: not to be had.
+    pub images: BTreeMap<String, Image>,
+    /// The bind sources that the manifests name; absent: not there.
+    pub mount_sources: BTreeMap<PathBuf, FileKind>,
+    /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
+    pub mounts_not_shared: Option<String>,
+    /// Failures in a row and when the next try is due.
+    pub strikes: BTreeMap<Name, Strikes>,
+    /// Removals by absence in the last ten minutes.
+    pub removals: Vec<Removal>,
+    /// Held changes that a person released.
+    pub approvals: BTreeSet<Approval>,
+}
+
+/// One container of ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    pub id: InstanceId,
+    pub name: Name,
+    pub revision: Revision,
+    pub origin: Origin,
+    /// The manifest that it was last applied with; `None`: cannot be read any more.
+    pub workload: Option<Arc<Workload>>,
+    /// The mode and size that stood for what the manifest left open when it was created.
+    pub defaults: IpcDefaults,
+    pub image: Image,
+    /// Its snapshot is there; without one it has to be made again.
+    pub has_snapshot: bool,
+    /// The n-th start, written before it.
+    pub run: Option<Run>,
+    /// How the last recorded run ended, written before its task is deleted.
+    pub end: Option<End>,
+    pub task: Task,
+    /// What it publishes under the run directory for joiners.
+    pub published: Published,
+    /// Which namespace and /dev/shm its process sees; `None`: no process, or not readable.
+    pub view: Option<View>,
+}
+
+/// containerd's task of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Task {
+    #[default]
+    None,
+    Created { pid: u32 },
+    Running { pid: u32 },
+    Paused { pid: u32 },
+    /// `at` is RFC 3339.
+    Stopped { code: u32, at: String },
+    /// The runtime does not say.
+    Unknown,
+}
+
+impl Task {
+    /// A process that runs the user's program.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Running { pid } | Self::Paused { pid } => Some(*pid),
+            Self::None | Self::Created { .. } | Self::Stopped { .. } | Self::Unknown => None,
+        }
+    }
+}
+
+/// Label `evenkeel/run`: which start this is, and in which boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub n: u64,
+    pub boot: String,
+    /// Time since boot of the start.
+    pub at: BootTime,
+    /// Wall clock of the start, RFC 3339.
+    pub started: String,
+}
+
+/// Label `evenkeel/end`: how the n-th run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    pub n: u64,
+    /// The process's own code, or 128 + signal; 255 when it is not known.
+    pub code: u32,
+    /// `exited`, or `exit-unknown`.
+    pub reason: String,
+    /// Wall clock, RFC 3339.
+    pub at: String,
+    /// How long the run lasted, as far as known, in milliseconds.
+    #[serde(default)]
+    pub lasted_ms: u64,
+}
+
+/// What stands under `<run>/ipc/<instance>/` by mountinfo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Published {
+    /// The directory exists.
+    pub directory: bool,
+    /// Device number of the tmpfs mounted on `shm`.
+    pub shm: Option<u64>,
+    /// Number of mounts on `shm`; more than one is a leftover of a crash.
+    pub shm_mounts: u32,
+    /// An nsfs mount is on `ns`.
+    pub ns: bool,
+    /// Inode of the pinned namespace.
+    pub ns_inode: Option<u64>,
+}
+
+/// The paths under which an instance publishes what joiners use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedPaths {
+    pub shm: PathBuf,
+    pub ns: PathBuf,
+}
+
+/// `<run>/ipc/<instance>/{shm,ns}`.
+pub fn published_paths(run_directory: &Path, id: &InstanceId) -> PublishedPaths {
+    let directory = run_directory.join("ipc").join(id.as_str());
+    PublishedPaths { shm: directory.join("shm"), ns: directory.join("ns") }
+}
+
+/// What a process sees. Identifies only what is alive: numbers are reused at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// Inode of its IPC namespace.
+    pub ipc_ns: u64,
+    /// Device number of its /dev/shm; `None`: it has none of its own.
+    pub shm: Option<u64>,
+    /// Inode of the root of its /dev/shm mount's file system, to tell directories of one device apart.
+    pub shm_root: Option<u64>,
+}
+
+/// An image that a workload can be made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Image {
+    /// Full name: `docker.io/library/redis:7`.
+    pub name: String,
+    /// Digest of the target that the name points at: `sha256:…`.
+    pub digest: String,
+    pub config: ImageConfig,
+    #[serde(skip)]
+    pub place: ImagePlace,
+}
+
+/// Where an image is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ImagePlace {
+    /// In containerd.
+    #[default]
+    Store,
+    /// In an archive that has to be imported first.
+    Archive(PathBuf),
+}
+
+/// The part of an OCI image configuration that a container is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub env: Vec<String>,
+    pub working_dir: String,
+    pub user: String,
+    pub stop_signal: String,
+    /// The uncompressed layers' digests, from the lowest.
+    pub diff_ids: Vec<String>,
+}
+
+/// What a path on the host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    Directory,
+    Other,
+}
+
+/// Something of ours without an instance that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Leftover {
+    Lease(String),
+    Snapshot(String),
+    /// `<run>/ipc/<instance>` and the mounts below it.
+    Published(InstanceId),
+    /// `<state>/logs/<instance>`.
+    Logs(InstanceId),
+    /// `<run>/runc/<namespace>/<instance>` or a cgroup of ours without a container.
+    Cgroup(InstanceId),
+    /// Strikes of a workload that is neither wanted nor there.
+    Strikes(Name),
+}
+
+/// A removal by absence, for the limit on how much may vanish at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removal {
+    pub source: Source,
+    pub name: Name,
+    pub at: BootTime,
+    /// How many workloads the source had then, this one included.
+    pub of: usize,
+}
+
+/// A held removal that a person released.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Approval {
+    pub name: Name,
+    pub instance: InstanceId,
+}

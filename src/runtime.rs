@@ -1,0 +1,193 @@
+//! The seam to what runs containers: [`Runtime`], its values and its one error.
+//!
+//! Decides nothing: an interesting branch belongs in [`crate::plan`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::observed::{End, Image, ImageConfig, Run, Task};
+use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Signal, Workload};
+use crate::desired::Origin;
+
+pub mod memory;
+
+/// What runs containers: containerd, or a model of it in memory.
+///
+/// # Guarantees
+/// Every verb is idempotent: removing what is gone is `Ok`, making what is there is `Ok` after checking that it is
+/// ours and the same. Every verb has a deadline. A verb that is dropped half-way leaves something that
+/// [`Runtime::observe`] shows.
+///
+/// # Errors
+/// [`Error`] says which verb failed on what; `is_unreachable` tells a runtime that does not answer from one that
+/// refuses.
+pub trait Runtime: Send + Sync + 'static {
+    /// All that is ours: containers, tasks, leases, snapshots, and the asked-for images that are in the store.
+    fn observe(&self, images: &BTreeSet<String>) -> impl Future<Output = Result<Objects, Error>> + Send;
+
+    /// Puts one blob into the content store, verified by its digest; known blobs are skipped.
+    fn put_blob(&self, lease: &str, blob: Blob<'_>) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Records an image whose blobs are there and unpacks it.
+    fn put_image(&self, lease: &str, image: &NewImage) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes a lease of ours without expiry; everything made under it stays until it is removed.
+    fn lease(&self, id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn remove_lease(&self, id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes the writable snapshot of an instance from its unpacked image. One that is there belongs to nobody or
+    /// to this instance's container; the former is removed first.
+    fn prepare_snapshot(&self, lease: &str, instance: &NewInstance) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes the container object.
+    fn create(&self, lease: &str, instance: &NewInstance) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Writes labels, manifest and, if given, the OCI spec to a container object.
+    fn update(&self, id: &InstanceId, update: &Update) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes the task: the process exists, with its namespaces and mounts, and does not run the program yet.
+    /// Returns its pid.
+    fn create_task(&self, id: &InstanceId, log: &LogTarget) -> impl Future<Output = Result<u32, Error>> + Send;
+
+    /// Lets a created task run.
+    fn start_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn resume_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Sends a signal to the main process, or to all processes. `Ok` when there is none any more.
+    fn kill(&self, id: &InstanceId, signal: Signal, all: bool) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Waits until the task has stopped, at most `limit`. `None`: it still runs then.
+    fn wait(&self, id: &InstanceId, limit: Duration) -> impl Future<Output = Result<Option<Task>, Error>> + Send;
+
+    /// Deletes a stopped task, or a created one with its process. `Ok` when there is none.
+    fn delete_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes the container object, then its snapshot. Refused while it has a task.
+    fn remove(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes a snapshot that belongs to no container.
+    fn remove_snapshot(&self, key: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Puts a bare container object back under a task that has none, so that it can be killed and removed.
+    fn readopt(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Counts changes of anything in our namespace, and reconnections to the events after a loss. A hint to look
+    /// again, no more. What happens after [`Runtime::observe`] was called is counted after its call.
+    fn hints(&self) -> tokio::sync::watch::Receiver<u64>;
+}
+
+/// What [`Runtime::observe`] finds.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Objects {
+    pub containers: Vec<Container>,
+    /// Tasks without a container object.
+    pub orphans: BTreeMap<InstanceId, Task>,
+    /// IDs of leases of ours.
+    pub leases: BTreeSet<String>,
+    /// Keys of snapshots of ours without a container.
+    pub snapshots: BTreeSet<String>,
+    /// Of those asked for.
+    pub images: BTreeMap<String, Image>,
+}
+
+/// A container object of ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Container {
+    pub id: InstanceId,
+    pub name: Name,
+    pub revision: Revision,
+    pub origin: Origin,
+    /// `None`: the stored manifest cannot be read.
+    pub workload: Option<Workload>,
+    pub defaults: IpcDefaults,
+    pub image: Image,
+    pub has_snapshot: bool,
+    pub run: Option<Run>,
+    pub end: Option<End>,
+    pub task: Task,
+}
+
+/// An instance to be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewInstance {
+    pub id: InstanceId,
+    pub revision: Revision,
+    pub origin: Origin,
+    pub workload: Workload,
+    /// Recorded for what the manifest leaves open.
+    pub defaults: IpcDefaults,
+    pub image: Image,
+}
+
+/// What [`Runtime::update`] writes; `None` leaves a part as it is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Update {
+    pub origin: Option<Origin>,
+    pub workload: Option<Workload>,
+    pub run: Option<Run>,
+    pub end: Option<End>,
+    pub spec: Option<Box<oci_spec::runtime::Spec>>,
+}
+
+/// Where a task's output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    None,
+    /// Our own binary, run by the shim: `evenkeel log-pipe`.
+    Files { directory: PathBuf, max_size: u64, max_files: u32 },
+}
+
+/// One blob of an image.
+pub struct Blob<'a> {
+    pub digest: String,
+    pub size: u64,
+    /// Garbage collection labels: what the blob refers to.
+    pub labels: BTreeMap<String, String>,
+    pub content: &'a mut (dyn std::io::Read + Send),
+}
+
+/// An image to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewImage {
+    /// Full name: `docker.io/library/redis:7`.
+    pub name: String,
+    /// Of the image's target, a manifest or an index.
+    pub digest: String,
+    pub media_type: String,
+    pub size: u64,
+    pub config: ImageConfig,
+}
+
+/// A verb of the runtime that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation} `{subject}`")]
+pub struct Error {
+    /// A verb: `create task`.
+    pub operation: &'static str,
+    pub subject: String,
+    pub kind: ErrorKind,
+    #[source]
+    pub cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// How a verb failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// It cannot be reached, or did not answer in time.
+    Unreachable,
+    /// It answered with a refusal; the cause has its text.
+    Refused,
+    /// What is there under this name is not ours, or not the same.
+    Conflict,
+    /// The asked-for thing does not exist.
+    Missing,
+}
+
+impl Error {
+    pub fn is_unreachable(&self) -> bool {
+        self.kind == ErrorKind::Unreachable
+    }
+}

@@ -1,0 +1,6 @@
+//! Everything that needs a real containerd: the rig starts its own, in a temporary directory.
+
+mod contract;
+mod host;
+mod log;
+mod rig;

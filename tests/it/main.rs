@@ -1,0 +1,6 @@
+//! Everything that needs no container runtime.
+
+mod manifests;
+mod oci;
+mod source;
+mod structure;
