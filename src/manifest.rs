@@ -113,3 +113,82 @@ pub struct Place {
     pub bytes: Range<usize>,
     pub source_line: String,
 }
+
+/// Stand-in: reads one file.
+pub fn read(file: &std::path::Path, bytes: &[u8]) -> Reading {
+    let position = |line| Position { file: file.to_owned(), line, column: u32::from(line > 0) };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return unreadable(file, "not-utf-8", "is not UTF-8".to_owned());
+    };
+    if text.trim().is_empty() {
+        return unreadable(file, "empty-file", "is empty".to_owned());
+    }
+    let mut reading = Reading::default();
+    let mut parts = vec![String::new()];
+    for line in text.lines() {
+        if line.trim_end() == "---" {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push_str(line);
+            part.push('\n');
+        }
+    }
+    for part in parts {
+        let index = reading.documents.len();
+        let content = match serde_yaml::from_str::<serde_json::Value>(&part) {
+            Err(_) => Content::Unreadable { code: "syntax" },
+            Ok(serde_json::Value::Null) => continue,
+            Ok(value) => {
+                let name = value.pointer("/metadata/name").and_then(|it| it.as_str());
+                let ours =
+                    value.get("apiVersion").and_then(|it| it.as_str()) == Some("evenkeel/v1");
+                if !ours {
+                    Content::Foreign { name: name.map(str::to_owned) }
+                } else if let Some(name) = name.and_then(|it| it.parse::<Name>().ok()) {
+                    let spec = value.get("spec").cloned().unwrap_or_default();
+                    let spec = serde_json::from_value::<crate::workload::Spec>(spec).ok();
+                    let workload = spec.map(|spec| {
+                        Box::new(Workload {
+                            name: name.clone(),
+                            labels: std::collections::BTreeMap::new(),
+                            annotations: std::collections::BTreeMap::new(),
+                            spec,
+                        })
+                    });
+                    Content::Workload { name, workload, places: Places::default() }
+                } else {
+                    Content::Unreadable { code: "name-missing" }
+                }
+            }
+        };
+        reading.documents.push(Document { position: position(1), index, content });
+    }
+    reading.comments_only = reading.documents.is_empty();
+    reading
+}
+
+/// Stand-in: a file over the size limit.
+pub fn too_large(file: &std::path::Path, prefix: &[u8]) -> Reading {
+    let _ = prefix;
+    unreadable(file, "file-too-large", "is too large".to_owned())
+}
+
+/// Stand-in: a file that cannot be read.
+pub fn unreadable(file: &std::path::Path, code: &'static str, message: String) -> Reading {
+    Reading {
+        problems: vec![Problem {
+            position: Position { file: file.to_owned(), line: 0, column: 0 },
+            severity: Severity::Error,
+            code,
+            pointer: String::new(),
+            message,
+            hint: None,
+            fix: None,
+            related: None,
+            bytes: 0..0,
+            source_line: String::new(),
+        }],
+        unreadable: Some(code),
+        ..Reading::default()
+    }
+}

@@ -155,7 +155,11 @@ impl FromStr for Name {
             && text.bytes().all(inside)
             && !text.starts_with('-')
             && !text.ends_with('-');
-        if ok { Ok(Self(text.to_owned())) } else { Err(Invalid(format!("`{text}` is not a valid name"))) }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!("`{text}` is not a valid name")))
+        }
     }
 }
 
@@ -165,7 +169,10 @@ impl fmt::Display for Name {
     }
 }
 
-text_type!(Name, json_schema!({ "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" }));
+text_type!(
+    Name,
+    json_schema!({ "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" })
+);
 
 /// Who shares a container's IPC namespace and /dev/shm.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -262,7 +269,11 @@ impl FromStr for Bytes {
             _ => (text, 0),
         };
         // `u64::from_str` accepts a plus sign.
-        let number = if digits.bytes().all(|c| c.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None };
+        let number = if digits.bytes().all(|c| c.is_ascii_digit()) {
+            digits.parse::<u64>().ok()
+        } else {
+            None
+        };
         number
             .and_then(|n| n.checked_mul(1 << shift))
             // The kernel takes a signed 64-bit number.
@@ -426,8 +437,15 @@ impl FromStr for ImageName {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let bad = |c: char| c.is_whitespace() || c.is_control();
-        let shape = !text.is_empty() && text.len() <= 512 && !text.contains(bad) && !text.starts_with(['/', ':', '@']);
-        if shape { Ok(Self(text.to_owned())) } else { Err(Invalid(format!("`{text}` is not an image reference"))) }
+        let shape = !text.is_empty()
+            && text.len() <= 512
+            && !text.contains(bad)
+            && !text.starts_with(['/', ':', '@']);
+        if shape {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!("`{text}` is not an image reference")))
+        }
     }
 }
 
@@ -468,8 +486,13 @@ impl FromStr for AbsolutePath {
 
     /// Accepts `.`, doubled and trailing slashes and leaves them out, so that one place has one spelling.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        if !text.starts_with('/') || text.contains('\0') || parts.contains(&"..") || text.len() > 4095 {
+        let parts: Vec<&str> =
+            text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        if !text.starts_with('/')
+            || text.contains('\0')
+            || parts.contains(&"..")
+            || text.len() > 4095
+        {
             return Err(Invalid(format!("`{text}` is not an absolute path without `..`")));
         }
         Ok(Self(format!("/{}", parts.join("/"))))
@@ -788,9 +811,36 @@ pub struct Signal(u8);
 
 /// Linux's signals 1 to 31, by number minus one.
 const SIGNALS: [&str; 31] = [
-    "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1",
-    "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT", "SIGSTOP", "SIGTSTP",
-    "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF", "SIGWINCH", "SIGIO", "SIGPWR",
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
     "SIGSYS",
 ];
 
@@ -822,8 +872,12 @@ impl FromStr for Signal {
             };
             (offset <= 30).then_some(34 + offset)
         };
-        let plain = SIGNALS.iter().position(|it| *it == text).and_then(|n| u8::try_from(n + 1).ok());
-        plain.or_else(real_time).map(Self).ok_or_else(|| Invalid(format!("`{text}` is not a signal")))
+        let plain =
+            SIGNALS.iter().position(|it| *it == text).and_then(|n| u8::try_from(n + 1).ok());
+        plain
+            .or_else(real_time)
+            .map(Self)
+            .ok_or_else(|| Invalid(format!("`{text}` is not a signal")))
     }
 }
 
@@ -1004,7 +1058,11 @@ impl FromStr for InstanceId {
             && text.len() <= 76
             && text.bytes().all(inside)
             && text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if ok { Ok(Self(text.to_owned())) } else { Err(Invalid(format!("`{text}` is not an instance ID"))) }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!("`{text}` is not an instance ID")))
+        }
     }
 }
 
@@ -1045,7 +1103,8 @@ impl Workload {
             stop: _,
             log: _,
         } = &self.spec;
-        let env: BTreeMap<&str, &str> = env.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect();
+        let env: BTreeMap<&str, &str> =
+            env.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect();
         let mut mounts: Vec<&Mount> = mounts.iter().collect();
         mounts.sort_by(|a, b| (a.target.depth(), &a.target).cmp(&(b.target.depth(), &b.target)));
         let mut fields = serde_json::Map::new();
@@ -1088,7 +1147,11 @@ impl Workload {
     /// The revision that an instance made from this workload and this image gets.
     pub fn revision(&self, image_digest: &str) -> Revision {
         let mut digest = Sha256::new();
-        for part in [self.name.as_str(), image_digest, &serde_json::Value::Object(self.recipe().0).to_string()] {
+        for part in [
+            self.name.as_str(),
+            image_digest,
+            &serde_json::Value::Object(self.recipe().0).to_string(),
+        ] {
             digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             digest.update(part.as_bytes());
         }
@@ -1100,10 +1163,19 @@ impl Workload {
     ///
     /// A mode or size that the manifest leaves open was decided when the instance was created, so a changed default
     /// is no difference while both leave it open.
-    pub fn changes(&self, created_with: &IpcDefaults, wanted: &Self, defaults: &IpcDefaults) -> Vec<String> {
+    pub fn changes(
+        &self,
+        created_with: &IpcDefaults,
+        wanted: &Self,
+        defaults: &IpcDefaults,
+    ) -> Vec<String> {
         let mut old = self.recipe().0;
         let mut new = wanted.recipe().0;
-        let settle = |old: &mut serde_json::Map<_, _>, new: &mut serde_json::Map<_, _>, field: &str, was: String, now: String| {
+        let settle = |old: &mut serde_json::Map<_, _>,
+                      new: &mut serde_json::Map<_, _>,
+                      field: &str,
+                      was: String,
+                      now: String| {
             if !old.contains_key(field) && !new.contains_key(field) {
                 return;
             }
@@ -1112,7 +1184,13 @@ impl Workload {
         };
         let before = self.spec.ipc(created_with);
         let after = wanted.spec.ipc(defaults);
-        settle(&mut old, &mut new, "ipcMode", created_with.mode.to_string(), defaults.mode.to_string());
+        settle(
+            &mut old,
+            &mut new,
+            "ipcMode",
+            created_with.mode.to_string(),
+            defaults.mode.to_string(),
+        );
         match (before.shm, after.shm) {
             // The size matters only where one is mounted.
             (Shm::Runtime(_), Shm::Runtime(_)) | (Shm::Published(_), Shm::Published(_)) => settle(
