@@ -214,6 +214,33 @@ fn after_lost_events_every_file_is_read_again_and_a_new_content_needs_two_reads(
     assert!(stir.lost && stir.any && stir.sources.contains(&0));
     assert_eq!(documents(&bench.look_while(true, |_| {})), Some(1));
     assert_eq!(documents(&bench.after(50).look()), Some(2));
+    // One whose looks are the same may have changed within one tick of the clock that its change time is read from.
+    bench.watches.begin();
+    assert_eq!(bench.tracker.begin(&mut bench.watches, bench.now, true).reads.len(), 1);
+}
+
+#[test]
+fn patterns_that_are_gone_count_until_the_source_was_quiet() {
+    let mut bench = Bench::new(true);
+    bench.look();
+    fs::create_dir(bench.path("drafts")).unwrap();
+    fs::write(bench.path(ignore::FILE), "drafts/").unwrap();
+    fs::write(bench.path("drafts/web.yaml"), WEB).unwrap();
+    fs::write(bench.path("web.yaml"), WEB).unwrap();
+    // The walk that read the patterns did not know them yet.
+    bench.watches.drain(bench.now);
+    let begun = bench.tracker.begin(&mut bench.watches, bench.now, false);
+    let stir = Stir::default();
+    assert_eq!(bench.tracker.end(begun, &mut bench.watches, &stir, bench.now), Err(Repeat));
+    assert_eq!(bench.look().files.len(), 1);
+    fs::remove_file(bench.path(ignore::FILE)).unwrap();
+    assert_eq!(bench.look().files.len(), 1);
+    assert_eq!(bench.tracker.due(bench.now), Some(bench.now + IGNORE_AFTER));
+    assert_eq!(bench.after(1_999).look().files.len(), 1);
+    bench.after(1);
+    let begun = bench.tracker.begin(&mut bench.watches, bench.now, false);
+    assert_eq!(bench.tracker.end(begun, &mut bench.watches, &stir, bench.now), Err(Repeat));
+    assert_eq!(bench.look().files.len(), 2);
 }
 
 #[test]
