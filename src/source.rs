@@ -306,8 +306,9 @@ struct Looked {
 impl Watcher {
     fn run(mut self) {
         while !self.shared.stop.load(Ordering::SeqCst) && !self.sender.is_closed() {
+            let stir = self.looker.watches.drain(now());
+            // After the events, not before: they may have waited for this thread, but not have happened later.
             let time = now();
-            let stir = self.looker.watches.drain(time);
             self.note(&stir, time);
             if self.shared.look.swap(false, Ordering::SeqCst) || self.is_due(time) {
                 self.look();

@@ -131,7 +131,9 @@ pub(super) struct Repeat;
 pub(super) struct Begun {
     found: Found,
     reads: Vec<Read>,
+    /// Before the walk: everything in it was seen after this.
     at: BootTime,
+    changed: bool,
 }
 
 impl Begun {
@@ -176,7 +178,10 @@ impl Tracker {
         self.root = found.id;
         self.unsteady = found.unsteady;
         self.repeat = false;
-        self.note_change(&found, watches, now);
+        let changed = self.is_changed(&found, watches);
+        if changed {
+            self.changed(now);
+        }
 
         self.files.retain(|path, _| found.files.contains_key(path));
         if forget {
@@ -211,7 +216,7 @@ impl Tracker {
             }
             None => self.ignore_file = Tracked::default(),
         }
-        Begun { found, reads, at: now }
+        Begun { found, reads, at: now, changed }
     }
 
     /// Decides what counts of what was read, after the events that came meanwhile were read too. `Err`: the walk has to
@@ -223,7 +228,11 @@ impl Tracker {
         stir: &Stir,
         now: BootTime,
     ) -> Result<Scan, Repeat> {
-        let Begun { found, reads, at } = begun;
+        let Begun { found, reads, at, changed } = begun;
+        if changed {
+            // On a slow disk a walk takes long, and what it found may have happened a moment ago.
+            self.changed(now);
+        }
         let mut quiet = Vec::new();
         for read in reads {
             let unchanged =
@@ -238,12 +247,18 @@ impl Tracker {
                 quiet.push(read);
             }
         }
-        self.settle_quiet(quiet, watches, now);
+        self.settle_quiet(quiet, watches, at, now);
         if self.repeat { Err(Repeat) } else { Ok(self.scan(&found, at)) }
     }
 
-    /// Settles files of which no event says that they are finished.
-    fn settle_quiet(&mut self, reads: Vec<Read>, watches: &mut Watches, now: BootTime) {
+    /// Settles files of which no event says that they are finished. They were read between `at` and `now`.
+    fn settle_quiet(
+        &mut self,
+        reads: Vec<Read>,
+        watches: &mut Watches,
+        at: BootTime,
+        now: BootTime,
+    ) {
         let mut old = Vec::new();
         for read in reads {
             let tracked = self.tracked(&read.file);
@@ -257,7 +272,7 @@ impl Tracker {
                 candidate.signature == read.content.signature && candidate.digest == read.digest
             });
             match same_as_before {
-                Some(candidate) if now >= candidate.since + QUIET => {
+                Some(candidate) if at >= candidate.since + QUIET => {
                     if same_as_settled {
                         self.settle(&read, watches);
                     } else {
@@ -301,7 +316,7 @@ impl Tracker {
                 if let Some(candidate) = &mut tracked.candidate {
                     candidate.asked += 1;
                 }
-            } else if known || (!writing && (aged || now >= since + UNKNOWN)) {
+            } else if known || (!writing && (aged || at >= since + UNKNOWN)) {
                 self.settle(&read, watches);
             } else if writing {
                 // It was seen to be written and its close was not: only the close, or knowing better, settles it.
@@ -361,7 +376,7 @@ impl Tracker {
     }
 
     /// Compares what the walk found with what the last one found.
-    fn note_change(&mut self, found: &Found, watches: &Watches, now: BootTime) {
+    fn is_changed(&mut self, found: &Found, watches: &Watches) -> bool {
         let mut hasher = DefaultHasher::new();
         match &found.root {
             Root::Directory { device } => (0, device).hash(&mut hasher),
@@ -377,9 +392,7 @@ impl Tracker {
             (id, (!watches.is_watched(*id)).then_some(changed)).hash(&mut hasher);
         }
         let fingerprint = hasher.finish();
-        if self.fingerprint.replace(fingerprint) != Some(fingerprint) {
-            self.changed(now);
-        }
+        self.fingerprint.replace(fingerprint) != Some(fingerprint)
     }
 
     fn scan(&self, found: &Found, at: BootTime) -> Scan {

@@ -135,7 +135,7 @@ fn a_content_of_old_counts_at_the_first_look_unless_somebody_has_it_open() {
             Place { path: program.clone(), signature, many_names: false, key: Some(key.clone()) };
         let file = Which::Manifest("web.yaml".into());
         let read = Read { file, key: Some(key), mark: None, place, content, digest: [0; 32] };
-        bench.tracker.settle_quiet(vec![read], &mut bench.watches, bench.now);
+        bench.tracker.settle_quiet(vec![read], &mut bench.watches, bench.now, bench.now);
         bench.tracker.files[Path::new("web.yaml")].settled.is_some()
     };
     assert!(read(|_| Writers::Incomplete(Vec::new()), &mut bench));
@@ -191,6 +191,27 @@ fn what_is_rewritten_counts_as_it_was_until_it_is_whole() {
     assert_eq!(documents(&bench.after(5_000).look()), Some(1));
     drop(file);
     assert_eq!(documents(&bench.look()), Some(2));
+}
+
+#[test]
+fn a_slow_look_counts_from_the_side_that_waits_longer() {
+    let mut bench = Bench::new(false);
+    fs::write(bench.path("web.yaml"), WEB).unwrap();
+    bench.tracker.ask = |_| Writers::Incomplete(Vec::new());
+    bench.look();
+    // The second read was made early in a look that took two seconds.
+    let begun = bench.after(100).now;
+    let look = bench.tracker.begin(&mut bench.watches, bench.now, false);
+    let ended = bench.after(2_000).now;
+    let scan = bench.tracker.end(look, &mut bench.watches, &Stir::default(), ended).unwrap();
+    assert_eq!(documents(&scan), None);
+    assert_eq!(scan.at, begun);
+    fs::remove_file(bench.path("web.yaml")).unwrap();
+    let begun = bench.after(100).now;
+    let look = bench.tracker.begin(&mut bench.watches, bench.now, false);
+    let ended = bench.after(2_000).now;
+    let scan = bench.tracker.end(look, &mut bench.watches, &Stir::default(), ended).unwrap();
+    assert_eq!((scan.at, scan.last_change), (begun, ended));
 }
 
 #[test]
