@@ -185,3 +185,26 @@ pub struct PartialHold {
     pub code: &'static str,
     pub names: BTreeSet<String>,
 }
+
+/// What the absence of a workload's document means now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Absence {
+    /// Its source is not among those given.
+    Unclaimed,
+    /// Its source is a single file or stdin.
+    Never,
+    Held { code: &'static str, path: PathBuf, message: String, since: BootTime },
+    /// It acts at that time, if nothing changes.
+    Pending { until: BootTime },
+    Acts,
+}
+
+impl DesiredState {
+    /// Stand-in.
+    pub fn removal(&self, _: &Name, origin: &Origin, _: BootTime) -> Absence {
+        match self.sources.get(&origin.source) {
+            None => Absence::Unclaimed,
+            Some(_) => Absence::Acts,
+        }
+    }
+}

@@ -6,5 +6,6 @@ pub mod host;
 pub mod manifest;
 pub mod observed;
 pub mod oci;
+pub mod plan;
 pub mod runtime;
 pub mod workload;

@@ -32,3 +32,8 @@ pub struct Unlowerable {
 pub fn lower(_: &Lowering<'_>) -> Result<Spec, Unlowerable> {
     Err(Unlowerable { reason: "no-command", message: "not written yet".to_owned() })
 }
+
+/// Whether [`lower`] would succeed, without making the spec.
+pub fn check(lowering: &Lowering<'_>) -> Result<(), Unlowerable> {
+    lower(lowering).map(drop)
+}
