@@ -88,6 +88,9 @@ fn shared_shm(lowering: &Lowering<'_>) -> Option<Mount> {
 
 /// A mount of the user's: defaults, the fields, the options as written; later ones win, but for `readOnly: true`,
 /// which nothing takes back. It covers the mount itself, not file systems mounted below its source.
+///
+/// runc 1.1 gives a tmpfs the mode of a directory that is there already, whatever the options say: the image's, or
+/// the one that it made itself at the first start.
 fn user_mount(own: &workload::Mount) -> Mount {
     let propagation = own.propagation.to_string();
     let (kind, source, mut options) = match own.kind {
