@@ -272,7 +272,7 @@ fn namespaces(lowering: &Lowering<'_>) -> Vec<LinuxNamespace> {
     ];
     match lowering.ipc.mode {
         IpcMode::None | IpcMode::Private | IpcMode::Shareable => {
-            namespaces.push(new(LinuxNamespaceType::Ipc))
+            namespaces.push(new(LinuxNamespaceType::Ipc));
         }
         // No entry at all is the runtime's own namespace.
         IpcMode::Host => {}

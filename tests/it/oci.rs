@@ -1,6 +1,7 @@
 //! Whole specs as committed files, the mounts of every IPC mode as one table, and rules that no spec may break.
 //!
 //! `UPDATE=1 cargo test` rewrites the files; a reviewer reads their diff.
+#![cfg(test)]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
