@@ -64,10 +64,12 @@ impl LinuxHost {
         make_private_directory(&base)?;
         let mounts = own_mounts()?;
         let top = mounts.iter().rfind(|mount| mount.point == base);
-        if top.is_none() {
+        // A mount over the directory would hide what already stands below it, out of reach of any unmount.
+        let covers = top.is_none() && mounts.iter().any(|mount| mount.point.starts_with(&base));
+        if top.is_none() && !covers {
             rustix::mount::mount_bind(&base, &base)?;
         }
-        if top.is_none_or(|mount| !mount.propagation.is_empty()) {
+        if top.is_none_or(|mount| !mount.propagation.is_empty()) && !covers {
             rustix::mount::mount_change(&base, MountPropagationFlags::PRIVATE)?;
         }
         make_private_directory(&base.join(id.as_str()))?;
@@ -83,7 +85,9 @@ impl LinuxHost {
             Err(error) => return Err(error),
         };
         let mounts = own_mounts()?;
-        if !empty || mounts.iter().any(|mount| mount.point != base && mount.point.starts_with(&base)) {
+        if !empty
+            || mounts.iter().any(|mount| mount.point != base && mount.point.starts_with(&base))
+        {
             return Ok(());
         }
         for _ in mounts.iter().filter(|mount| mount.point == base) {
@@ -95,7 +99,12 @@ impl LinuxHost {
             }
         }
         match fs::remove_dir(&base) {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
                 Err(error)
             }
             _ => Ok(()),
@@ -109,7 +118,8 @@ impl LinuxHost {
         }
         unmount_all(&paths.shm)?;
         make_private_directory(&paths.shm)?;
-        let data = CString::new(format!("mode=1777,size={}", size.get())).map_err(io::Error::other)?;
+        let data =
+            CString::new(format!("mode=1777,size={}", size.get())).map_err(io::Error::other)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         rustix::mount::mount("shm", &paths.shm, "tmpfs", flags, data.as_c_str())?;
         Ok(())
@@ -158,7 +168,9 @@ impl LinuxHost {
         for mount in mounts {
             let Ok(below) = mount.point.strip_prefix(&base) else { continue };
             let mut parts = below.iter().map(|part| part.to_str());
-            let Some(id) = parts.next().flatten().and_then(|name| name.parse().ok()) else { continue };
+            let Some(id) = parts.next().flatten().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
             let it = published.entry(id).or_default();
             match (parts.next().flatten(), parts.next()) {
                 (Some("shm"), None) => {
@@ -181,22 +193,29 @@ impl Host for LinuxHost {
     fn observe(&self, ask: &Ask) -> Result<Facts, Error> {
         let boot_id = boot_id().map_err(|cause| failure("read", Path::new(BOOT_ID), cause))?;
         let mounts = own_mounts().map_err(|cause| failure("read", Path::new(MOUNTS), cause))?;
-        let published = self.published(&mounts).map_err(|cause| failure("read", &self.base(), cause))?;
+        let published =
+            self.published(&mounts).map_err(|cause| failure("read", &self.base(), cause))?;
         // A source that cannot be looked at is not there: the mount would fail on it as well.
         let kind = |path: &PathBuf| {
-            let kind = if fs::metadata(path).ok()?.is_dir() { FileKind::Directory } else { FileKind::Other };
+            let kind = if fs::metadata(path).ok()?.is_dir() {
+                FileKind::Directory
+            } else {
+                FileKind::Other
+            };
             Some((path.clone(), kind))
         };
         let paths = ask.paths.iter().filter_map(kind).collect();
         // Not readable is not outdated: such a process simply has no view.
-        let views = ask.pids.iter().filter_map(|pid| Some((*pid, self.view(*pid).ok()??))).collect();
+        let views =
+            ask.pids.iter().filter_map(|pid| Some((*pid, self.view(*pid).ok()??))).collect();
         let host_view = self.view(std::process::id())?;
         Ok(Facts { boot_id, published, paths, views, host_view })
     }
 
     fn publish_shm(&self, id: &InstanceId, size: Bytes) -> Result<(), Error> {
         let _changing = self.change();
-        self.mount_shm(id, size).map_err(|cause| failure("publish the shm of", Path::new(id.as_str()), cause))
+        self.mount_shm(id, size)
+            .map_err(|cause| failure("publish the shm of", Path::new(id.as_str()), cause))
     }
 
     fn publish_namespace(&self, id: &InstanceId, pid: u32) -> Result<(), Error> {
@@ -207,7 +226,8 @@ impl Host for LinuxHost {
 
     fn unpublish(&self, id: &InstanceId) -> Result<(), Error> {
         let _changing = self.change();
-        self.withdraw(id).map_err(|cause| failure("unpublish", &self.base().join(id.as_str()), cause))
+        self.withdraw(id)
+            .map_err(|cause| failure("unpublish", &self.base().join(id.as_str()), cause))
     }
 
     fn view(&self, pid: u32) -> Result<Option<View>, Error> {
@@ -218,20 +238,26 @@ impl Host for LinuxHost {
     fn mounts_shared_with(&self, runtime: u32) -> Result<(), String> {
         let namespace = |process: &str| {
             let path = format!("/proc/{process}/ns/mnt");
-            fs::metadata(&path).map(|it| (it.dev(), it.ino())).map_err(|error| format!("`{path}`: {error}"))
+            fs::metadata(&path)
+                .map(|it| (it.dev(), it.ino()))
+                .map_err(|error| format!("`{path}`: {error}"))
         };
         if runtime == 0 {
             return Err("the container runtime runs in another pid namespace, so it is not known whether it sees our \
                         mounts"
                 .to_owned());
         }
-        let unknown = |error| format!("it is not known whether the container runtime sees our mounts: {error}");
+        let unknown = |error| {
+            format!("it is not known whether the container runtime sees our mounts: {error}")
+        };
         let theirs = namespace(&runtime.to_string()).map_err(unknown)?;
         if theirs == namespace("self").map_err(unknown)? {
             return Ok(());
         }
-        Err(format!("the container runtime (pid {runtime}) runs in another mount namespace, so it would not see our \
-                     mounts"))
+        Err(format!(
+            "the container runtime (pid {runtime}) runs in another mount namespace, so it would not see our \
+                     mounts"
+        ))
     }
 
     fn make_directory(&self, path: &Path) -> Result<(), Error> {
@@ -246,7 +272,10 @@ impl Host for LinuxHost {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let failed = |cause| failure("kill", &process, cause);
         // 0 is our own process group; 1 and ourselves can only be mistakes.
-        let target = i32::try_from(pid).ok().filter(|it| *it > 1 && pid != std::process::id()).and_then(Pid::from_raw);
+        let target = i32::try_from(pid)
+            .ok()
+            .filter(|it| *it > 1 && pid != std::process::id())
+            .and_then(Pid::from_raw);
         let Some(target) = target else { return Err(failed(io::ErrorKind::InvalidInput.into())) };
         match rustix::process::kill_process(target, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -323,7 +352,10 @@ fn unmount_all(path: &Path) -> io::Result<()> {
         let mut clean = true;
         for mount in mounts.iter().rev().filter(|mount| mount.point.starts_with(path)) {
             clean = false;
-            match rustix::mount::unmount(&mount.point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            match rustix::mount::unmount(
+                &mount.point,
+                UnmountFlags::DETACH | UnmountFlags::NOFOLLOW,
+            ) {
                 // Not mounted any more, or covered by something that the next round sees.
                 Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
@@ -333,7 +365,7 @@ fn unmount_all(path: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    Err(io::Error::other("something mounts there again and again"))
+    Err(io::Error::other("mounts there are covered by others or come back again and again"))
 }
 
 /// Removes a directory with what is in it, but never crosses into another file system.
@@ -351,9 +383,16 @@ fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
         let entry = entry?;
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.dev() != device || depth == 0 {
-            return Err(io::Error::other(format!("`{}` is not ours to remove", entry.path().display())));
+            return Err(io::Error::other(format!(
+                "`{}` is not ours to remove",
+                entry.path().display()
+            )));
         }
-        gone(if metadata.is_dir() { remove_tree(&entry.path(), depth - 1) } else { fs::remove_file(entry.path()) })?;
+        gone(if metadata.is_dir() {
+            remove_tree(&entry.path(), depth - 1)
+        } else {
+            fs::remove_file(entry.path())
+        })?;
     }
     gone(fs::remove_dir(path))
 }
@@ -369,7 +408,10 @@ fn look(process: &Path) -> io::Result<Option<View>> {
     let looked = (|| {
         let ipc_ns = fs::metadata(process.join("ns/ipc"))?.ino();
         let mounts = mountinfo::parse(&fs::read(process.join("mountinfo"))?);
-        let shm = mounts.iter().rfind(|mount| mount.point.as_os_str() == DEV_SHM).map(|mount| mount.device);
+        let shm = mounts
+            .iter()
+            .rfind(|mount| mount.point.as_os_str() == DEV_SHM)
+            .map(|mount| mount.device);
         let shm_root = shm.and_then(|device| shm_root(process, device));
         Ok(View { ipc_ns, shm, shm_root })
     })();
@@ -382,9 +424,12 @@ fn look(process: &Path) -> io::Result<Option<View>> {
 
 /// Inode of a process's /dev/shm, found without following a link out of its root.
 fn shm_root(process: &Path, device: u64) -> Option<u64> {
-    let root = rustix::fs::open(process.join("root"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let root =
+        rustix::fs::open(process.join("root"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .ok()?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let shm = rustix::fs::openat2(root, DEV_SHM, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+    let shm =
+        rustix::fs::openat2(root, DEV_SHM, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
     let found = rustix::fs::fstat(shm).ok()?;
     (found.st_dev == device).then_some(found.st_ino)
 }

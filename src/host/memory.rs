@@ -130,7 +130,11 @@ impl MemoryHost {
 
     /// Number and size of the mounts on an instance's `shm`, the last on top.
     pub fn shm_sizes(&self, id: &InstanceId) -> Vec<u64> {
-        self.state().published.get(id).map(|it| it.shm.iter().map(|(_, size)| *size).collect()).unwrap_or_default()
+        self.state()
+            .published
+            .get(id)
+            .map(|it| it.shm.iter().map(|(_, size)| *size).collect())
+            .unwrap_or_default()
     }
 
     /// The next call of a verb fails: `publish_shm`, `publish_namespace`, `unpublish`, `observe`.
@@ -161,7 +165,9 @@ impl MemoryHost {
 
     fn fails(&self, verb: &'static str, subject: &dyn fmt::Display) -> Result<(), Error> {
         match self.state().failures.remove(verb) {
-            Some(kind) => Err(Error { operation: verb, subject: subject.to_string(), cause: kind.into() }),
+            Some(kind) => {
+                Err(Error { operation: verb, subject: subject.to_string(), cause: kind.into() })
+            }
             None => Ok(()),
         }
     }
@@ -182,7 +188,10 @@ impl MemoryHost {
             ProcessIpc::Host => HOST_IPC,
             // A real runtime refuses a path where nothing is pinned. Where it does not, the host's is the worst case.
             ProcessIpc::Path(path) => {
-                let entry = state.published.iter().find(|(id, _)| &published_paths(&self.run, id).ns == path);
+                let entry = state
+                    .published
+                    .iter()
+                    .find(|(id, _)| &published_paths(&self.run, id).ns == path);
                 entry.and_then(|(_, entry)| entry.ns.last().copied()).unwrap_or(HOST_IPC)
             }
         };
@@ -192,8 +201,15 @@ impl MemoryHost {
             ProcessShm::Host => Some(HOST_SHM),
             // The trap: a bind of a path where nothing is mounted shows the disk below it.
             ProcessShm::Path(path) => {
-                let entry = state.published.iter().find(|(id, _)| &published_paths(&self.run, id).shm == path);
-                Some(entry.and_then(|(_, entry)| entry.shm.last()).map_or(HOST_DISK, |(device, _)| *device))
+                let entry = state
+                    .published
+                    .iter()
+                    .find(|(id, _)| &published_paths(&self.run, id).shm == path);
+                Some(
+                    entry
+                        .and_then(|(_, entry)| entry.shm.last())
+                        .map_or(HOST_DISK, |(device, _)| *device),
+                )
             }
         };
         let view = View { ipc_ns, shm, shm_root: shm.map(|_| 1) };
@@ -228,7 +244,11 @@ impl Host for MemoryHost {
         let kind = |path: &PathBuf| Some((path.clone(), *state.paths.get(path)?));
         Ok(Facts {
             boot_id: format!("00000000-0000-4000-8000-{:012}", state.boot),
-            published: state.published.iter().map(|(id, entry)| (id.clone(), published(entry))).collect(),
+            published: state
+                .published
+                .iter()
+                .map(|(id, entry)| (id.clone(), published(entry)))
+                .collect(),
             paths: ask.paths.iter().filter_map(kind).collect(),
             views,
             host_view: Some(View { ipc_ns: HOST_IPC, shm: Some(HOST_SHM), shm_root: Some(1) }),
@@ -305,7 +325,8 @@ impl Host for MemoryHost {
     fn wall_clock(&self) -> String {
         let now = i64::try_from(self.now().0.as_millis()).unwrap_or(i64::MAX);
         // A fixed day, so that what is printed in tests does not change.
-        let time = jiff::Timestamp::from_millisecond(MEMORY_EPOCH_MS.saturating_add(now)).unwrap_or_default();
+        let time = jiff::Timestamp::from_millisecond(MEMORY_EPOCH_MS.saturating_add(now))
+            .unwrap_or_default();
         format!("{time:.3}")
     }
 }
