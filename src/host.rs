@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, View};
@@ -50,7 +51,12 @@ pub trait Host: Send + Sync + 'static {
     fn now(&self) -> BootTime;
 
     /// Wall clock, RFC 3339 in UTC, for people only: nothing is decided by it.
-    fn wall_clock(&self) -> String;
+    fn wall_clock(&self) -> String {
+        self.wall_clock_after(Duration::ZERO)
+    }
+
+    /// What the wall clock will show after that time.
+    fn wall_clock_after(&self, span: Duration) -> String;
 }
 
 /// What [`Host::observe`] is to look at.

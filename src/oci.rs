@@ -305,5 +305,6 @@ fn root_propagation(lowering: &Lowering<'_>) -> Option<&'static str> {
 
 /// Whether [`lower`] would succeed, without making the spec.
 pub fn check(lowering: &Lowering<'_>) -> Result<(), Unlowerable> {
-    lower(lowering).map(drop)
+    user(lowering)?;
+    arguments(lowering).map(drop)
 }

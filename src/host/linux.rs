@@ -287,8 +287,8 @@ impl Host for LinuxHost {
         boot_time()
     }
 
-    fn wall_clock(&self) -> String {
-        wall_clock()
+    fn wall_clock_after(&self, span: Duration) -> String {
+        wall_clock_after(span)
     }
 }
 
@@ -302,7 +302,13 @@ pub fn boot_time() -> BootTime {
 
 /// RFC 3339 in UTC with milliseconds.
 pub fn wall_clock() -> String {
-    format!("{:.3}", jiff::Timestamp::now())
+    wall_clock_after(Duration::ZERO)
+}
+
+fn wall_clock_after(span: Duration) -> String {
+    let now = jiff::Timestamp::now();
+    let then = jiff::SignedDuration::try_from(span).ok().and_then(|span| now.checked_add(span).ok());
+    format!("{:.3}", then.unwrap_or(now))
 }
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

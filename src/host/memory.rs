@@ -322,8 +322,8 @@ impl Host for MemoryHost {
         }
     }
 
-    fn wall_clock(&self) -> String {
-        let now = i64::try_from(self.now().0.as_millis()).unwrap_or(i64::MAX);
+    fn wall_clock_after(&self, span: Duration) -> String {
+        let now = i64::try_from((self.now() + span).0.as_millis()).unwrap_or(i64::MAX);
         // A fixed day, so that what is printed in tests does not change.
         let time = jiff::Timestamp::from_millisecond(MEMORY_EPOCH_MS.saturating_add(now))
             .unwrap_or_default();

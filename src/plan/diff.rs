@@ -13,7 +13,7 @@ use super::{
 };
 use crate::backoff::Delays;
 use crate::desired::{Absence, BootTime, DesiredState, Origin};
-use crate::observed::{Approval, Image, ImagePlace, Instance, ObservedState, Task, published_paths};
+use crate::observed::{Approval, Image, STOPPED, ImagePlace, Instance, ObservedState, Task, published_paths};
 use crate::oci::{self, Lowering};
 use crate::workload::{
     DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name, OnDonorChange,
@@ -685,6 +685,8 @@ impl<'a> Planner<'a> {
         let (code, count_due) = match (have, &current.task, &current.end) {
             (Have::Exited, Task::Stopped { code, .. }, _) => (*code, true),
             (Have::Lost, _, _) => (255, true),
+            // What was stopped on purpose did not end by itself.
+            (Have::Ended, _, Some(end)) if end.reason == STOPPED => return by_strikes(),
             (Have::Ended, _, Some(end)) => (end.code, false),
             _ => return by_strikes(),
         };
