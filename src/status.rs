@@ -417,3 +417,59 @@ fn item(name: &Name, desired: &DesiredState, observed: &ObservedState, plan: &Pl
         problems: desired.problems.iter().filter(|it| belongs(it, name, desired)).map(ProblemStatus::from).collect(),
     }
 }
+
+/// What `plan --output json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    pub api_version: String,
+    /// `Plan`.
+    pub kind: String,
+    /// In an order in which every step comes after those it requires.
+    pub steps: Vec<StepReport>,
+    pub status: Status,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepReport {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `import`, `prepare`, `update`, `stop`, `resume`, `finish`, `start`, `remove`, `sweep`.
+    pub action: String,
+    pub subject: String,
+    pub cause: String,
+    /// Indexes of the steps that come before.
+    pub requires: Vec<usize>,
+}
+
+impl PlanReport {
+    pub fn new(plan: &Plan, status: Status) -> Self {
+        let step = |it: &crate::plan::Step| StepReport {
+            name: it.name.as_ref().map(ToString::to_string),
+            action: it.action.verb().to_owned(),
+            subject: it.action.subject(),
+            cause: it.cause.to_string(),
+            requires: it.requires.iter().map(|it| it.0).collect(),
+        };
+        Self {
+            api_version: crate::workload::API_VERSION.to_owned(),
+            kind: "Plan".to_owned(),
+            steps: plan.steps.iter().map(step).collect(),
+            status,
+        }
+    }
+}
+
+/// What `validate --output json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemReport {
+    pub api_version: String,
+    /// `Problems`.
+    pub kind: String,
+    /// Number of documents that name a workload.
+    pub documents: usize,
+    pub problems: Vec<ProblemStatus>,
+}
