@@ -7,4 +7,5 @@ pub mod manifest;
 pub mod observed;
 pub mod oci;
 pub mod runtime;
+pub mod schema;
 pub mod workload;
