@@ -416,7 +416,7 @@ impl<'a> Reader<'a> {
             match schema::decode(&json) {
                 Ok(decoded) => workload = Some(Box::new(decoded)),
                 Err(text) => {
-                    errors.push(Flaw::new("value-invalid", String::new(), root.mark.clone(), text))
+                    errors.push(Flaw::new("value-invalid", String::new(), root.mark.clone(), text));
                 }
             }
         }

@@ -66,20 +66,11 @@ pub struct Instance {
 pub enum Task {
     #[default]
     None,
-    Created {
-        pid: u32,
-    },
-    Running {
-        pid: u32,
-    },
-    Paused {
-        pid: u32,
-    },
+    Created { pid: u32 },
+    Running { pid: u32 },
+    Paused { pid: u32 },
     /// `at` is RFC 3339.
-    Stopped {
-        code: u32,
-        at: String,
-    },
+    Stopped { code: u32, at: String },
     /// The runtime does not say.
     Unknown,
 }
