@@ -2,6 +2,8 @@
 //!
 //! Pure: [`History::fold`] takes scans and a time. It reads no file and looks at no container.
 
+pub mod graph;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,7 +115,9 @@ pub struct Scan {
 /// What a source's root was found to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
-    Directory { device: u64 },
+    Directory {
+        device: u64,
+    },
     /// A single file or stdin: nothing is ever removed on its account.
     File,
     Missing,

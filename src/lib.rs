@@ -8,4 +8,5 @@ pub mod observed;
 pub mod oci;
 pub mod plan;
 pub mod runtime;
+pub mod schema;
 pub mod workload;
