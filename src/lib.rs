@@ -1,6 +1,7 @@
 //! Evenkeel: a declarative container reconciler for one host, on containerd.
 
 pub mod backoff;
+pub mod content;
 pub mod desired;
 pub mod host;
 pub mod manifest;
