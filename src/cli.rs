@@ -110,6 +110,12 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// How problems are shown here.
+    fn problem_style(&self) -> crate::manifest::render::Style {
+        let width = clap_width();
+        crate::manifest::render::Style { color: self.color, width }
+    }
+
     /// Flags, environment and configuration file together.
     fn settings(&self) -> Result<Settings, Failure> {
         Settings::load(&self.flags).map_err(|error| Failure::new(Exit::Usage, error))

@@ -15,9 +15,10 @@ use tracing::{debug, info, warn};
 
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
-use crate::observed::{Instance, Leftover, ObservedState, Task};
+use crate::backoff::Strikes;
+use crate::observed::{Approval, Instance, Leftover, ObservedState, Removal, Task};
 use crate::plan::{self, Phase, Plan, Policy, Step, StepId};
-use crate::runtime::{Container, Runtime};
+use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
 use crate::workload::{InstanceId, MountKind, Name};
 
@@ -290,6 +291,16 @@ pub fn due_times<H: Host>(plan: &Plan, host: &H, now: BootTime) -> BTreeMap<Boot
     plan.standings.values().filter_map(|it| it.until).map(|at| (at, host.wall_clock_after(at.since(now)))).collect()
 }
 
+/// What there is where no engine has ever run: the images of the archives and what the manifests name on the host.
+pub async fn observe_nothing<R: Runtime, H: Host>(
+    edge: &Arc<Edge<R, H>>,
+    desired: &DesiredState,
+    mounts_not_shared: Option<String>,
+) -> Result<(ObservedState, BootTime), Error> {
+    let objects = Objects::default();
+    assemble(edge, Some(desired), objects, mounts_not_shared).await.map(|it| (it.observed, it.now))
+}
+
 /// Looks at everything once, as a pass does.
 pub async fn observe_once<R: Runtime, H: Host>(
     edge: &Arc<Edge<R, H>>,
@@ -304,13 +315,28 @@ async fn observe<R: Runtime, H: Host>(
     desired: Option<&DesiredState>,
     mounts_not_shared: Option<String>,
 ) -> Result<Look, Error> {
+    let objects = edge.runtime.observe(&wanted_images(desired)).await?;
+    assemble(edge, desired, objects, mounts_not_shared).await
+}
+
+fn wanted_images(desired: Option<&DesiredState>) -> BTreeSet<String> {
+    let wanted = desired.into_iter().flat_map(|it| it.workloads.values());
+    wanted.filter_map(|it| Some(it.workload.as_ref()?.spec.image.full())).collect()
+}
+
+/// Puts what the runtime says together with what the host, the archives and the run directory say.
+async fn assemble<R: Runtime, H: Host>(
+    edge: &Arc<Edge<R, H>>,
+    desired: Option<&DesiredState>,
+    objects: Objects,
+    mounts_not_shared: Option<String>,
+) -> Result<Look, Error> {
+    let images = wanted_images(desired);
     let workloads: Vec<_> = desired
         .into_iter()
         .flat_map(|it| it.workloads.values())
         .filter_map(|it| it.workload.clone())
         .collect();
-    let images: BTreeSet<String> = workloads.iter().map(|it| it.spec.image.full()).collect();
-    let objects = edge.runtime.observe(&images).await?;
     let mut ask = Ask::default();
     let stored = objects.containers.iter().filter_map(|it| it.workload.as_ref());
     for mount in stored.chain(workloads.iter().map(AsRef::as_ref)).flat_map(|it| &it.spec.mounts) {
@@ -325,7 +351,11 @@ async fn observe<R: Runtime, H: Host>(
     let blocking = Arc::clone(edge);
     let (facts, records, archived, logs) = tokio::task::spawn_blocking(move || {
         let facts = blocking.host.observe(&ask)?;
-        let records = blocking.run.read()?;
+        let records = Records {
+            strikes: blocking.run.strikes()?,
+            removals: blocking.run.removals()?,
+            approvals: blocking.run.approvals()?.into_values().flatten().collect(),
+        };
         let archived = if missing.is_empty() { BTreeMap::new() } else { blocking.archives.find(&missing) };
         let logs = directories(&blocking.log_directory);
         Ok::<_, Error>((facts, records, archived, logs))
@@ -352,6 +382,13 @@ async fn observe<R: Runtime, H: Host>(
     }
     observed.leftovers = leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
     Ok(Look { observed, now })
+}
+
+/// What is kept under the run directory.
+struct Records {
+    strikes: BTreeMap<Name, Strikes>,
+    removals: Vec<Removal>,
+    approvals: BTreeSet<Approval>,
 }
 
 fn instance(container: Container, facts: &crate::host::Facts) -> Instance {

@@ -4,6 +4,7 @@
 //! across documents are checked by [`crate::desired`].
 
 mod codes;
+mod configuration;
 mod explain;
 pub mod render;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use self::codes::CODES;
+pub use self::configuration::configuration;
 use self::explain::Explainer;
 pub(crate) use self::explain::nearest;
 use self::yaml::{Entry, Flaw, Kind, Mark, Node, Parsed, shorten};
@@ -79,6 +81,9 @@ pub struct Problem {
     pub hint: Option<String>,
     /// Text that would put the value right, for editors and the shown patch.
     pub fix: Option<String>,
+    /// The workload whose document it stands in, if that has a readable name.
+    #[serde(skip)]
+    pub workload: Option<Name>,
     /// Another place that belongs to it: the first of two equal names.
     pub related: Option<Position>,
     /// Bytes of the value within the file, for showing it; empty for the whole file.
@@ -184,7 +189,16 @@ pub fn read(file: &Path, bytes: &[u8]) -> Reading {
     let documents = parsed
         .into_iter()
         .enumerate()
-        .map(|(index, parsed)| reader.document(index, parsed))
+        .map(|(index, parsed)| {
+            let before = reader.problems.len();
+            let document = reader.document(index, parsed);
+            if let Content::Workload { name, .. } = &document.content {
+                for problem in &mut reader.problems[before..] {
+                    problem.workload = Some(name.clone());
+                }
+            }
+            document
+        })
         .collect::<Vec<_>>();
     Reading { documents, problems: reader.finish(), unreadable: None, comments_only }
 }
@@ -265,6 +279,7 @@ impl Problem {
             message,
             hint: None,
             fix: None,
+            workload: None,
             related: None,
             bytes: 0..0,
             source_line: String::new(),
@@ -281,6 +296,7 @@ impl Problem {
             message,
             hint: None,
             fix: None,
+            workload: None,
             related: None,
             bytes: place.bytes.clone(),
             source_line: place.source_line.clone(),
@@ -479,6 +495,7 @@ impl<'a> Reader<'a> {
             message,
             hint,
             fix,
+            workload: None,
             related: related.map(|it| self.position(&it)),
             source_line: self.source_line(&mark),
             bytes,

@@ -92,6 +92,23 @@ pub fn check(manifest: &Value) -> Vec<Violation> {
     COMPILED.validator.iter_errors(manifest).map(|error| violation(&error)).collect()
 }
 
+/// The schema of any other document of ours: configuration, status, plan.
+pub fn of<T: JsonSchema>(title: &str) -> Value {
+    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value();
+    tidy(&mut schema);
+    if let Some(object) = schema.as_object_mut() {
+        object.insert("title".to_owned(), title.into());
+    }
+    schema
+}
+
+/// Everything of `schema` that `value` breaks. Compiles the schema each time.
+pub fn check_against(schema: &Value, value: &Value) -> Vec<Violation> {
+    let compiled = jsonschema::options().with_pattern_options(PatternOptions::regex()).build(schema);
+    let validator = compiled.expect("a test compiles every generated schema");
+    validator.iter_errors(value).map(|error| violation(&error)).collect()
+}
+
 /// The workload that a manifest without violations means; the text is serde's own and says only what is wrong.
 pub fn decode(manifest: &Value) -> Result<Workload, String> {
     let Manifest { api_version: _, kind: _, metadata, spec } =

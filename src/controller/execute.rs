@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -16,7 +16,7 @@ use crate::backoff::{Failure, Strikes};
 use crate::host::{self, Ask, Host};
 use crate::image::Archives;
 use crate::observed::{EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task};
-use crate::plan::{Action, Finish, Log, Mismatch, Prepare, Start, Step, StepId, StopInstance, accept};
+use crate::plan::{PRUNE_WINDOW, Action, Finish, Log, Mismatch, Prepare, Start, Step, StepId, StopInstance, accept};
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
 use crate::status::{Chain, classify};
@@ -116,12 +116,23 @@ pub struct Edge<R, H> {
     pub run: RunDirectory,
     pub archives: Archives,
     pub log_directory: PathBuf,
+    /// The kernel's name of this boot.
+    pub boot_id: String,
     permits: Semaphore,
+    ledger: Mutex<()>,
 }
 
 impl<R: Runtime, H: Host> Edge<R, H> {
-    pub fn new(runtime: R, host: Arc<H>, run: RunDirectory, archives: Archives, log_directory: PathBuf) -> Self {
-        Self { runtime, host, run, archives, log_directory, permits: Semaphore::new(CONCURRENCY) }
+    pub fn new(
+        runtime: R,
+        host: Arc<H>,
+        run: RunDirectory,
+        archives: Archives,
+        log_directory: PathBuf,
+        boot_id: String,
+    ) -> Self {
+        let permits = Semaphore::new(CONCURRENCY);
+        Self { runtime, host, run, archives, log_directory, boot_id, permits, ledger: Mutex::new(()) }
     }
 
     /// Walks a connected part of a plan: every step after those it requires, independent ones at the same time.
@@ -204,7 +215,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Remove { id, by_absence } => {
                 if let Some(it) = by_absence {
                     let at = self.host.now();
-                    self.run.record_removal(Removal {
+                    self.record_removal(Removal {
                         source: it.source.clone(),
                         name: it.name.clone(),
                         at,
@@ -305,7 +316,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         // Written before the start, so that a run can never be taken for one that did not happen.
         let run = Run {
             n: start.run,
-            boot: self.run.boot_id().to_owned(),
+            boot: self.boot_id.clone(),
             at: self.host.now(),
             started: self.host.wall_clock(),
         };
@@ -360,11 +371,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             at: self.host.now(),
             failure: Some(failure),
         };
-        if let Err(error) = self.run.write_strikes(name, &strikes) {
+        if let Err(error) = self.run.set_strikes(name, Some(&strikes)) {
             warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
         }
         let at = self.host.wall_clock();
-        let run = Run { n: start.run, boot: self.run.boot_id().to_owned(), at: self.host.now(), started: at.clone() };
+        let run = Run { n: start.run, boot: self.boot_id.clone(), at: self.host.now(), started: at.clone() };
         let end = End { n: start.run, code, reason: reason.to_owned(), at, lasted_ms: 0 };
         let update = Update { run: Some(run), end: Some(end), ..Update::default() };
         if let Err(error) = self.runtime.update(&start.id, &update).await {
@@ -446,7 +457,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 at: self.host.now(),
                 failure: None,
             };
-            self.run.write_strikes(name, &strikes)?;
+            self.run.set_strikes(name, Some(&strikes))?;
             boundary("finish/strikes");
         }
         Ok(())
@@ -463,7 +474,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         boundary("remove/unpublish");
         self.remove_logs(id).await?;
         boundary("remove/logs");
-        self.run.remove_approval(id)?;
+        self.use_up_approval(id)?;
         Ok(())
     }
 
@@ -483,9 +494,34 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Published(id) => self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?,
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Cgroup(_) => {}
-            Leftover::Strikes(name) => self.run.remove_strikes(name)?,
+            Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
         }
         boundary("sweep");
+        Ok(())
+    }
+
+    /// Counts a removal by absence, and forgets those that count no more.
+    fn record_removal(&self, removal: Removal) -> Result<(), Error> {
+        // Two removals at the same time must not lose one of them.
+        let _one = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removals = self.run.removals()?;
+        removals.retain(|it| removal.at.since(it.at) < PRUNE_WINDOW);
+        removals.push(removal);
+        Ok(self.run.set_removals(&removals)?)
+    }
+
+    /// An approval is for one instance, and gone with it.
+    fn use_up_approval(&self, id: &InstanceId) -> Result<(), Error> {
+        let _one = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        for (token, mut approvals) in self.run.approvals()? {
+            let before = approvals.len();
+            approvals.retain(|it| it.instance != *id);
+            if approvals.is_empty() {
+                self.run.withdraw_approval(&token)?;
+            } else if approvals.len() < before {
+                self.run.approve(&token, &approvals)?;
+            }
+        }
         Ok(())
     }
 
