@@ -2,6 +2,8 @@
 //!
 //! Pure: [`History::fold`] takes scans and a time. It reads no file and looks at no container.
 
+pub mod graph;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,7 +115,9 @@ pub struct Scan {
 /// What a source's root was found to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
-    Directory { device: u64 },
+    Directory {
+        device: u64,
+    },
     /// A single file or stdin: nothing is ever removed on its account.
     File,
     Missing,
@@ -184,4 +188,27 @@ pub struct PartialHold {
     /// `foreign-document` or `comments-only`.
     pub code: &'static str,
     pub names: BTreeSet<String>,
+}
+
+/// What the absence of a workload's document means now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Absence {
+    /// Its source is not among those given.
+    Unclaimed,
+    /// Its source is a single file or stdin.
+    Never,
+    Held { code: &'static str, path: PathBuf, message: String, since: BootTime },
+    /// It acts at that time, if nothing changes.
+    Pending { until: BootTime },
+    Acts,
+}
+
+impl DesiredState {
+    /// Stand-in.
+    pub fn removal(&self, _: &Name, origin: &Origin, _: BootTime) -> Absence {
+        match self.sources.get(&origin.source) {
+            None => Absence::Unclaimed,
+            Some(_) => Absence::Acts,
+        }
+    }
 }

@@ -96,13 +96,18 @@ pub struct Run {
     pub started: String,
 }
 
+/// Reasons of an [`End`]: the process ended by itself, was ended by us, or nobody knows.
+pub const EXITED: &str = "exited";
+pub const STOPPED: &str = "stopped";
+pub const EXIT_UNKNOWN: &str = "exit-unknown";
+
 /// Label `evenkeel/end`: how the n-th run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     pub n: u64,
     /// The process's own code, or 128 + signal; 255 when it is not known.
     pub code: u32,
-    /// `exited`, or `exit-unknown`.
+    /// [`EXITED`], [`STOPPED`], [`EXIT_UNKNOWN`], or the reason of a start that failed.
     pub reason: String,
     /// Wall clock, RFC 3339.
     pub at: String,

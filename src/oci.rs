@@ -302,3 +302,9 @@ fn root_propagation(lowering: &Lowering<'_>) -> Option<&'static str> {
         None
     }
 }
+
+/// Whether [`lower`] would succeed, without making the spec.
+pub fn check(lowering: &Lowering<'_>) -> Result<(), Unlowerable> {
+    user(lowering)?;
+    arguments(lowering).map(drop)
+}
