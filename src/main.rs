@@ -5,9 +5,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     // The shim starts one such process per container: it stays small and starts nothing else.
-    if arguments.next().is_some_and(|it| it == "log-pipe") {
+    if arguments.next().is_some_and(|it| it == evenkeel::log::PIPE_COMMAND) {
         let parameter = arguments.next().unwrap_or_default();
-        return match evenkeel::log::pipe(&parameter.to_string_lossy()) {
+        return match evenkeel::log::pipe(&parameter) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
