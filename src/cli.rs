@@ -112,8 +112,13 @@ impl Context<'_> {
 
     /// How problems are shown here.
     fn problem_style(&self) -> crate::manifest::render::Style {
-        let width = clap_width();
-        crate::manifest::render::Style { color: self.color, width }
+        let default = crate::manifest::render::Style::default();
+        // Of the terminal that stdout or stderr is; a file is as wide as it likes.
+        let columns = rustix::termios::tcgetwinsize(std::io::stdout())
+            .or_else(|_| rustix::termios::tcgetwinsize(std::io::stderr()))
+            .map_or(0, |it| usize::from(it.ws_col));
+        let width = if columns < 20 { default.width } else { columns };
+        crate::manifest::render::Style { colour: self.color, width }
     }
 
     /// Flags, environment and configuration file together.

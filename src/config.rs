@@ -20,7 +20,6 @@ pub const CONFIG: &str = "/etc/evenkeel/config.yaml";
 pub const MANIFESTS: &str = "/etc/evenkeel/manifests";
 pub const RUN_DIRECTORY: &str = "/run/evenkeel";
 pub const STATE_DIRECTORY: &str = "/var/lib/evenkeel";
-pub const CONTAINERD_ADDRESS: &str = "/run/containerd/containerd.sock";
 pub const CONTAINERD_NAMESPACE: &str = "evenkeel";
 
 /// Time that must pass after the last change in a source before an absent document acts.
@@ -122,9 +121,6 @@ pub struct File {
     /// An emptied directory of manifests removes everything that came from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_empty: Option<bool>,
-    /// Files count as soon as they change, without waiting for their writers to close them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trust_writers: Option<bool>,
     /// What a manifest's `restart` leaves open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartFile>,
@@ -160,14 +156,14 @@ pub struct Settings {
     pub manifests: Vec<PathBuf>,
     pub run_directory: PathBuf,
     pub state_directory: PathBuf,
-    pub containerd_address: PathBuf,
+    /// `None`: nobody said, and the system's usual socket is meant.
+    pub containerd_address: Option<PathBuf>,
     pub containerd_namespace: String,
     pub engine: EngineChoice,
     pub ipc: IpcDefaults,
     pub remove_after: Duration,
     pub prune_limit: u32,
     pub allow_empty: bool,
-    pub trust_writers: bool,
     pub restart: RestartPolicy,
     pub delays: Delays,
     pub log: LogDefaults,
@@ -305,9 +301,7 @@ impl Settings {
             manifests,
             run_directory: run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIRECTORY.into()),
             state_directory: state_dir.or(file.state_dir).unwrap_or_else(|| STATE_DIRECTORY.into()),
-            containerd_address: containerd_address
-                .or(file.containerd_address)
-                .unwrap_or_else(|| CONTAINERD_ADDRESS.into()),
+            containerd_address: containerd_address.or(file.containerd_address),
             containerd_namespace: containerd_namespace
                 .or(file.containerd_namespace)
                 .unwrap_or_else(|| CONTAINERD_NAMESPACE.to_owned()),
@@ -316,7 +310,6 @@ impl Settings {
             remove_after: file.remove_after.map_or(REMOVE_AFTER, |it| it.0),
             prune_limit: file.prune_limit.unwrap_or(PRUNE_LIMIT),
             allow_empty: file.allow_empty.unwrap_or(false),
-            trust_writers: file.trust_writers.unwrap_or(false),
             restart: restart.policy.unwrap_or_default(),
             delays: Delays::of(&restart.backoff, Delays::default()),
             log: LogDefaults {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
 use crate::backoff::Strikes;
 use crate::observed::{Approval, Instance, Leftover, ObservedState, Removal, Task};
-use crate::plan::{self, Phase, Plan, Policy, Step, StepId};
+use crate::plan::{self, Action, Phase, Plan, Policy, Step, StepId};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
 use crate::workload::{InstanceId, MountKind, Name};
@@ -356,7 +356,7 @@ async fn assemble<R: Runtime, H: Host>(
             removals: blocking.run.removals()?,
             approvals: blocking.run.approvals()?.into_values().flatten().collect(),
         };
-        let archived = if missing.is_empty() { BTreeMap::new() } else { blocking.archives.find(&missing) };
+        let archived = blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
         let logs = directories(&blocking.log_directory);
         Ok::<_, Error>((facts, records, archived, logs))
     })
@@ -375,7 +375,8 @@ async fn assemble<R: Runtime, H: Host>(
         orphans: objects.orphans.clone(),
         ..ObservedState::default()
     };
-    observed.images.extend(archived);
+    observed.images.extend(archived.images);
+    observed.archive_problems = archived.problems.iter().map(ToString::to_string).collect();
     for container in objects.containers {
         let instance = instance(container, &facts);
         observed.instances.insert(instance.id.clone(), instance);
@@ -445,6 +446,8 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Workload(Name),
+    /// Two imports of one image would share a lease.
+    Image(String),
     Leftover(String),
 }
 
@@ -453,7 +456,19 @@ fn keys(part: &[(StepId, Step)]) -> BTreeSet<Key> {
         Some(name) => Key::Workload(name.clone()),
         None => Key::Leftover(step.action.subject()),
     };
-    part.iter().map(|(_, step)| key(step)).collect()
+    let image = |step: &Step| match &step.action {
+        Action::Import { image } => Some(Key::Image(image.name.clone())),
+        Action::Prepare(_)
+        | Action::Update(_)
+        | Action::Stop(_)
+        | Action::Resume { .. }
+        | Action::Finish(_)
+        | Action::Start(_)
+        | Action::Remove { .. }
+        | Action::RemoveOrphan { .. }
+        | Action::Sweep(_) => None,
+    };
+    part.iter().flat_map(|(_, step)| [Some(key(step)), image(step)]).flatten().collect()
 }
 
 /// The connected parts of a plan: steps that share a workload, an instance or an edge belong together.

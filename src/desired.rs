@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::manifest::{Problem, Reading};
 use crate::workload::{Name, Workload};
 
+pub mod history;
+
+pub use history::{Believing, History};
+
 /// Time since boot, suspended time included (CLOCK_BOOTTIME): it never jumps, and equals across processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct BootTime(pub Duration);
@@ -163,6 +167,8 @@ pub struct SourceState {
     pub absence_acts_at: BootTime,
     /// Names that were here before and are absent, with the time from which their absence acts at the latest.
     pub absent: BTreeMap<Name, BootTime>,
+    /// The latest of the times above that a scan has passed: absence acts only after a look that confirms it.
+    pub confirmed: BootTime,
     /// Number of documents that name a workload.
     pub documents: usize,
 }
@@ -188,27 +194,74 @@ pub struct PartialHold {
     /// `foreign-document` or `comments-only`.
     pub code: &'static str,
     pub names: BTreeSet<String>,
+    pub since: BootTime,
 }
 
-/// What the absence of a workload's document means now.
+/// What it means that no document names a workload that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Absence {
-    /// Its source is not among those given.
+    /// Its source is not among those given: it is listed, and left alone.
     Unclaimed,
-    /// Its source is a single file or stdin.
+    /// It came from a single file or stdin, or a document does name it: absence never removes it.
     Never,
+    /// Something may hide its document, or its source cannot be believed now.
     Held { code: &'static str, path: PathBuf, message: String, since: BootTime },
-    /// It acts at that time, if nothing changes.
+    /// Absent, but not for long enough, or not confirmed by a look since.
     Pending { until: BootTime },
+    /// It may be removed, as far as its source is concerned.
     Acts,
 }
 
 impl DesiredState {
-    /// Stand-in.
-    pub fn removal(&self, _: &Name, origin: &Origin, _: BootTime) -> Absence {
-        match self.sources.get(&origin.source) {
-            None => Absence::Unclaimed,
-            Some(_) => Absence::Acts,
+    /// What the absence of `name` means, whose instance says that it came from `origin`.
+    pub fn removal(&self, name: &Name, origin: &Origin, now: BootTime) -> Absence {
+        if self.workloads.contains_key(name) {
+            return Absence::Never;
         }
+        let Some(home) = self.sources.get(&origin.source) else {
+            return Absence::Unclaimed;
+        };
+        if !home.prunes {
+            return Absence::Never;
+        }
+        // The source that its document was last seen in may be another one than the instance's label says, when the
+        // document moved and vanished before the label was written anew.
+        let last_seen = self.sources.iter().filter(|(_, it)| it.absent.contains_key(name));
+        let concerned = || std::iter::once((&origin.source, home)).chain(last_seen.clone());
+        if let Some(blocker) = concerned().find_map(|(_, it)| it.blockers.first()) {
+            return Absence::Held {
+                code: blocker.code,
+                path: blocker.path.clone(),
+                message: blocker.message.clone(),
+                since: blocker.since,
+            };
+        }
+        for (source, state) in &self.sources {
+            let holds = |it: &&PartialHold| {
+                it.names.contains(name.as_str())
+                    || (*source == origin.source && it.file == origin.file)
+            };
+            if let Some(hold) = state.partial.iter().find(holds) {
+                return Absence::Held {
+                    code: hold.code,
+                    path: source.path().join(&hold.file),
+                    message: match hold.code {
+                        "comments-only" => {
+                            format!("has nothing but comments and may have named `{name}`")
+                        }
+                        _ => format!(
+                            "has a document that is not Evenkeel's and may have named `{name}`"
+                        ),
+                    },
+                    since: hold.since,
+                };
+            }
+        }
+        let until = |it: &SourceState| {
+            it.absent.get(name).map_or(it.absence_acts_at, |latest| it.absence_acts_at.min(*latest))
+        };
+        let late = concerned().map(|(_, it)| until(it)).max().unwrap_or_default();
+        let confirmed = concerned().all(|(_, it)| it.confirmed >= until(it));
+        if now >= late && confirmed { Absence::Acts } else { Absence::Pending { until: late } }
     }
 }

@@ -11,4 +11,5 @@ pub mod oci;
 pub mod plan;
 pub mod runtime;
 pub mod schema;
+pub mod source;
 pub mod workload;

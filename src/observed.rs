@@ -24,6 +24,8 @@ pub struct ObservedState {
     pub leftovers: BTreeSet<Leftover>,
     /// The images that the manifests name, by their full name; absent: not to be had.
     pub images: BTreeMap<String, Image>,
+    /// What is wrong with archives of images, for people.
+    pub archive_problems: Vec<String>,
     /// The bind sources that the manifests name; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
     /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
@@ -66,11 +68,20 @@ pub struct Instance {
 pub enum Task {
     #[default]
     None,
-    Created { pid: u32 },
-    Running { pid: u32 },
-    Paused { pid: u32 },
+    Created {
+        pid: u32,
+    },
+    Running {
+        pid: u32,
+    },
+    Paused {
+        pid: u32,
+    },
     /// `at` is RFC 3339.
-    Stopped { code: u32, at: String },
+    Stopped {
+        code: u32,
+        at: String,
+    },
     /// The runtime does not say.
     Unknown,
 }

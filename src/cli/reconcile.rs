@@ -75,7 +75,7 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let Connection { edge, mounts_not_shared, keeper, .. } = connection;
     let host = Arc::clone(&edge.host);
-    let written = run.clone();
+    let written = crate::rundir::RunDirectory::new(&settings.run_directory);
     let writer = tokio::spawn(async move {
         while reports.changed().await.is_ok() {
             let status = reports.borrow_and_update().clone();
@@ -84,7 +84,7 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
             if let Some(controller) = &mut status.controller {
                 controller.updated_at = crate::host::Host::wall_clock(&*host);
             }
-            if let Err(error) = written.write_status(&status) {
+            if let Err(error) = written.set_status(&status) {
                 warn!(error = %Chain(&error), "failed to write the status");
             }
         }
@@ -158,7 +158,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
             Lock::Held(_lock) => {
                 let (status, ended) = converge(&settings, &desired, wait, timeout, take_over).await?;
                 if let Some(status) = &status {
-                    run.write_status(status).map_err(|error| Failure::environment(&error))?;
+                    run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
                 }
                 Ok::<_, Failure>((desired, status, ended))
             }

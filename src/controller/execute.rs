@@ -88,7 +88,7 @@ pub enum Error {
     #[error(transparent)]
     RunDirectory(#[from] crate::rundir::Error),
     #[error(transparent)]
-    Image(#[from] crate::image::Error),
+    Archive(#[from] crate::image::ArchiveProblem),
     #[error("failed to start `{id}`: {}", mismatch.message)]
     Mismatch { id: InstanceId, mismatch: Mismatch },
     #[error("failed to end `{id}`: its process is still there after SIGKILL")]
@@ -114,7 +114,7 @@ pub struct Edge<R, H> {
     pub runtime: R,
     pub host: Arc<H>,
     pub run: RunDirectory,
-    pub archives: Archives,
+    pub archives: Arc<Mutex<Archives>>,
     pub log_directory: PathBuf,
     /// The kernel's name of this boot.
     pub boot_id: String,
@@ -132,6 +132,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         boot_id: String,
     ) -> Self {
         let permits = Semaphore::new(CONCURRENCY);
+        let archives = Arc::new(Mutex::new(archives));
         Self { runtime, host, run, archives, log_directory, boot_id, permits, ledger: Mutex::new(()) }
     }
 
@@ -238,8 +239,23 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     }
 
     async fn import(&self, image: &Image) -> Result<(), Error> {
-        let ImagePlace::Archive(path) = &image.place else { return Ok(()) };
-        self.archives.import(&self.runtime, path, &image.name).await?;
+        if image.place == ImagePlace::Store {
+            return Ok(());
+        }
+        let archives = Arc::clone(&self.archives);
+        let wanted = image.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            archives.lock().unwrap_or_else(PoisonError::into_inner).import(&wanted)
+        });
+        let mut import = opened.await.map_err(|_| Error::Lost)??;
+        // Blobs that no image refers to yet are collected unless a lease holds them.
+        let lease = format!("evenkeel-import-{}", image.digest.replace(':', "-"));
+        self.runtime.lease(&lease).await?;
+        while let Some(blob) = import.next()? {
+            self.runtime.put_blob(&lease, blob).await?;
+        }
+        self.runtime.put_image(&lease, import.image()).await?;
+        self.runtime.remove_lease(&lease).await?;
         boundary("import");
         Ok(())
     }
@@ -554,7 +570,7 @@ impl Error {
         match self {
             Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
             Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
-            Self::Image(_) => (128, "image-import-failed"),
+            Self::Archive(_) => (128, "image-import-failed"),
             Self::Runtime(error) => classify(&Chain(error).to_string()),
             Self::Host(_)
             | Self::RunDirectory(_)

@@ -488,9 +488,10 @@ impl<'a> Planner<'a> {
         let no = |reason, message: String| Some(Obstacle { reason, message });
         let Some(image) = &target.image else {
             let name = target.workload.spec.image.full();
+            let broken: String = self.observed.archive_problems.iter().map(|it| format!("; {it}")).collect();
             return no(
                 "image-missing",
-                format!("image {name} is neither in containerd nor in an archive of the images directory"),
+                format!("image {name} is neither in containerd nor in an archive of the images directory{broken}"),
             );
         };
         for mount in &target.workload.spec.mounts {

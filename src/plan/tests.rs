@@ -129,6 +129,7 @@ mod model {
             partial: Vec::new(),
             absence_acts_at: BootTime::default(),
             absent: BTreeMap::new(),
+            confirmed: now(),
             documents: workloads.len(),
         };
         DesiredState {

@@ -39,6 +39,7 @@ use crate::workload::{InstanceId, Signal};
 
 mod events;
 mod link;
+mod owner;
 mod record;
 mod store;
 mod tasks;
@@ -120,6 +121,18 @@ impl Containerd {
             connect.await.map_err(|late| unreachable(late.into()))?.map_err(unreachable)?;
         let pid = stream.peer_cred().map_err(unreachable)?.pid();
         Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0))
+    }
+
+    /// Which evenkeel works in our containerd namespace; `None`: nobody has yet.
+    pub async fn owner(&self) -> Result<Option<String>, Error> {
+        let namespace = &self.settings.namespace;
+        owner::read(&self.link, namespace).await.during("read the owner of namespace", namespace)
+    }
+
+    /// Writes that, and makes the namespace if it is missing.
+    pub async fn set_owner(&self, owner: &str) -> Result<(), Error> {
+        let namespace = &self.settings.namespace;
+        owner::write(&self.link, namespace, owner).await.during("write the owner of namespace", namespace)
     }
 
     async fn containers(&self) -> Result<Vec<ContainerRecord>, Fault> {

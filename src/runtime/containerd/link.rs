@@ -13,6 +13,7 @@ use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
+use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -102,6 +103,7 @@ impl Link {
     service!(events, EventsClient);
     service!(images, ImagesClient);
     service!(leases, LeasesClient);
+    service!(namespaces, NamespacesClient);
     service!(snapshots, SnapshotsClient);
     service!(tasks, TasksClient);
 

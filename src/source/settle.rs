@@ -1,0 +1,595 @@
+//! Which content of a file counts: only a settled one.
+//!
+//! A file is settled when it came by rename, or its last write was followed by its close; or, when no events were
+//! seen (start-up, overflow, a network file system), when nobody has it open for writing and two reads agree, a quiet
+//! time apart, or one second where it cannot be known who has it open. Until then its last settled content counts:
+//! most prefixes of a manifest are valid manifests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::file::{self, Content, FileId, Look, Refusal, Signature};
+use super::ignore::{self, BadLine, Ignore};
+use super::inotify::{Key, Mark, Stage, Stir, Watches};
+use super::scan::{Entry, Found, Place, Walk};
+use super::writers::{Writers, writers};
+use crate::desired::history::LATEST;
+use crate::desired::{BootTime, FileState, Root, Scan, Source};
+use crate::manifest::{self, Position, Problem, Reading, Severity};
+
+/// Between two reads that must agree, where it can be known that nobody has the file open for writing.
+pub(super) const QUIET: Duration = Duration::from_millis(50);
+
+/// Between two reads that must agree, where that cannot be known.
+pub(super) const UNKNOWN: Duration = Duration::from_secs(1);
+
+/// A file that was seen to be written is left alone for so long before /proc is asked whether it still is: normally
+/// its close is seen.
+const WRITING: Duration = Duration::from_secs(1);
+
+/// Longest time between two questions to /proc for a file that somebody keeps open.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the patterns of a `.evenkeelignore` that is gone still count: git replaces it by unlink and create, and
+/// without it drafts would start.
+const IGNORE_AFTER: Duration = Duration::from_secs(2);
+
+type Digest = [u8; 32];
+
+/// Content of a file that counts.
+#[derive(Debug, Clone)]
+struct Settled {
+    /// `None`: it has to be read again to know.
+    signature: Option<Signature>,
+    digest: Option<Digest>,
+    refusal: Option<Refusal>,
+    reading: Arc<Reading>,
+    /// Only of `.evenkeelignore`.
+    ignore: Option<Ignore>,
+}
+
+/// Content that may come to count.
+#[derive(Debug, Clone)]
+struct Candidate {
+    signature: Signature,
+    digest: Digest,
+    since: BootTime,
+    /// How often a writer was found.
+    asked: u32,
+    due: BootTime,
+}
+
+/// What is remembered of one file.
+#[derive(Debug, Clone, Default)]
+struct Tracked {
+    settled: Option<Settled>,
+    candidate: Option<Candidate>,
+    /// When to look again.
+    due: Option<BootTime>,
+    /// Somebody is known to be writing it, or that cannot be known: not a matter of a short wait.
+    held_open: bool,
+}
+
+/// One source over time.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    pub(super) source: Source,
+    index: usize,
+    files: BTreeMap<PathBuf, Tracked>,
+    ignore_file: Tracked,
+    patterns: Ignore,
+    /// Since when there is no `.evenkeelignore` although patterns count.
+    ignore_gone: Option<BootTime>,
+    fingerprint: Option<u64>,
+    last_change: BootTime,
+    /// Identity of the root at the last walk.
+    pub(super) root: Option<FileId>,
+    unsteady: bool,
+    /// The patterns changed after the walk that used them.
+    repeat: bool,
+}
+
+/// A read whose result counts if no event came meanwhile.
+#[derive(Debug)]
+struct Read {
+    file: Which,
+    key: Option<Key>,
+    mark: Option<Mark>,
+    place: Place,
+    content: Content,
+    digest: Digest,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Which {
+    Ignore,
+    Manifest(PathBuf),
+}
+
+/// The walk has to be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Repeat;
+
+/// A look at one source, begun.
+#[derive(Debug)]
+pub(super) struct Begun {
+    found: Found,
+    reads: Vec<Read>,
+    at: BootTime,
+}
+
+impl Tracker {
+    pub(super) fn new(source: Source, index: usize) -> Self {
+        Self {
+            source,
+            index,
+            files: BTreeMap::new(),
+            ignore_file: Tracked::default(),
+            patterns: Ignore::default(),
+            ignore_gone: None,
+            fingerprint: None,
+            last_change: BootTime::default(),
+            root: None,
+            unsteady: false,
+            repeat: false,
+        }
+    }
+
+    /// Something changed in this source by what an event says.
+    pub(super) fn changed(&mut self, now: BootTime) {
+        self.last_change = self.last_change.max(now);
+    }
+
+    /// Walks over the source and reads what is new. `forget`: events were lost, so every file is read again.
+    pub(super) fn begin(&mut self, watches: &mut Watches, now: BootTime, forget: bool) -> Begun {
+        let walk =
+            Walk { root: self.source.path(), source: self.index, ignore: &self.patterns, watches };
+        let found = walk.run();
+        self.root = found.id;
+        self.unsteady = found.unsteady;
+        self.repeat = false;
+        self.note_change(&found, watches, now);
+
+        self.files.retain(|path, _| found.files.contains_key(path));
+        if forget {
+            let all = self.files.values_mut().chain([&mut self.ignore_file]);
+            for settled in all.filter_map(|it| it.settled.as_mut()) {
+                settled.signature = None;
+            }
+        }
+        let mut reads = Vec::new();
+        for (path, entry) in &found.files {
+            let tracked = self.files.entry(path.clone()).or_default();
+            let shown = shown(self.source.path(), path);
+            reads.extend(tracked.look(Which::Manifest(path.clone()), entry, &shown, watches, now));
+        }
+        match &found.ignore {
+            Some(entry) => {
+                self.ignore_gone = None;
+                let shown = self.source.path().join(ignore::FILE);
+                reads.extend(self.ignore_file.look(Which::Ignore, entry, &shown, watches, now));
+            }
+            None if self.ignore_file.settled.is_some() => {
+                let since = *self.ignore_gone.get_or_insert(now);
+                let until = (since.max(self.last_change) + IGNORE_AFTER).min(since + LATEST);
+                if now >= until {
+                    self.ignore_file = Tracked::default();
+                    self.patterns = Ignore::default();
+                    self.ignore_gone = None;
+                    self.repeat = true;
+                } else {
+                    self.ignore_file.due = Some(until);
+                }
+            }
+            None => self.ignore_file = Tracked::default(),
+        }
+        Begun { found, reads, at: now }
+    }
+
+    /// The files whose events matter.
+    pub(super) fn keys<'a>(&self, begun: &'a Begun) -> impl Iterator<Item = Key> + use<'a> {
+        let entries = begun.found.files.values().chain(&begun.found.ignore);
+        entries.filter_map(|entry| match entry {
+            Entry::File(place) => place.key.clone(),
+            Entry::Refused(_) => None,
+        })
+    }
+
+    /// Decides what counts of what was read, after the events that came meanwhile were read too. `Err`: the walk has to
+    /// be repeated at once, because what it leaves out has changed.
+    pub(super) fn end(
+        &mut self,
+        begun: Begun,
+        watches: &mut Watches,
+        stir: &Stir,
+        now: BootTime,
+    ) -> Result<Scan, Repeat> {
+        let Begun { found, reads, at } = begun;
+        let mut quiet = Vec::new();
+        for read in reads {
+            let unchanged =
+                !stir.lost && read.key.as_ref().and_then(|key| watches.mark(key)) == read.mark;
+            let finished = matches!(read.mark, Some(Mark { stage: Stage::Finished, .. }));
+            if !unchanged || read.content.torn {
+                let due = now + QUIET;
+                self.tracked(&read.file).wait(read, due, now);
+            } else if finished {
+                self.settle(read, watches);
+            } else {
+                quiet.push(read);
+            }
+        }
+        self.settle_quiet(quiet, watches, now);
+        if self.repeat { Err(Repeat) } else { Ok(self.scan(&found, at)) }
+    }
+
+    /// Settles files of which no event says that they are finished.
+    fn settle_quiet(&mut self, reads: Vec<Read>, watches: &mut Watches, now: BootTime) {
+        let mut ask = BTreeMap::<FileId, OsString>::new();
+        let mut old = Vec::new();
+        for read in reads {
+            let tracked = self.tracked(&read.file);
+            let same_as_settled =
+                tracked.settled.as_ref().is_some_and(|settled| settled.digest == Some(read.digest));
+            let same_as_before = tracked.candidate.as_ref().filter(|candidate| {
+                candidate.signature == read.content.signature && candidate.digest == read.digest
+            });
+            match same_as_before {
+                Some(candidate) if now >= candidate.since + QUIET => {
+                    if same_as_settled {
+                        self.settle(read, watches);
+                    } else {
+                        let name = read.key.as_ref().map(|key| key.name.clone());
+                        if read.content.local
+                            && !read.place.many_names
+                            && let Some(name) = name
+                        {
+                            ask.insert(read.content.signature.id, name);
+                        }
+                        old.push(read);
+                    }
+                }
+                _ => {
+                    let due = now + QUIET;
+                    tracked.wait(read, due, now);
+                }
+            }
+        }
+        if old.is_empty() {
+            return;
+        }
+        let answer = if ask.is_empty() { Writers::Known(Vec::new()) } else { writers(&ask) };
+        for read in old {
+            let id = read.content.signature.id;
+            let tracked = self.tracked(&read.file);
+            let since = tracked.candidate.as_ref().map_or(now, |it| it.since);
+            // A new hard link looks as if it had just been created.
+            let writing = !read.place.many_names
+                && matches!(read.mark, Some(Mark { stage: Stage::Writing, .. }));
+            let (known, found) = match &answer {
+                Writers::Known(found) => (ask.contains_key(&id), found),
+                Writers::Incomplete(found) => (false, found),
+            };
+            if found.contains(&id) {
+                let asked = tracked.candidate.as_ref().map_or(0, |it| it.asked);
+                let pause = (QUIET * 2).saturating_mul(1_u32 << asked.min(16)).min(ASK_LIMIT);
+                tracked.wait(read, now + pause, now);
+                tracked.held_open = true;
+                if let Some(candidate) = &mut tracked.candidate {
+                    candidate.asked += 1;
+                }
+            } else if known || (!writing && now >= since + UNKNOWN) {
+                self.settle(read, watches);
+            } else if writing {
+                // It was seen to be written and its close was not: only the close, or knowing better, settles it.
+                tracked.wait(read, now + ASK_LIMIT, now);
+                tracked.held_open = true;
+            } else {
+                tracked.wait(read, since + UNKNOWN, now);
+            }
+        }
+    }
+
+    fn tracked(&mut self, which: &Which) -> &mut Tracked {
+        match which {
+            Which::Ignore => &mut self.ignore_file,
+            Which::Manifest(path) => self.files.entry(path.clone()).or_default(),
+        }
+    }
+
+    fn settle(&mut self, read: Read, watches: &mut Watches) {
+        if let Some(key) = &read.key {
+            watches.unmark(key);
+        }
+        let shown = match &read.file {
+            Which::Ignore => self.source.path().join(ignore::FILE),
+            Which::Manifest(path) => shown(self.source.path(), path),
+        };
+        let is_ignore = read.file == Which::Ignore;
+        let tracked = self.tracked(&read.file);
+        tracked.candidate = None;
+        tracked.due = None;
+        tracked.held_open = false;
+        if let Some(settled) = &mut tracked.settled
+            && settled.digest == Some(read.digest)
+        {
+            settled.signature = Some(read.content.signature);
+            return;
+        }
+        let (reading, patterns) = if is_ignore {
+            let (reading, patterns) = read_ignore(&shown, &read.content);
+            (reading, patterns)
+        } else {
+            (read_manifest(&shown, &read.content), None)
+        };
+        // Patterns that cannot be read leave the last ones in place.
+        let before = tracked.settled.take().and_then(|it| it.ignore);
+        tracked.settled = Some(Settled {
+            signature: Some(read.content.signature),
+            digest: Some(read.digest),
+            refusal: None,
+            reading: Arc::new(reading),
+            ignore: patterns.clone().or(before),
+        });
+        if let Some(patterns) = patterns {
+            self.patterns = patterns;
+            self.repeat = true;
+        }
+    }
+
+    /// Compares what the walk found with what the last one found.
+    fn note_change(&mut self, found: &Found, watches: &Watches, now: BootTime) {
+        let mut hasher = DefaultHasher::new();
+        match &found.root {
+            Root::Directory { device } => (0, device).hash(&mut hasher),
+            Root::File => 1.hash(&mut hasher),
+            Root::Missing => 2.hash(&mut hasher),
+            Root::Unreadable(why) => (3, why).hash(&mut hasher),
+        }
+        found.id.hash(&mut hasher);
+        found.files.hash(&mut hasher);
+        found.ignore.hash(&mut hasher);
+        for (id, changed) in &found.directories {
+            // Where there are events they say more: what is hidden does not count.
+            (id, (!watches.is_watched(*id)).then_some(changed)).hash(&mut hasher);
+        }
+        let fingerprint = hasher.finish();
+        if self.fingerprint.replace(fingerprint) != Some(fingerprint) {
+            self.changed(now);
+        }
+    }
+
+    fn scan(&self, found: &Found, at: BootTime) -> Scan {
+        let mut scan = Scan {
+            source: self.source.clone(),
+            at,
+            last_change: self.last_change,
+            root: found.root.clone(),
+            files: BTreeMap::new(),
+        };
+        let state = |tracked: &Tracked| match &tracked.settled {
+            Some(settled) => FileState::Settled(Arc::clone(&settled.reading)),
+            None => FileState::Unsettled,
+        };
+        if found.ignore.is_some() || self.ignore_gone.is_some() {
+            if self.ignore_file.settled.as_ref().is_none_or(|it| it.ignore.is_none()) {
+                // What it leaves out is not known, and must not start.
+                scan.root = Root::Unreadable(format!("its {} cannot be read (yet)", ignore::FILE));
+                scan.files.insert(PathBuf::from(ignore::FILE), state(&self.ignore_file));
+                return scan;
+            }
+            let broken =
+                self.ignore_file.settled.as_ref().is_some_and(|it| it.reading.unreadable.is_some());
+            if broken {
+                scan.files.insert(PathBuf::from(ignore::FILE), state(&self.ignore_file));
+            }
+        }
+        let files = found
+            .files
+            .keys()
+            .filter_map(|path| Some((path.clone(), state(self.files.get(path)?))));
+        scan.files.extend(files);
+        scan
+    }
+
+    /// A look that says nothing.
+    pub(super) fn unknown(&self, at: BootTime) -> Scan {
+        Scan {
+            source: self.source.clone(),
+            at,
+            last_change: self.last_change,
+            root: Root::Unreadable(format!("its {} keeps changing", ignore::FILE)),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// When to look again, whatever happens.
+    pub(super) fn due(&self, now: BootTime) -> Option<BootTime> {
+        let again = self.unsteady.then(|| now + QUIET);
+        self.tracked_files().filter_map(|it| it.due).chain(again).min()
+    }
+
+    /// Whether some content only needs a short time to count.
+    pub(super) fn is_settling(&self) -> bool {
+        let settling = |it: &Tracked| it.settled.is_none() && !it.held_open;
+        self.unsteady
+            || self.files.values().any(settling)
+            || (self.ignore_file.due.is_some() && settling(&self.ignore_file))
+    }
+
+    fn tracked_files(&self) -> impl Iterator<Item = &Tracked> {
+        self.files.values().chain([&self.ignore_file])
+    }
+}
+
+impl Tracked {
+    /// Reads the file if it may have changed.
+    fn look(
+        &mut self,
+        file: Which,
+        entry: &Entry,
+        shown: &Path,
+        watches: &mut Watches,
+        now: BootTime,
+    ) -> Option<Read> {
+        let place = match entry {
+            Entry::File(place) => place,
+            Entry::Refused(refusal) => {
+                self.refuse(refusal, shown, file == Which::Ignore);
+                return None;
+            }
+        };
+        let mark = place.key.as_ref().and_then(|key| watches.mark(key));
+        if let Some(settled) = &self.settled
+            && settled.signature == Some(place.signature)
+            && mark.is_none()
+        {
+            self.candidate = None;
+            self.due = None;
+            return None;
+        }
+        if let Some(Mark { stage: Stage::Writing, at, .. }) = mark
+            && now < at + WRITING
+            && !place.many_names
+        {
+            self.due = Some(at + WRITING);
+            self.held_open = true;
+            return None;
+        }
+        // Asked before its time, by an event of another file.
+        if mark.is_none_or(|it| it.stage == Stage::Writing)
+            && let Some(candidate) = &self.candidate
+            && candidate.signature == place.signature
+            && now < candidate.due
+        {
+            self.due = Some(candidate.due);
+            return None;
+        }
+        match file::read(&place.path) {
+            Look::Bytes(content) => {
+                let digest = Sha256::new()
+                    .chain_update(&content.bytes)
+                    .chain_update([u8::from(content.too_large)])
+                    .finalize()
+                    .into();
+                Some(Read {
+                    file,
+                    key: place.key.clone(),
+                    mark,
+                    place: place.clone(),
+                    content,
+                    digest,
+                })
+            }
+            Look::Refused(refusal) => {
+                self.refuse(&refusal, shown, file == Which::Ignore);
+                None
+            }
+            Look::Gone => {
+                self.due = Some(now + QUIET);
+                None
+            }
+        }
+    }
+
+    /// What cannot be read at all counts at once: it can only hold, never act.
+    fn refuse(&mut self, refusal: &Refusal, shown: &Path, is_ignore: bool) {
+        self.candidate = None;
+        self.due = None;
+        self.held_open = false;
+        if self.settled.as_ref().is_some_and(|it| it.refusal.as_ref() == Some(refusal)) {
+            return;
+        }
+        let ignore = self.settled.take().and_then(|it| it.ignore).filter(|_| is_ignore);
+        self.settled = Some(Settled {
+            signature: None,
+            digest: None,
+            refusal: Some(refusal.clone()),
+            reading: Arc::new(manifest::unreadable(shown, refusal.code, refusal.message.clone())),
+            ignore,
+        });
+    }
+
+    /// Remembers what was read, to be compared with what is read at `due`.
+    fn wait(&mut self, read: Read, due: BootTime, now: BootTime) {
+        let same = self
+            .candidate
+            .as_ref()
+            .filter(|it| it.signature == read.content.signature && it.digest == read.digest);
+        let (since, asked) = same.map_or((now, 0), |it| (it.since, it.asked));
+        self.candidate = Some(Candidate {
+            signature: read.content.signature,
+            digest: read.digest,
+            since,
+            asked,
+            due,
+        });
+        self.due = Some(due);
+        self.held_open = false;
+    }
+}
+
+/// A path as it is shown to the user.
+pub(super) fn shown(root: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
+}
+
+pub(super) fn read_manifest(shown: &Path, content: &Content) -> Reading {
+    if content.too_large {
+        manifest::too_large(shown, &content.bytes)
+    } else {
+        manifest::read(shown, &content.bytes)
+    }
+}
+
+/// Reads `.evenkeelignore`; without patterns when it is not understood whole.
+pub(super) fn read_ignore(shown: &Path, content: &Content) -> (Reading, Option<Ignore>) {
+    let unreadable = |message: String| manifest::unreadable(shown, "ignore-unreadable", message);
+    if content.too_large {
+        return (unreadable("is too large".to_owned()), None);
+    }
+    let Ok(text) = std::str::from_utf8(&content.bytes) else {
+        return (unreadable("is not UTF-8".to_owned()), None);
+    };
+    match Ignore::parse(text) {
+        Ok(patterns) => (Reading::default(), Some(patterns)),
+        Err(lines) => {
+            let problems = lines.into_iter().map(|line| bad_line(shown, line)).collect();
+            (
+                Reading { problems, unreadable: Some("ignore-unreadable"), ..Reading::default() },
+                None,
+            )
+        }
+    }
+}
+
+fn bad_line(shown: &Path, line: BadLine) -> Problem {
+    Problem {
+        position: Position {
+            file: shown.to_owned(),
+            line: line.line,
+            column: u32::from(line.line > 0),
+        },
+        severity: Severity::Error,
+        code: "ignore-unreadable",
+        pointer: String::new(),
+        message: format!("`{}` {}", line.text.trim(), line.message),
+        hint: Some("one glob a line; see the documentation of `.evenkeelignore`".to_owned()),
+        fix: None,
+        workload: None,
+        related: None,
+        bytes: 0..0,
+        source_line: line.text,
+    }
+}
+
+/// All keys of several looks.
+pub(super) fn all_keys<'a>(looks: impl Iterator<Item = (&'a Tracker, &'a Begun)>) -> BTreeSet<Key> {
+    looks.flat_map(|(tracker, begun)| tracker.keys(begun)).collect()
+}
