@@ -7,5 +7,6 @@ pub mod log;
 pub mod manifest;
 pub mod observed;
 pub mod oci;
+pub mod rundir;
 pub mod runtime;
 pub mod workload;
