@@ -4,7 +4,6 @@
 //! into the plan. It is the only place that logs failures.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 

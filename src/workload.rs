@@ -1098,7 +1098,7 @@ impl fmt::Display for Revision {
 /// The containerd ID of an instance: `<name>-<10 hex digits of its revision>`.
 ///
 /// Invariant: only letters, digits, `-`, `.` and `_`, at most 76 characters, so it is also a safe file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceId(String);
 
 impl InstanceId {

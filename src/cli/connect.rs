@@ -1,6 +1,5 @@
 //! From settings to something that can be worked with: the engine, the run directory, the lock, the status.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,7 +82,7 @@ pub(super) fn run_directory(settings: &Settings) -> Result<RunDirectory, Failure
 
 /// Whether we are the one that works here.
 pub(super) enum Lock {
-    Held(#[expect(dead_code, reason = "held, and given back when it is dropped")] rundir::Lock),
+    Held(rundir::Lock),
     Taken(Other),
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Context, Failure, connect};
 use crate::log::{Entry, Reader};
 use crate::status::Exit;
-use crate::workload::{InstanceId, Name};
+use crate::workload::{InstanceId, Name, Span};
 
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
@@ -19,6 +19,9 @@ pub(super) struct LogsArgs {
     /// Only the last lines
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
+    /// Only what was printed in the last while: 10m, 1h30m
+    #[arg(long, value_name = "DURATION")]
+    since: Option<Span>,
     /// Put the time before each line
     #[arg(short, long)]
     timestamps: bool,
@@ -33,7 +36,10 @@ pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, F
     let failed = |error: std::io::Error| {
         Failure::new(Exit::Environment, format_args!("failed to read `{}`: {error}", directory.display()))
     };
-    let mut reader = Reader::open(&directory, args.tail).map_err(failed)?;
+    let since = args.since.and_then(|ago| {
+        jiff::Timestamp::now().checked_sub(jiff::SignedDuration::try_from(ago.0).ok()?).ok()
+    });
+    let mut reader = Reader::open(&directory, args.tail, since).map_err(failed)?;
     while let Some(entry) = reader.read().map_err(failed)? {
         write(context, &entry, args.timestamps)?;
     }

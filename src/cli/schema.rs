@@ -38,7 +38,7 @@ pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exi
 }
 
 /// Every published schema by its name, as committed in `schemas/<name>.schema.json`.
-pub fn schemas() -> [(&'static str, Value); 5] {
+pub(crate) fn schemas() -> [(&'static str, Value); 5] {
     [
         ("manifest", crate::schema::manifest()),
         ("config", crate::schema::of::<crate::config::File>("Evenkeel configuration")),
