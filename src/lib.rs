@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod desired;
+pub mod engine;
 pub mod host;
 pub mod log;
 pub mod manifest;
