@@ -138,7 +138,13 @@ fn escape(bytes: &[u8]) -> String {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
                 text.push(char::from(*byte));
             }
-            _ => text.push_str(&format!("%{byte:02X}")),
+            _ => {
+                text.push('%');
+                text.extend(
+                    [byte >> 4, byte & 15]
+                        .map(|it| char::from(b"0123456789ABCDEF"[usize::from(it)])),
+                );
+            }
         }
     }
     text

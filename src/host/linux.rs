@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, Signal};
 use rustix::time::ClockId;
@@ -94,7 +95,7 @@ impl LinuxHost {
             // Not lazily: a mount that somebody still uses may stay, there is nothing in it.
             match rustix::mount::unmount(&base, UnmountFlags::NOFOLLOW) {
                 Ok(()) => {}
-                Err(rustix::io::Errno::BUSY) => return Ok(()),
+                Err(Errno::BUSY) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -278,7 +279,7 @@ impl Host for LinuxHost {
             .and_then(Pid::from_raw);
         let Some(target) = target else { return Err(failed(io::ErrorKind::InvalidInput.into())) };
         match rustix::process::kill_process(target, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(failed(error.into())),
         }
     }
@@ -363,7 +364,7 @@ fn unmount_all(path: &Path) -> io::Result<()> {
                 UnmountFlags::DETACH | UnmountFlags::NOFOLLOW,
             ) {
                 // Not mounted any more, or covered by something that the next round sees.
-                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -406,9 +407,8 @@ fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
 /// What the process with that directory in /proc sees; `None` when it is gone, a zombie included.
 fn look(process: &Path) -> io::Result<Option<View>> {
     let gone = |error: &io::Error| {
-        let code = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+        let code = error.raw_os_error().map(Errno::from_raw_os_error);
         // A zombie has no namespaces any more: its mountinfo is EINVAL.
-        use rustix::io::Errno;
         matches!(code, Some(Errno::NOENT | Errno::SRCH | Errno::INVAL))
     };
     let looked = (|| {

@@ -219,7 +219,7 @@ impl MemoryHost {
 }
 
 /// Not zero, so that a time that was never set is told from the start.
-const START: Duration = Duration::from_secs(3600);
+const START: Duration = Duration::from_hours(1);
 
 impl State {
     /// Numbers are never used twice here; a kernel does so at once, which is why nobody may keep them.

@@ -225,6 +225,7 @@ fn seek_to_tail(files: &mut VecDeque<File>, lines: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write as _;
 
     use super::super::Stream;
     use super::*;
@@ -345,7 +346,6 @@ mod tests {
             let mut text = fs::read_to_string(&path).unwrap_or_default();
             text.push_str(&records(numbers));
             // In place: a reader must not depend on the inode changing.
-            use std::io::Write as _;
             let mut file = fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
             let known = usize::try_from(file.metadata().unwrap().len()).unwrap();
             file.write_all(&text.as_bytes()[known..]).unwrap();

@@ -1,5 +1,6 @@
 //! One contract for both hosts, and what only the real one can show. Needs root: it mounts below a directory of its
 //! own and starts processes with namespaces of their own.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,6 +15,7 @@ use evenkeel::host::linux::LinuxHost;
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::host::{Ask, Facts, Host, Process, ProcessIpc, ProcessShm, mountinfo};
 use evenkeel::observed::{FileKind, Published, View, published_paths};
+use evenkeel::rundir::RunDirectory;
 use evenkeel::workload::{Bytes, InstanceId};
 
 /// A host and the hands that a test needs beside it.
@@ -653,7 +655,7 @@ fn a_zombie_is_gone() {
     assert!(it.host.view(child.id()).unwrap().is_some());
     it.host.kill(child.id()).unwrap();
     // Not waited for: it stays a zombie, which becomes one at its own pace.
-    let deadline = std::time::Duration::from_secs(20);
+    let deadline = Duration::from_secs(20);
     let pidfd = rustix::process::pidfd_open(
         rustix::process::Pid::from_child(&child),
         rustix::process::PidfdFlags::empty(),
@@ -690,4 +692,32 @@ fn another_mount_namespace_is_told() {
     assert!(it.host.mounts_shared_with(0).unwrap_err().contains("not known"));
     it.end(other);
     assert!(it.host.mounts_shared_with(other).unwrap_err().contains("not known"));
+}
+
+#[test]
+fn a_full_run_directory_is_an_error_that_names_the_file_and_leaves_the_old_content() {
+    let directory = tempfile::tempdir().unwrap();
+    rustix::mount::mount(
+        "evenkeel-test",
+        directory.path(),
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        c"size=64k",
+    )
+    .unwrap();
+    let run = RunDirectory::new(&directory.path().join("run"));
+    run.set_status(&"fine").unwrap();
+    fs::write(directory.path().join("filler"), vec![0; 1 << 20]).unwrap_err();
+    let result = run.set_status(&"x".repeat(10_000));
+    let status = run.status::<String>();
+    let left = fs::read_dir(run.path()).unwrap().count();
+    fs::remove_file(directory.path().join("filler")).unwrap();
+    let again = run.set_status(&"x".repeat(10_000));
+    rustix::mount::unmount(directory.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let error = result.unwrap_err();
+    assert!(error.to_string().contains("run/status.json"), "{error}");
+    assert_eq!(error.cause.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
+    assert_eq!(status.unwrap().as_deref(), Some("fine"));
+    assert_eq!(left, 1, "nothing half-written is left");
+    again.unwrap();
 }
