@@ -596,10 +596,8 @@ impl Composer {
             }
         };
         if plain && tag.is_none() && is_old_octal(text) {
-            let message = format!(
-                "`{}` is octal to some readers of YAML and decimal to others",
-                shorten(text)
-            );
+            let message =
+                format!("`{}` means different things to different readers of YAML", shorten(text));
             let octal = text.trim_start_matches(['-', '+', '0']);
             let flaw = Flaw::new("number-ambiguous", self.pointer(), mark.clone(), message);
             let hint = if !octal.is_empty() && octal.bytes().all(|c| (b'0'..=b'7').contains(&c)) {
