@@ -436,7 +436,8 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let hides = errors.iter().find(|it| it.pointer.starts_with("/metadata")).or(errors.first());
+        let of_name = |it: &&Flaw| matches!(it.pointer.as_str(), "/metadata" | "/metadata/name");
+        let hides = errors.iter().find(of_name).or(errors.first());
         let code = hides.map_or("name-invalid", |it| it.code);
         let errors = errors.into_iter().map(|it| (Severity::Error, it));
         let mut flaws: Vec<_> =

@@ -123,15 +123,6 @@ pub fn fields(pointer: &str) -> Vec<&'static str> {
     node(pointer).and_then(at).map(|it| it.keys().map(String::as_str).collect()).unwrap_or_default()
 }
 
-/// The JSON types that the value at `pointer` may have; empty when the schema knows no such place.
-pub fn types(pointer: &str) -> Vec<&'static str> {
-    match node(pointer).and_then(|it| it.get("type")) {
-        Some(Value::String(name)) => vec![name],
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    }
-}
-
 struct Compiled {
     schema: Value,
     validator: Validator,
@@ -299,3 +290,6 @@ fn drop_null(object: &mut Map<String, Value>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,7 +135,7 @@ fn duplicates(named: &[Named<'_>], graph: &mut Graph) {
             )
         };
         let place = place(document, document.places.name.as_ref());
-        let message = format!("`{}` is named by {} as well", document.name, first.position);
+        let message = format!("`{}` is named at {} as well", document.name, name_position(first));
         let problem = Problem::at(&place, severity, "duplicate-name", message);
         graph.problems.push(Problem {
             hint: Some(hint.to_owned()),

@@ -6,7 +6,9 @@ use serde_json::Number;
 
 use super::yaml::{Flaw, Kind, Mark, Node, describe, escape, shorten};
 use crate::schema::{self, Rule, Violation};
-use crate::workload::{Bytes, IPC_MODES, IpcMode, NAME_LENGTH, Name, Signal, Span};
+use crate::workload::{
+    API_VERSION, Bytes, IPC_MODES, IpcMode, KIND, NAME_LENGTH, Name, Signal, Span,
+};
 
 /// Explains what is wrong with one document.
 pub(super) struct Explainer<'a> {
@@ -93,11 +95,21 @@ impl Explainer<'_> {
         let tokens: Vec<&str> = pointer.split('/').skip(1).collect();
         let expects = |name: &str| expected.contains(&name);
         match (tokens.as_slice(), &node.kind) {
+            (["apiVersion"], _) => Advice::fix(API_VERSION),
+            (["kind"], _) => Advice::fix(KIND),
             (["spec", "ipcMode"], Kind::Null) => Advice::hint(IPC_DEFAULT),
             ([.., "command" | "args"], Kind::Null) => {
                 Advice::hint("write `[]` for none, or leave the field out")
             }
-            (_, Kind::Null) => Advice::hint("leave the field out, or give it a value"),
+            ([parents @ .., field], Kind::Null) => {
+                let parent: String = parents.iter().map(|it| format!("/{it}")).collect();
+                let required = missing(&parent, field);
+                if required == Advice::default() {
+                    Advice::hint("leave the field out, or give it a value")
+                } else {
+                    required
+                }
+            }
             (["spec", "restart"], Kind::Text(word)) => restart_policy(word).map_or_else(
                 || Advice::hint("write `restart: {policy: always}`"),
                 |it| Advice::fix(format!("{{policy: {it}}}")),
@@ -180,7 +192,7 @@ impl Explainer<'_> {
                 ("duration-invalid", "a duration", duration(&raw, pointer))
             }
             ["spec", "workingDir"] | ["spec", "mounts", _, "source" | "target"] => {
-                ("path-invalid", "a path for this", path(&raw))
+                ("path-invalid", "a path that can stand here", path(&raw))
             }
             ["spec", "hostname"] => ("hostname-invalid", "a host name", hostname(&raw)),
             ["spec", "env", _, "name"] => {
@@ -214,7 +226,7 @@ impl Explainer<'_> {
                 "a user or group ID",
                 Advice::hint("write a whole number from 0 to 4294967295"),
             ),
-            _ => ("value-invalid", "a value for this", Advice::default()),
+            _ => ("value-invalid", "a value that the field takes", Advice::default()),
         };
         advice.add_to(Flaw::new(
             code,
@@ -547,12 +559,15 @@ fn choice(pointer: &str, node: &Node, words: &[String]) -> Flaw {
         ["kind"] => ("kind-invalid", "a kind"),
         ["apiVersion"] => ("api-version-unsupported", "a version that this Evenkeel reads"),
         ["spec", "stop", "signal"] => ("signal-invalid", "a signal"),
-        _ => ("value-invalid", "a value for this"),
+        _ => ("value-invalid", "a value that the field takes"),
     };
     let advice = match known {
         Some(word) => Advice::fix(word),
         None if code == "signal-invalid" => match Signal::from_image(&raw.to_uppercase()) {
             Some(signal) => Advice::fix(signal.to_string()),
+            None if raw.starts_with("SIGRTMIN") => Advice::hint(
+                "the real-time signals are `SIGRTMIN` and `SIGRTMIN+1` to `SIGRTMIN+30`",
+            ),
             None => nearest(raw, words.iter().map(String::as_str)).map_or_else(
                 || Advice::hint("write a signal's name: `SIGTERM`, `SIGRTMIN+3`"),
                 Advice::fix,
@@ -629,6 +644,7 @@ pub(super) fn ipc_mode(raw: &str) -> Advice {
             hint: Some(format!("`{word}` takes nothing after it")),
             fix: Some(word.to_owned()),
         },
+        None if matches!(clean.as_str(), "shared" | "joinable") => Advice::fix("shareable"),
         _ => match nearest(&clean, IPC_MODES) {
             Some(mode) => Advice::fix(mode),
             None => Advice::hint(format!(

@@ -213,11 +213,18 @@ pub(super) fn documents(text: &str, base: usize) -> Vec<Parsed> {
     let mut composer = Composer::new(base);
     let mut parsed = Vec::new();
     let mut reached = None;
+    // Where the last document ended, until the next one begins.
+    let mut ended = None;
     while let Some(next) = parser.next_event() {
         let flaw = match next {
             Ok((event, span)) => match composer.take(event, &span) {
                 Ok(Some(document)) => {
                     parsed.push(document);
+                    ended = span.start.byte_offset();
+                    continue;
+                }
+                Ok(None) if composer.is_inside() => {
+                    ended = None;
                     continue;
                 }
                 Ok(None) => continue,
@@ -226,6 +233,12 @@ pub(super) fn documents(text: &str, base: usize) -> Vec<Parsed> {
             Err(error) => scan_flaw(&error, text, base),
         };
         let at = flaw.mark.bytes.start;
+        // Without a marker between them, what cannot be read is the rest of the document before: the parser took it
+        // for complete too early, and half a document must not act.
+        let separate = |end: usize| text.get(end..at - base).is_none_or(has_marker);
+        if ended.take().is_some_and(|end| !separate(end)) {
+            parsed.pop();
+        }
         parsed.push(Parsed::Broken(flaw));
         composer = Composer::new(base);
         // Each recovery has to get further, whatever the parser does.
@@ -236,6 +249,14 @@ pub(super) fn documents(text: &str, base: usize) -> Vec<Parsed> {
         }
     }
     parsed
+}
+
+/// Whether a line of `text` ends a document or begins one.
+fn has_marker(text: &str) -> bool {
+    let ends = |rest: &str| rest.is_empty() || rest.starts_with([' ', '\t']);
+    let marker =
+        |line: &str| ["---", "..."].iter().any(|it| line.strip_prefix(it).is_some_and(ends));
+    text.split(['\n', '\r']).any(marker)
 }
 
 /// What the first document of a text says about whose it is.
@@ -380,6 +401,11 @@ impl Composer {
             }
         }
         Ok(None)
+    }
+
+    /// Whether a node of a document has come, and not its end.
+    fn is_inside(&self) -> bool {
+        self.nodes > 0 || !self.stack.is_empty()
     }
 
     fn mark(&self, span: &Span) -> Mark {
@@ -596,10 +622,8 @@ impl Composer {
             }
         };
         if plain && tag.is_none() && is_old_octal(text) {
-            let message = format!(
-                "`{}` is octal to some readers of YAML and decimal to others",
-                shorten(text)
-            );
+            let message =
+                format!("`{}` means different things to different readers of YAML", shorten(text));
             let octal = text.trim_start_matches(['-', '+', '0']);
             let flaw = Flaw::new("number-ambiguous", self.pointer(), mark.clone(), message);
             let hint = if !octal.is_empty() && octal.bytes().all(|c| (b'0'..=b'7').contains(&c)) {
