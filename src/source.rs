@@ -42,7 +42,7 @@ use file::{FileId, Look};
 use ignore::Ignore;
 use inotify::{Stir, Watches};
 use scan::{Entry, Walk};
-use settle::Tracker;
+use settle::{Begun, Tracker};
 
 /// Quiet after an event that finished no file, before a look.
 const QUIET: Duration = Duration::from_millis(50);
@@ -50,8 +50,12 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Longest wait for quiet.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Least time between two looks; a checkout that finishes a file every 100 µs is not worth 10,000 looks a second.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Least time between two looks: a checkout finishes a file every 100 µs, which is not worth 10,000 looks a second.
+/// Where a look takes longer, twice its time, so that looking never takes more than a third of a processor.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Longest time between two looks that come of this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Between two looks at the roots alone, and between two whole looks without inotify.
 const TICK: Duration = Duration::from_secs(2);
@@ -228,9 +232,8 @@ impl Looker {
         let at = now();
         self.watches.begin();
         let begun = self.trackers.iter_mut().map(|it| it.begin(&mut self.watches, at, forget));
-        let begun: Vec<_> = begun.collect();
-        let keys = settle::all_keys(self.trackers.iter().zip(&begun));
-        self.watches.end(keys);
+        let begun: Vec<Begun> = begun.collect();
+        self.watches.end(begun.iter().flat_map(Begun::keys).collect());
         // Every write that was complete before a file was read is known after this.
         let mut stir = self.watches.drain(now());
         for (tracker, begun) in self.trackers.iter_mut().zip(begun) {
@@ -291,6 +294,7 @@ struct Watcher {
 #[derive(Debug, Clone, Copy)]
 struct Looked {
     ended: BootTime,
+    soonest: BootTime,
     /// When the next look is due although nothing happens.
     due: Option<BootTime>,
     complete: bool,
@@ -331,8 +335,13 @@ impl Watcher {
             if self.finished { first } else { (self.last_event + QUIET).min(first + LONGEST) }
         });
         let regular = last.ended + if last.complete { RESYNC } else { TICK };
-        let soonest = last.ended + PAUSE;
-        events.into_iter().chain(last.due).chain([regular]).min().unwrap_or(regular).max(soonest)
+        events
+            .into_iter()
+            .chain(last.due)
+            .chain([regular])
+            .min()
+            .unwrap_or(regular)
+            .max(last.soonest)
     }
 
     fn is_due(&mut self, time: BootTime) -> bool {
@@ -351,6 +360,7 @@ impl Watcher {
     }
 
     fn look(&mut self) {
+        let begun = now();
         let forget = std::mem::take(&mut self.lost);
         self.finished = false;
         self.first_event = None;
@@ -365,7 +375,9 @@ impl Watcher {
         let first = self.sender.borrow().is_none();
         let state = self.looker.history.fold(&scans, ended, &self.shared.believing());
         let due = self.looker.due(ended);
-        self.last_look = Some(Looked { ended, due, complete: complete.is_ok() });
+        let pause = (now().since(begun) * 2).clamp(PAUSE, LONGEST_PAUSE);
+        self.last_look =
+            Some(Looked { ended, soonest: ended + pause, due, complete: complete.is_ok() });
         // What only needs a moment more comes with the first state instead of after it.
         if first && self.looker.is_settling() && ended < self.started + FIRST {
             return;

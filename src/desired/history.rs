@@ -23,7 +23,7 @@ pub const REMOVE_AFTER: Duration = Duration::from_secs(2);
 
 /// An absence acts after this time although the source never becomes quiet: a program that writes a file every
 /// second must not keep a removed workload alive for ever.
-pub const LATEST: Duration = Duration::from_secs(60);
+pub const LATEST: Duration = Duration::from_mins(1);
 
 /// A root on another device is believed again after it has been good for so long: longer than a mount takes to be
 /// filled, short enough for a person who waits.

@@ -1,7 +1,7 @@
 //! One walk over one root: which files there are and what they look like from outside.
 //!
 //! Reads names and inodes only, never content. Directories whose name starts with a dot are not entered, but symlinks
-//! may lead through them: that is how a ConfigMap is mounted.
+//! may lead through them: that is how a `ConfigMap` is mounted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -204,7 +204,12 @@ impl Walk<'_> {
             let is_ignore_file = name == ignore::FILE && todo.depth == 0;
             let interesting = match entry.file_type() {
                 FileType::Directory | FileType::Symlink | FileType::Unknown => true,
-                _ => is_manifest(name),
+                // What is neither a file nor a directory is refused by its name.
+                FileType::RegularFile
+                | FileType::Fifo
+                | FileType::Socket
+                | FileType::CharacterDevice
+                | FileType::BlockDevice => is_manifest(name),
             };
             if is_ignore_file || (interesting && !hidden) {
                 names.push((name.to_owned(), entry.file_type()));
@@ -237,17 +242,14 @@ impl Walk<'_> {
         let is_link = kind == FileType::Symlink
             || (kind == FileType::Unknown
                 && std::fs::symlink_metadata(&real).is_ok_and(|it| it.is_symlink()));
-        if kind == FileType::Directory && self.ignore.matches(&below, true) {
+        // Saves a look at each: what it is is known.
+        if kind == FileType::Directory && name != ignore::FILE {
+            if !self.ignore.matches(&below, true) {
+                plain.push_back(Todo { real, below, depth: todo.depth + 1 });
+            }
             return Ok(());
         }
-        let behind = match kind {
-            // Saves a look at each: what it is is known.
-            FileType::Directory => {
-                plain.push_back(Todo { real, below, depth: todo.depth + 1 });
-                return Ok(());
-            }
-            _ => file::kind(&real),
-        };
+        let behind = file::kind(&real);
         if name == ignore::FILE {
             found.ignore = match behind {
                 Kind::File(metadata) => {

@@ -5,7 +5,7 @@
 //! time apart, or one second where it cannot be known who has it open. Until then its last settled content counts:
 //! most prefixes of a manifest are valid manifests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -124,6 +124,17 @@ pub(super) struct Begun {
     at: BootTime,
 }
 
+impl Begun {
+    /// The files whose events matter.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        let entries = self.found.files.values().chain(&self.found.ignore);
+        entries.filter_map(|entry| match entry {
+            Entry::File(place) => place.key.clone(),
+            Entry::Refused(_) => None,
+        })
+    }
+}
+
 impl Tracker {
     pub(super) fn new(source: Source, index: usize) -> Self {
         Self {
@@ -192,15 +203,6 @@ impl Tracker {
         Begun { found, reads, at: now }
     }
 
-    /// The files whose events matter.
-    pub(super) fn keys<'a>(&self, begun: &'a Begun) -> impl Iterator<Item = Key> + use<'a> {
-        let entries = begun.found.files.values().chain(&begun.found.ignore);
-        entries.filter_map(|entry| match entry {
-            Entry::File(place) => place.key.clone(),
-            Entry::Refused(_) => None,
-        })
-    }
-
     /// Decides what counts of what was read, after the events that came meanwhile were read too. `Err`: the walk has to
     /// be repeated at once, because what it leaves out has changed.
     pub(super) fn end(
@@ -218,9 +220,9 @@ impl Tracker {
             let finished = matches!(read.mark, Some(Mark { stage: Stage::Finished, .. }));
             if !unchanged || read.content.torn {
                 let due = now + QUIET;
-                self.tracked(&read.file).wait(read, due, now);
+                self.tracked(&read.file).wait(&read, due, now);
             } else if finished {
-                self.settle(read, watches);
+                self.settle(&read, watches);
             } else {
                 quiet.push(read);
             }
@@ -243,7 +245,7 @@ impl Tracker {
             match same_as_before {
                 Some(candidate) if now >= candidate.since + QUIET => {
                     if same_as_settled {
-                        self.settle(read, watches);
+                        self.settle(&read, watches);
                     } else {
                         let name = read.key.as_ref().map(|key| key.name.clone());
                         if read.content.local
@@ -257,7 +259,7 @@ impl Tracker {
                 }
                 _ => {
                     let due = now + QUIET;
-                    tracked.wait(read, due, now);
+                    tracked.wait(&read, due, now);
                 }
             }
         }
@@ -279,19 +281,19 @@ impl Tracker {
             if found.contains(&id) {
                 let asked = tracked.candidate.as_ref().map_or(0, |it| it.asked);
                 let pause = (QUIET * 2).saturating_mul(1_u32 << asked.min(16)).min(ASK_LIMIT);
-                tracked.wait(read, now + pause, now);
+                tracked.wait(&read, now + pause, now);
                 tracked.held_open = true;
                 if let Some(candidate) = &mut tracked.candidate {
                     candidate.asked += 1;
                 }
             } else if known || (!writing && now >= since + UNKNOWN) {
-                self.settle(read, watches);
+                self.settle(&read, watches);
             } else if writing {
                 // It was seen to be written and its close was not: only the close, or knowing better, settles it.
-                tracked.wait(read, now + ASK_LIMIT, now);
+                tracked.wait(&read, now + ASK_LIMIT, now);
                 tracked.held_open = true;
             } else {
-                tracked.wait(read, since + UNKNOWN, now);
+                tracked.wait(&read, since + UNKNOWN, now);
             }
         }
     }
@@ -303,7 +305,7 @@ impl Tracker {
         }
     }
 
-    fn settle(&mut self, read: Read, watches: &mut Watches) {
+    fn settle(&mut self, read: &Read, watches: &mut Watches) {
         if let Some(key) = &read.key {
             watches.unmark(key);
         }
@@ -517,7 +519,7 @@ impl Tracked {
     }
 
     /// Remembers what was read, to be compared with what is read at `due`.
-    fn wait(&mut self, read: Read, due: BootTime, now: BootTime) {
+    fn wait(&mut self, read: &Read, due: BootTime, now: BootTime) {
         let same = self
             .candidate
             .as_ref()
@@ -587,9 +589,4 @@ fn bad_line(shown: &Path, line: BadLine) -> Problem {
         bytes: 0..0,
         source_line: line.text,
     }
-}
-
-/// All keys of several looks.
-pub(super) fn all_keys<'a>(looks: impl Iterator<Item = (&'a Tracker, &'a Begun)>) -> BTreeSet<Key> {
-    looks.flat_map(|(tracker, begun)| tracker.keys(begun)).collect()
 }

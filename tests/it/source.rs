@@ -1,5 +1,7 @@
 //! Real directories, and what is published of them.
 
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -95,10 +97,10 @@ impl Rig {
                 self.desired.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(DEADLINE, wait).await {
-            Ok(state) => state,
-            Err(_) => panic!("never came: {what}; the last state was {:#?}", self.desired.borrow()),
-        }
+        let state = tokio::time::timeout(DEADLINE, wait).await.ok();
+        state.unwrap_or_else(|| {
+            panic!("never came: {what}; the last state was {:#?}", self.desired.borrow())
+        })
     }
 
     async fn until_tags(&mut self, tags: &[(&str, &str)]) -> Arc<DesiredState> {
@@ -250,6 +252,24 @@ async fn a_file_that_is_open_for_writing_at_the_start_counts_when_it_is_closed()
 }
 
 #[tokio::test]
+async fn where_writers_cannot_be_known_a_second_without_a_change_settles() {
+    let (directory, root) = prepared(&[("a.yaml", &manifest("a", "1"))]);
+    // A writer could have opened it under its other name.
+    let other = directory.path().join("other");
+    fs::hard_link(root.join("a.yaml"), &other).unwrap();
+    let begun = now();
+    let mut rig = Rig::watch(directory, &root, true);
+    rig.until_tags(&[("a", "1")]).await;
+    assert!(now().since(begun) >= Duration::from_secs(1));
+    let begun = now();
+    fs::hard_link(rig.path("a.yaml"), rig.path("b.yaml")).unwrap();
+    fs::write(&other, manifest("b", "1")).unwrap();
+    let state = rig.until_tags(&[("b", "1")]).await;
+    assert!(now().since(begun) >= Duration::from_secs(1));
+    assert!(codes(&state).is_empty());
+}
+
+#[tokio::test]
 async fn a_configmap_is_read_through_its_hidden_directory() {
     let (directory, root) =
         prepared(&[("..1/a.yaml", &manifest("a", "1")), ("..1/b.yaml", &manifest("b", "1"))]);
@@ -383,20 +403,22 @@ async fn a_name_that_moves_to_another_file_is_never_absent() {
     assert!(state.sources[&rig.source].absent.is_empty());
 }
 
+/// Makes something that is no manifest.
+type Make = fn(&Path);
+
 #[tokio::test]
 async fn what_is_no_readable_file_holds_everything_and_the_rest_goes_on() {
     let mut rig = Rig::new(&[("a.yaml", &manifest("a", "1"))]);
     rig.until_tags(&[("a", "1")]).await;
     let bad = rig.path("bad.yaml");
-    let device: fn(&Path) = |path| symlink("/dev/zero", path).unwrap();
-    let cases: [(&str, fn(&Path)); 7] = [
+    let cases: [(&str, Make); 7] = [
         ("not-a-regular-file", |path| {
             let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
             rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)
                 .unwrap();
         }),
         ("not-a-regular-file", |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
-        ("not-a-regular-file", device),
+        ("not-a-regular-file", |path| symlink("/dev/zero", path).unwrap()),
         ("dangling-symlink", |path| symlink("nowhere", path).unwrap()),
         ("symlink-loop", |path| symlink("bad.yaml", path).unwrap()),
         // A regular file that cannot be read by anybody from its start.
@@ -620,6 +642,7 @@ async fn git(root: &Path, arguments: &[&str], stop_after: Option<Duration>) {
 
 #[tokio::test]
 async fn a_checkout_back_and_forth_removes_no_name_and_shows_no_half_written_file() {
+    use std::fmt::Write as _;
     const ALL: usize = 210;
     const CHANGED: usize = 200;
     let (directory, root) = prepared(&[]);
@@ -630,7 +653,7 @@ async fn a_checkout_back_and_forth_removes_no_name_and_shows_no_half_written_fil
             // Most prefixes of this are valid manifests that say something else.
             text.push_str("  env:\n");
             for m in 0..20 {
-                text.push_str(&format!("    - {{name: V{m}, value: \"{tag}\"}}\n"));
+                writeln!(text, "    - {{name: V{m}, value: \"{tag}\"}}").unwrap();
             }
             fs::write(root.join(format!("w{n}.yaml")), text).unwrap();
         }
