@@ -25,7 +25,13 @@ mod validate;
 /// YAML manifests in a directory say which containers should run. Evenkeel compares that with what containerd runs,
 /// and starts or cleans up the difference.
 #[derive(Debug, Parser)]
-#[command(name = "evenkeel", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "evenkeel",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -148,7 +154,10 @@ impl Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         let closed_pipe = error.kind() == std::io::ErrorKind::BrokenPipe;
-        Self { closed_pipe, ..Self::new(Exit::Environment, format_args!("failed to write: {error}")) }
+        Self {
+            closed_pipe,
+            ..Self::new(Exit::Environment, format_args!("failed to write: {error}"))
+        }
     }
 }
 
@@ -166,7 +175,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let color = match cli.global.color {
         Color::Always => true,
         Color::Never => false,
-        Color::Auto => stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty()),
+        Color::Auto => {
+            stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
+        }
     };
     let mut out = stdout;
     let mut err = std::io::stderr();
@@ -203,12 +214,16 @@ fn start_tracing(verbose: u8, json: bool) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("EVENKEEL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     // A second call, as in a test, keeps the first one's settings.
     if json {
         drop(builder.json().try_init());
     } else {
-        let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        let color = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
         drop(builder.with_ansi(color).try_init());
     }
 }

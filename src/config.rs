@@ -13,7 +13,9 @@ use sha2::{Digest as _, Sha256};
 use crate::backoff::Delays;
 use crate::manifest::{self, Problem};
 use crate::plan::{LogDefaults, Policy};
-use crate::workload::{Backoff, Bytes, DEFAULT_SHM_SIZE, IpcDefaults, IpcMode, RestartPolicy, Span};
+use crate::workload::{
+    Backoff, Bytes, DEFAULT_SHM_SIZE, IpcDefaults, IpcMode, RestartPolicy, Span,
+};
 
 /// Where things are unless something else is said.
 pub const CONFIG: &str = "/etc/evenkeel/config.yaml";
@@ -38,7 +40,9 @@ pub const LOG: LogDefaults = LogDefaults {
 };
 
 /// Which containerd is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
     /// The system's if there is one, else a private one; decided once
@@ -58,7 +62,13 @@ pub struct Flags {
     #[arg(long, global = true, env = "EVENKEEL_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Directory (or file) of manifests; can be repeated [default: /etc/evenkeel/manifests]
-    #[arg(long, global = true, env = "EVENKEEL_MANIFESTS", value_name = "PATH", value_delimiter = ',')]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_MANIFESTS",
+        value_name = "PATH",
+        value_delimiter = ','
+    )]
     pub manifests: Vec<PathBuf>,
     /// Run directory, on a tmpfs [default: /run/evenkeel]
     #[arg(long, global = true, env = "EVENKEEL_RUN_DIR", value_name = "DIR")]
@@ -216,7 +226,9 @@ impl Settings {
         let path = flags.config.clone().unwrap_or_else(|| PathBuf::from(CONFIG));
         let bytes = match read_limited(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() =>
+            {
                 return Ok((File::default(), None));
             }
             Err(cause) => return Err(Error::Read { path, cause }),
@@ -226,7 +238,9 @@ impl Settings {
     }
 
     fn agree(flags: &Flags, file: &File, path: &Path) -> Result<(), Error> {
-        let differs = |flag: &str, key: &str, typed: Option<String>, written: Option<String>| match (typed, written) {
+        let differs = |flag: &str, key: &str, typed: Option<String>, written: Option<String>| match (
+            typed, written,
+        ) {
             (Some(typed), Some(written)) if typed != written => Err(Error::Conflict(format!(
                 "--{flag} says `{typed}` and {} says `{key}: {written}`; say it in one place",
                 path.display()
@@ -235,8 +249,9 @@ impl Settings {
         };
         let show = |path: &Option<PathBuf>| path.as_ref().map(|it| it.display().to_string());
         let paths = |paths: &[PathBuf]| {
-            (!paths.is_empty())
-                .then(|| paths.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(","))
+            (!paths.is_empty()).then(|| {
+                paths.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(",")
+            })
         };
         let engine = |it: Option<EngineChoice>| it.map(|it| format!("{it:?}").to_lowercase());
         differs("manifests", "manifests", paths(&flags.manifests), paths(&file.manifests))?;
@@ -249,8 +264,13 @@ impl Settings {
         differs("engine", "engine", engine(flags.engine), engine(file.engine))?;
         let mode = (flags.default_ipc_mode.clone(), file.default_ipc_mode.clone());
         differs("default-ipc-mode", "defaultIpcMode", mode.0, mode.1)?;
-        let size = |text: &String| text.parse::<Bytes>().map_or_else(|_| text.clone(), |it| it.to_string());
-        let sizes = (flags.default_shm_size.as_ref().map(size), file.default_shm_size.map(|it| it.to_string()));
+        let size = |text: &String| {
+            text.parse::<Bytes>().map_or_else(|_| text.clone(), |it| it.to_string())
+        };
+        let sizes = (
+            flags.default_shm_size.as_ref().map(size),
+            file.default_shm_size.map(|it| it.to_string()),
+        );
         differs("default-shm-size", "defaultShmSize", sizes.0, sizes.1)
     }
 
@@ -274,7 +294,9 @@ impl Settings {
             Some((flag, text)) => match text.parse::<IpcMode>() {
                 Ok(mode @ (IpcMode::Private | IpcMode::Shareable)) => mode,
                 Ok(mode) => {
-                    let message = format!("`{mode}` is not supported as default value; use private or shareable");
+                    let message = format!(
+                        "`{mode}` is not supported as default value; use private or shareable"
+                    );
                     return Err(Error::Value { flag, message });
                 }
                 Err(_) => {
@@ -287,7 +309,9 @@ impl Settings {
             None => file.default_shm_size.unwrap_or(DEFAULT_SHM_SIZE),
             Some(text) => text.parse().map_err(|_| Error::Value {
                 flag: "--default-shm-size",
-                message: format!("`{text}` is not a size; write whole bytes with Ki, Mi or Gi, such as 64Mi"),
+                message: format!(
+                    "`{text}` is not a size; write whole bytes with Ki, Mi or Gi, such as 64Mi"
+                ),
             })?,
         };
         let manifests = match (manifests.is_empty(), file.manifests.is_empty()) {

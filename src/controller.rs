@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
-use crate::backoff::Strikes;
 use crate::observed::{Approval, Instance, Leftover, ObservedState, Removal, Task};
 use crate::plan::{self, Action, Phase, Plan, Policy, Step, StepId};
 use crate::runtime::{Container, Objects, Runtime};
@@ -112,7 +112,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     let text = Chain(&error).to_string();
                     // A persisting failure is told when it starts and when its text changes.
                     if text != complaint {
-                        warn!(error = text, "the runtime cannot be observed; containers keep running");
+                        warn!(
+                            error = text,
+                            "the runtime cannot be observed; containers keep running"
+                        );
                         complaint.clone_from(&text);
                         self.say_unreachable(&report, &text);
                     }
@@ -210,7 +213,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
             Goal::Converge { wait } => {
                 if !plan.is_empty() {
-                    return (!wait && cooling.is_cooling_any(look.now)).then_some(Ended::NotConverged);
+                    return (!wait && cooling.is_cooling_any(look.now))
+                        .then_some(Ended::NotConverged);
                 }
                 // A removal that acts soon, or a joiner that follows soon, is worth the wait.
                 let soon = plan.standings.values().any(|it| {
@@ -221,7 +225,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 for (name, standing) in &plan.standings {
                     match standing.phase {
                         Phase::Running if standing.up_to_date && standing.reason.is_empty() => {
-                            let instance = standing.instance.as_ref().and_then(|id| look.observed.instances.get(id));
+                            let instance = standing
+                                .instance
+                                .as_ref()
+                                .and_then(|id| look.observed.instances.get(id));
                             let run = instance.and_then(|it| it.run.as_ref());
                             young |= run.is_some_and(|it| look.now.since(it.at) < BELIEVED);
                         }
@@ -256,7 +263,13 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         observe(&self.edge, desired, self.mounts_not_shared.clone()).await
     }
 
-    fn say(&self, report: &watch::Sender<Option<Arc<Status>>>, desired: &DesiredState, look: &Look, plan: &Plan) {
+    fn say(
+        &self,
+        report: &watch::Sender<Option<Arc<Status>>>,
+        desired: &DesiredState,
+        look: &Look,
+        plan: &Plan,
+    ) {
         let around = Around {
             controller: self.identity.clone(),
             runtime: RuntimeStatus { state: "ready".to_owned(), message: String::new() },
@@ -277,9 +290,15 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         report.send_modify(|before| {
             let mut status = before.as_deref().cloned().unwrap_or_else(|| {
                 let around = Around { controller: self.identity.clone(), ..Around::default() };
-                status::status(&DesiredState::default(), &ObservedState::default(), &Plan::default(), &around)
+                status::status(
+                    &DesiredState::default(),
+                    &ObservedState::default(),
+                    &Plan::default(),
+                    &around,
+                )
             });
-            status.runtime = RuntimeStatus { state: "unreachable".to_owned(), message: message.to_owned() };
+            status.runtime =
+                RuntimeStatus { state: "unreachable".to_owned(), message: message.to_owned() };
             *before = Some(Arc::new(status));
         });
     }
@@ -287,7 +306,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
 
 /// Wall clock of the times that the status names.
 pub fn due_times<H: Host>(plan: &Plan, host: &H, now: BootTime) -> BTreeMap<BootTime, String> {
-    plan.standings.values().filter_map(|it| it.until).map(|at| (at, host.wall_clock_after(at.since(now)))).collect()
+    plan.standings
+        .values()
+        .filter_map(|it| it.until)
+        .map(|at| (at, host.wall_clock_after(at.since(now))))
+        .collect()
 }
 
 /// What there is where no engine has ever run: the images of the archives and what the manifests name on the host.
@@ -346,7 +369,8 @@ async fn assemble<R: Runtime, H: Host>(
         }
     }
     ask.pids = objects.containers.iter().filter_map(|it| it.task.pid()).collect();
-    let missing: BTreeSet<String> = images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
+    let missing: BTreeSet<String> =
+        images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
     let blocking = Arc::clone(edge);
     let (facts, records, archived, logs) = tokio::task::spawn_blocking(move || {
         let facts = blocking.host.observe(&ask)?;
@@ -355,7 +379,8 @@ async fn assemble<R: Runtime, H: Host>(
             removals: blocking.run.removals()?,
             approvals: blocking.run.approvals()?.into_values().flatten().collect(),
         };
-        let archived = blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
+        let archived =
+            blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
         let logs = directories(&blocking.log_directory);
         Ok::<_, Error>((facts, records, archived, logs))
     })
@@ -380,7 +405,8 @@ async fn assemble<R: Runtime, H: Host>(
         let instance = instance(container, &facts);
         observed.instances.insert(instance.id.clone(), instance);
     }
-    observed.leftovers = leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
+    observed.leftovers =
+        leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
     Ok(Look { observed, now })
 }
 
@@ -392,7 +418,19 @@ struct Records {
 }
 
 fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
-    let Container { id, name, revision, origin, workload, defaults, image, has_snapshot, run, end, task } = container;
+    let Container {
+        id,
+        name,
+        revision,
+        origin,
+        workload,
+        defaults,
+        image,
+        has_snapshot,
+        run,
+        end,
+        task,
+    } = container;
     Instance {
         published: facts.published.get(&id).copied().unwrap_or_default(),
         view: task.pid().and_then(|pid| facts.views.get(&pid).copied()),
@@ -421,7 +459,8 @@ fn leftovers(
 ) -> BTreeSet<Leftover> {
     let mut leftovers = BTreeSet::new();
     let ended = |id: &InstanceId| observed.instances.get(id).is_none_or(|it| it.task == Task::None);
-    leftovers.extend(facts.published.keys().filter(|id| ended(id)).cloned().map(Leftover::Published));
+    leftovers
+        .extend(facts.published.keys().filter(|id| ended(id)).cloned().map(Leftover::Published));
     leftovers.extend(
         logs.iter().filter(|id| !observed.instances.contains_key(*id)).cloned().map(Leftover::Logs),
     );
@@ -431,7 +470,8 @@ fn leftovers(
         desired.is_some_and(|it| it.workloads.contains_key(name))
             || observed.instances.values().any(|it| &it.name == name)
     };
-    leftovers.extend(observed.strikes.keys().filter(|it| !known(it)).cloned().map(Leftover::Strikes));
+    leftovers
+        .extend(observed.strikes.keys().filter(|it| !known(it)).cloned().map(Leftover::Strikes));
     leftovers
 }
 
@@ -483,7 +523,11 @@ fn parts(plan: &Plan) -> Vec<Vec<(StepId, Step)>> {
     }
     let mut by_name: BTreeMap<&Name, usize> = BTreeMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
-        let others = step.requires.iter().map(|it| it.0).chain(step.name.as_ref().and_then(|it| by_name.get(it).copied()));
+        let others = step
+            .requires
+            .iter()
+            .map(|it| it.0)
+            .chain(step.name.as_ref().and_then(|it| by_name.get(it).copied()));
         for other in others.collect::<Vec<_>>() {
             let (a, b) = (find(&mut root, at), find(&mut root, other));
             root[a.max(b)] = a.min(b);
@@ -512,7 +556,12 @@ impl Flights {
         self.busy.is_empty()
     }
 
-    fn send<R: Runtime, H: Host>(&mut self, edge: &Arc<Edge<R, H>>, part: Vec<(StepId, Step)>, keys: BTreeSet<Key>) {
+    fn send<R: Runtime, H: Host>(
+        &mut self,
+        edge: &Arc<Edge<R, H>>,
+        part: Vec<(StepId, Step)>,
+        keys: BTreeSet<Key>,
+    ) {
         self.busy.extend(keys.iter().cloned());
         let edge = Arc::clone(edge);
         self.walks.spawn(async move { (keys, edge.walk(part).await) });

@@ -69,10 +69,22 @@ impl Plan {
     }
 
     /// Puts a step at the end; `requires` must name steps before it.
-    fn push(&mut self, name: Option<&Name>, action: Action, cause: Cause, requires: Vec<StepId>) -> StepId {
+    fn push(
+        &mut self,
+        name: Option<&Name>,
+        action: Action,
+        cause: Cause,
+        requires: Vec<StepId>,
+    ) -> StepId {
         let id = StepId(self.steps.len());
         debug_assert!(requires.iter().all(|it| *it < id), "a step comes after those it requires");
-        self.steps.push(Step { name: name.cloned(), action, cause, requires, pause: Duration::ZERO });
+        self.steps.push(Step {
+            name: name.cloned(),
+            action,
+            cause,
+            requires,
+            pause: Duration::ZERO,
+        });
         id
     }
 }
@@ -284,7 +296,9 @@ impl fmt::Display for Cause {
             Self::Lost => f.write_str("its last run ended in an unknown way"),
             Self::Boot => f.write_str("runs once after each boot"),
             Self::Paused => f.write_str("paused, and wanted running"),
-            Self::DonorChanged { donor } => write!(f, "its donor `{donor}` has another IPC namespace"),
+            Self::DonorChanged { donor } => {
+                write!(f, "its donor `{donor}` has another IPC namespace")
+            }
             Self::WantedStopped => f.write_str("state: stopped"),
             Self::WantedAbsent => f.write_str("state: absent"),
             Self::Gone { origin } => write!(f, "no longer in {origin}"),
@@ -324,7 +338,9 @@ impl Action {
             Self::Stop(it) => it.id.to_string(),
             Self::Finish(it) => it.id.to_string(),
             Self::Start(it) => it.id.to_string(),
-            Self::Resume { id } | Self::Remove { id, .. } | Self::RemoveOrphan { id } => id.to_string(),
+            Self::Resume { id } | Self::Remove { id, .. } | Self::RemoveOrphan { id } => {
+                id.to_string()
+            }
             Self::Sweep(leftover) => leftover.to_string(),
         }
     }
@@ -370,7 +386,9 @@ impl fmt::Display for Plan {
 }
 
 /// Where a workload is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 pub enum Phase {
     Running,
     Starting,
@@ -453,13 +471,21 @@ pub fn accept(
             return no("namespace-not-host", "the process is not in the host's IPC namespace");
         }
         ExpectNamespace::Of(donor) if published(donor).0 != Some(seen.ipc_ns) => {
-            return no("donor-vanished", "the donor's IPC namespace is not the one that was joined");
+            return no(
+                "donor-vanished",
+                "the donor's IPC namespace is not the one that was joined",
+            );
         }
         ExpectNamespace::Own | ExpectNamespace::Host | ExpectNamespace::Of(_) => {}
     }
     match &expect.shm {
-        ExpectShm::Absent if seen.shm.is_some() => no("shm-unexpected", "the process has a /dev/shm"),
-        ExpectShm::Own if seen.shm.is_none() || host.is_some_and(|it| it.shm.is_some() && it.shm == seen.shm) => {
+        ExpectShm::Absent if seen.shm.is_some() => {
+            no("shm-unexpected", "the process has a /dev/shm")
+        }
+        ExpectShm::Own
+            if seen.shm.is_none()
+                || host.is_some_and(|it| it.shm.is_some() && it.shm == seen.shm) =>
+        {
             no("shm-not-own", "the process has no /dev/shm of its own")
         }
         ExpectShm::Host if host.is_some_and(|it| it.shm.is_some() && it.shm != seen.shm) => {
@@ -470,7 +496,11 @@ pub fn accept(
             "the runtime does not see the /dev/shm that was mounted for it: controller and containerd are in \
              different mount namespaces",
         ),
-        ExpectShm::Absent | ExpectShm::Own | ExpectShm::Host | ExpectShm::Of(_) | ExpectShm::Any => Ok(()),
+        ExpectShm::Absent
+        | ExpectShm::Own
+        | ExpectShm::Host
+        | ExpectShm::Of(_)
+        | ExpectShm::Any => Ok(()),
     }
 }
 

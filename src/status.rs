@@ -62,7 +62,8 @@ impl Exit {
 /// The phase is looked at first, then the errno; never a substring of the whole text alone, because a missing bind
 /// source and a missing command both say "no such file or directory".
 pub fn classify(text: &str) -> (u32, &'static str) {
-    let missing = text.contains("no such file or directory") || text.contains("executable file not found");
+    let missing =
+        text.contains("no such file or directory") || text.contains("executable file not found");
     if let Some(command) = text.find("exec: \"").map(|at| &text[at..]) {
         return match () {
             () if command.contains("permission denied") || command.contains("is a directory") => {
@@ -289,7 +290,12 @@ pub struct Around {
 }
 
 /// How everything stands, once the plan's steps are taken for under way.
-pub fn status(desired: &DesiredState, observed: &ObservedState, plan: &Plan, around: &Around) -> Status {
+pub fn status(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    plan: &Plan,
+    around: &Around,
+) -> Status {
     let sources = desired
         .sources
         .iter()
@@ -348,7 +354,13 @@ fn belongs(problem: &Problem, name: &Name, desired: &DesiredState) -> bool {
     problem.workload.as_ref() == Some(name) && desired.workloads.contains_key(name)
 }
 
-fn item(name: &Name, desired: &DesiredState, observed: &ObservedState, plan: &Plan, around: &Around) -> Item {
+fn item(
+    name: &Name,
+    desired: &DesiredState,
+    observed: &ObservedState,
+    plan: &Plan,
+    around: &Around,
+) -> Item {
     let standing = &plan.standings[name];
     let wanted = desired.workloads.get(name);
     let instance = standing
@@ -358,7 +370,8 @@ fn item(name: &Name, desired: &DesiredState, observed: &ObservedState, plan: &Pl
         .or_else(|| observed.instances.values().find(|it| &it.name == name));
     let origin = wanted.map(|it| &it.origin).or(instance.map(|it| &it.origin));
     // What is under way is told as such: it is not there yet.
-    let acts = plan.steps.iter().filter(|it| it.name.as_ref() == Some(name)).map(|it| it.action.verb());
+    let acts =
+        plan.steps.iter().filter(|it| it.name.as_ref() == Some(name)).map(|it| it.action.verb());
     let (mut starts, mut stops) = (false, false);
     for verb in acts {
         starts |= matches!(verb, "start" | "prepare" | "import" | "resume");
@@ -405,16 +418,22 @@ fn item(name: &Name, desired: &DesiredState, observed: &ObservedState, plan: &Pl
             reason: it.reason.clone(),
             at: it.at.clone(),
         }),
-        start_failure: strikes.and_then(|it| it.failure.as_ref()).filter(|_| live.is_none() || !standing.up_to_date).map(
-            |it| FailureStatus {
+        start_failure: strikes
+            .and_then(|it| it.failure.as_ref())
+            .filter(|_| live.is_none() || !standing.up_to_date)
+            .map(|it| FailureStatus {
                 code: it.code,
                 reason: it.reason.clone(),
                 message: it.message.clone(),
                 at: it.at.clone(),
-            },
-        ),
+            }),
         next_retry_at: standing.until.and_then(|it| around.wall_clock_of.get(&it).cloned()),
-        problems: desired.problems.iter().filter(|it| belongs(it, name, desired)).map(ProblemStatus::from).collect(),
+        problems: desired
+            .problems
+            .iter()
+            .filter(|it| belongs(it, name, desired))
+            .map(ProblemStatus::from)
+            .collect(),
     }
 }
 

@@ -101,12 +101,18 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Reads an optional field that is there: `null` is not another way of leaving it out.
-fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
 /// Reads a field whose type alone does not say which values it takes.
-fn accepted<'de, D, T>(deserializer: D, what: &str, accepts: impl FnOnce(&T) -> bool) -> Result<T, D::Error>
+fn accepted<'de, D, T>(
+    deserializer: D,
+    what: &str,
+    accepts: impl FnOnce(&T) -> bool,
+) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Deserialize<'de>,
@@ -171,7 +177,11 @@ impl FromStr for Name {
             && text.bytes().all(inside)
             && !text.starts_with('-')
             && !text.ends_with('-');
-        if ok { Ok(Self(text.to_owned())) } else { Err(Invalid(format!("`{text}` is not a valid name"))) }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!("`{text}` is not a valid name")))
+        }
     }
 }
 
@@ -181,7 +191,10 @@ impl fmt::Display for Name {
     }
 }
 
-text_type!(Name, json_schema!({ "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" }));
+text_type!(
+    Name,
+    json_schema!({ "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" })
+);
 
 /// Who shares a container's IPC namespace and /dev/shm.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -279,7 +292,9 @@ impl FromStr for Bytes {
             _ => (text, 0, 18),
         };
         // `u64::from_str` accepts a plus sign.
-        let plain = digits.len() <= most && !digits.starts_with('0') && digits.bytes().all(|c| c.is_ascii_digit());
+        let plain = digits.len() <= most
+            && !digits.starts_with('0')
+            && digits.bytes().all(|c| c.is_ascii_digit());
         let number = if plain { digits.parse::<u64>().ok() } else { None };
         number
             .and_then(|n| n.checked_mul(1 << shift))
@@ -348,7 +363,8 @@ pub struct Span(pub Duration);
 
 /// The units of a [`Span`], each with its milliseconds and the most digits it takes, so that the longest is some
 /// nine years: longer ones are mistakes, sums of them stay far from overflow, and a pattern can say so.
-const SPAN_UNITS: [(&str, u64, usize); 4] = [("h", 3_600_000, 4), ("m", 60_000, 6), ("s", 1_000, 8), ("ms", 1, 11)];
+const SPAN_UNITS: [(&str, u64, usize); 4] =
+    [("h", 3_600_000, 4), ("m", 60_000, 6), ("s", 1_000, 8), ("ms", 1, 11)];
 
 /// The pattern of a [`Span`], without its ends.
 macro_rules! span_pattern {
@@ -388,7 +404,8 @@ impl fmt::Display for Span {
         let mut text = String::new();
         for (unit, millis, most) in SPAN_UNITS {
             // What is over the digits of a unit goes into the next, so that what is written can be read.
-            let number = (rest / u128::from(millis)).min(10_u128.pow(u32::try_from(most).unwrap_or(0)) - 1);
+            let number =
+                (rest / u128::from(millis)).min(10_u128.pow(u32::try_from(most).unwrap_or(0)) - 1);
             if number > 0 {
                 text.extend([&number.to_string(), unit]);
                 rest -= number * u128::from(millis);
@@ -446,7 +463,9 @@ impl FromStr for ImageName {
             None => (text, None),
         };
         let (host, path) = match name.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (Some(host), path),
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
+                (Some(host), path)
+            }
             _ => (None, name),
         };
         let (path, tag) = match path.rsplit_once(':') {
@@ -458,7 +477,11 @@ impl FromStr for ImageName {
             && path.split('/').all(is_image_component)
             && tag.is_none_or(is_image_tag)
             && digest.is_none_or(is_image_digest);
-        if valid { Ok(Self(text.to_owned())) } else { Err(Invalid(format!("`{text}` is not an image reference"))) }
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!("`{text}` is not an image reference")))
+        }
     }
 }
 
@@ -480,10 +503,14 @@ fn is_image_host(text: &str) -> bool {
     };
     let label = |part: &str| {
         let inside = |c: u8| c.is_ascii_alphanumeric() || c == b'-';
-        !part.is_empty() && part.bytes().all(inside) && !part.starts_with('-') && !part.ends_with('-')
+        !part.is_empty()
+            && part.bytes().all(inside)
+            && !part.starts_with('-')
+            && !part.ends_with('-')
     };
     name.split('.').all(label)
-        && port.is_none_or(|it| (1..=5).contains(&it.len()) && it.bytes().all(|c| c.is_ascii_digit()))
+        && port
+            .is_none_or(|it| (1..=5).contains(&it.len()) && it.bytes().all(|c| c.is_ascii_digit()))
 }
 
 /// Lower-case letters and digits, with `.`, `_`, `__` or any number of `-` between them.
@@ -515,7 +542,9 @@ fn image_pattern() -> String {
     let dotless = "[a-z0-9]+((_|__|-+)[a-z0-9]+)*";
     let component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
     let path = format!("({host}/{component}(/{component})*|{dotless}(/{component})+|{component})");
-    format!("^{path}(:[A-Za-z0-9_][-.A-Za-z0-9_]{{0,127}})?(@(sha256:[0-9a-f]{{64}}|sha512:[0-9a-f]{{128}}))?$")
+    format!(
+        "^{path}(:[A-Za-z0-9_][-.A-Za-z0-9_]{{0,127}})?(@(sha256:[0-9a-f]{{64}}|sha512:[0-9a-f]{{128}}))?$"
+    )
 }
 
 /// A path inside the container or on the host.
@@ -545,8 +574,13 @@ impl FromStr for AbsolutePath {
 
     /// Accepts `.`, doubled and trailing slashes and leaves them out, so that one place has one spelling.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        if !text.starts_with('/') || text.contains('\0') || parts.contains(&"..") || text.chars().count() > 1023 {
+        let parts: Vec<&str> =
+            text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        if !text.starts_with('/')
+            || text.contains('\0')
+            || parts.contains(&"..")
+            || text.chars().count() > 1023
+        {
             return Err(Invalid(format!("`{text}` is not an absolute path without `..`")));
         }
         Ok(Self(format!("/{}", parts.join("/"))))
@@ -665,13 +699,18 @@ pub struct EnvVar {
     #[schemars(length(max = 4096), regex(pattern = r"^[^=\x00]+$"))]
     pub name: String,
     /// Taken as it is: `$` and `{{` are text. Empty when absent.
-    #[serde(default, deserialize_with = "variable_value", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "variable_value",
+        skip_serializing_if = "String::is_empty"
+    )]
     #[schemars(regex(pattern = r"^[^\x00]*$"))]
     pub value: String,
 }
 
 fn variable_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let valid = |it: &String| !it.is_empty() && !it.contains(['=', '\0']) && it.chars().count() <= 4096;
+    let valid =
+        |it: &String| !it.is_empty() && !it.contains(['=', '\0']) && it.chars().count() <= 4096;
     accepted(deserializer, "a name of a variable", valid)
 }
 
@@ -747,12 +786,17 @@ pub struct Mount {
     pub create: bool,
 }
 
-fn file_mode<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let octal = |it: &String| (3..=4).contains(&it.len()) && it.bytes().all(|c| (b'0'..=b'7').contains(&c));
+fn file_mode<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let octal =
+        |it: &String| (3..=4).contains(&it.len()) && it.bytes().all(|c| (b'0'..=b'7').contains(&c));
     accepted(deserializer, "octal permissions", octal).map(Some)
 }
 
-fn mount_options<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+fn mount_options<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<String>, D::Error> {
     let word = |it: &str| !it.is_empty() && it.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
     let option = |it: &String| match it.split_once('=') {
         Some((name, value)) => word(name) && !value.is_empty() && !value.contains([',', '\0']),
@@ -909,9 +953,36 @@ pub struct Signal(u8);
 
 /// Linux's signals 1 to 31, by number minus one.
 const SIGNALS: [&str; 31] = [
-    "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1",
-    "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT", "SIGSTOP", "SIGTSTP",
-    "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF", "SIGWINCH", "SIGIO", "SIGPWR",
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
     "SIGSYS",
 ];
 
@@ -939,10 +1010,16 @@ impl FromStr for Signal {
         // Compared as text, because `parse` would take `+07` too.
         let real_time = || match text.strip_prefix("SIGRTMIN")? {
             "" => Some(34),
-            more => (1..=30).find(|n| more.strip_prefix('+') == Some(n.to_string().as_str())).map(|n| 34 + n),
+            more => (1..=30)
+                .find(|n| more.strip_prefix('+') == Some(n.to_string().as_str()))
+                .map(|n| 34 + n),
         };
-        let plain = SIGNALS.iter().position(|it| *it == text).and_then(|n| u8::try_from(n + 1).ok());
-        plain.or_else(real_time).map(Self).ok_or_else(|| Invalid(format!("`{text}` is not a signal")))
+        let plain =
+            SIGNALS.iter().position(|it| *it == text).and_then(|n| u8::try_from(n + 1).ok());
+        plain
+            .or_else(real_time)
+            .map(Self)
+            .ok_or_else(|| Invalid(format!("`{text}` is not a signal")))
     }
 }
 
@@ -1098,7 +1175,9 @@ impl fmt::Display for Revision {
 /// The containerd ID of an instance: `<name>-<10 hex digits of its revision>`.
 ///
 /// Invariant: only letters, digits, `-`, `.` and `_`, at most 76 characters, so it is also a safe file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct InstanceId(String);
 
 impl InstanceId {
@@ -1128,7 +1207,11 @@ impl FromStr for InstanceId {
             && text.len() <= 76
             && text.bytes().all(inside)
             && text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if ok { Ok(Self(text.to_owned())) } else { Err(Invalid(format!("`{text}` is not an instance ID"))) }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!("`{text}` is not an instance ID")))
+        }
     }
 }
 
@@ -1169,7 +1252,8 @@ impl Workload {
             stop: _,
             log: _,
         } = &self.spec;
-        let env: BTreeMap<&str, &str> = env.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect();
+        let env: BTreeMap<&str, &str> =
+            env.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect();
         let mut mounts: Vec<&Mount> = mounts.iter().collect();
         mounts.sort_by(|a, b| (a.target.depth(), &a.target).cmp(&(b.target.depth(), &b.target)));
         let mut fields = serde_json::Map::new();
@@ -1212,7 +1296,11 @@ impl Workload {
     /// The revision that an instance made from this workload and this image gets.
     pub fn revision(&self, image_digest: &str) -> Revision {
         let mut digest = Sha256::new();
-        for part in [self.name.as_str(), image_digest, &serde_json::Value::Object(self.recipe().0).to_string()] {
+        for part in [
+            self.name.as_str(),
+            image_digest,
+            &serde_json::Value::Object(self.recipe().0).to_string(),
+        ] {
             digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             digest.update(part.as_bytes());
         }
@@ -1224,10 +1312,19 @@ impl Workload {
     ///
     /// A mode or size that the manifest leaves open was decided when the instance was created, so a changed default
     /// is no difference while both leave it open.
-    pub fn changes(&self, created_with: &IpcDefaults, wanted: &Self, defaults: &IpcDefaults) -> Vec<String> {
+    pub fn changes(
+        &self,
+        created_with: &IpcDefaults,
+        wanted: &Self,
+        defaults: &IpcDefaults,
+    ) -> Vec<String> {
         let mut old = self.recipe().0;
         let mut new = wanted.recipe().0;
-        let settle = |old: &mut serde_json::Map<_, _>, new: &mut serde_json::Map<_, _>, field: &str, was: String, now: String| {
+        let settle = |old: &mut serde_json::Map<_, _>,
+                      new: &mut serde_json::Map<_, _>,
+                      field: &str,
+                      was: String,
+                      now: String| {
             if !old.contains_key(field) && !new.contains_key(field) {
                 return;
             }
@@ -1236,7 +1333,13 @@ impl Workload {
         };
         let before = self.spec.ipc(created_with);
         let after = wanted.spec.ipc(defaults);
-        settle(&mut old, &mut new, "ipcMode", created_with.mode.to_string(), defaults.mode.to_string());
+        settle(
+            &mut old,
+            &mut new,
+            "ipcMode",
+            created_with.mode.to_string(),
+            defaults.mode.to_string(),
+        );
         match (before.shm, after.shm) {
             // The size matters only where one is mounted.
             (Shm::Runtime(_), Shm::Runtime(_)) | (Shm::Published(_), Shm::Published(_)) => settle(

@@ -34,13 +34,17 @@ pub(super) fn approve(context: &mut Context<'_>, args: &ApproveArgs) -> Result<E
         return Err(Failure::new(Exit::Usage, message));
     };
     let run = connect::run_directory(&settings)?;
-    run.approve(token, &hold.removals.iter().cloned().collect()).map_err(|error| Failure::environment(&error))?;
+    run.approve(token, &hold.removals.iter().cloned().collect())
+        .map_err(|error| Failure::environment(&error))?;
     let controller = connect::wake_controller(&run);
     for it in &hold.removals {
         writeln!(context.out, "released: removal of {}", it.name)?;
     }
     if !controller {
-        writeln!(context.err, "no controller runs; the next `evenkeel apply` or `run` removes them")?;
+        writeln!(
+            context.err,
+            "no controller runs; the next `evenkeel apply` or `run` removes them"
+        )?;
     }
     Ok(Exit::Success)
 }

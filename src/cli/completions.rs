@@ -12,7 +12,10 @@ pub(super) struct CompletionsArgs {
     shell: clap_complete::Shell,
 }
 
-pub(super) fn completions(context: &mut Context<'_>, args: &CompletionsArgs) -> Result<Exit, Failure> {
+pub(super) fn completions(
+    context: &mut Context<'_>,
+    args: &CompletionsArgs,
+) -> Result<Exit, Failure> {
     // Written at once, so that a closed pipe is seen as such.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "evenkeel", &mut script);

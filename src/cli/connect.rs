@@ -11,8 +11,8 @@ use crate::config::{EngineChoice, Settings};
 use crate::controller::Edge;
 use crate::desired::Source;
 use crate::engine::{Choice, Embedded, Engine, Found, Known, Record};
-use crate::host::linux::{LinuxHost, boot_id};
 use crate::host::Host as _;
+use crate::host::linux::{LinuxHost, boot_id};
 use crate::image::Archives;
 use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
@@ -49,7 +49,9 @@ pub(super) fn block_on<T>(body: impl Future<Output = T>) -> Result<T, Failure> {
         .max_blocking_threads(4)
         .thread_keep_alive(Duration::from_secs(1))
         .build()
-        .map_err(|error| Failure::new(Exit::Environment, format_args!("failed to start: {error}")))?;
+        .map_err(|error| {
+            Failure::new(Exit::Environment, format_args!("failed to start: {error}"))
+        })?;
     let value = runtime.block_on(body);
     // A look at a dead file system must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -104,8 +106,10 @@ pub(super) fn lock(run: &RunDirectory, settings: &Settings) -> Result<Lock, Fail
     match run.lock() {
         Ok(lock) => Ok(Lock::Held(lock)),
         Err(LockError::Locked { path, by }) => {
-            let (pid, since) = by.map_or((0, "an unknown time".to_owned()), |it| (it.pid, it.since));
-            let directory = if path.as_os_str().is_empty() { settings.run_directory.clone() } else { path };
+            let (pid, since) =
+                by.map_or((0, "an unknown time".to_owned()), |it| (it.pid, it.since));
+            let directory =
+                if path.as_os_str().is_empty() { settings.run_directory.clone() } else { path };
             Ok(Lock::Taken(Other { pid, directory, since }))
         }
         Err(LockError::Failed(error)) => Err(Failure::environment(&error)),
@@ -113,7 +117,11 @@ pub(super) fn lock(run: &RunDirectory, settings: &Settings) -> Result<Lock, Fail
 }
 
 /// Decides on an engine, starts it if that is allowed, and connects.
-pub(super) async fn connect(settings: &Settings, start: Start, take_over: bool) -> Result<Connection, Failure> {
+pub(super) async fn connect(
+    settings: &Settings,
+    start: Start,
+    take_over: bool,
+) -> Result<Connection, Failure> {
     let embedded = Embedded::new(&settings.state_directory, &settings.run_directory);
     let choice = match settings.engine {
         EngineChoice::Auto => Choice::Auto,
@@ -139,33 +147,45 @@ pub(super) async fn connect(settings: &Settings, start: Start, take_over: bool) 
             }
             (Found::Never | Found::Stopped, Start::Engine | Start::IfItHasState) => {
                 info!(socket = %embedded.socket().display(), "starting the embedded containerd");
-                let socket = embedded.start().await.map_err(|error| Failure::environment(&error))?;
+                let socket =
+                    embedded.start().await.map_err(|error| Failure::environment(&error))?;
                 (socket, false)
             }
         },
     };
-    let snapshotter = match Record::read(&settings.state_directory).map_err(|error| Failure::environment(&error))? {
+    let snapshotter = match Record::read(&settings.state_directory)
+        .map_err(|error| Failure::environment(&error))?
+    {
         Some(record) => record.snapshotter,
         None => {
             let root = match decision.engine {
                 Engine::Embedded => embedded.root(),
                 Engine::System => settings.state_directory.clone(),
             };
-            let snapshotter = crate::engine::snapshotter(&root).map_err(|error| Failure::environment(&error))?.to_owned();
+            let snapshotter = crate::engine::snapshotter(&root)
+                .map_err(|error| Failure::environment(&error))?
+                .to_owned();
             if start == Start::Engine {
                 let record = Record {
                     engine: decision.engine,
                     snapshotter: snapshotter.clone(),
                     reason: decision.reason.to_owned(),
                 };
-                record.write(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
-                info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
+                record
+                    .write(&settings.state_directory)
+                    .map_err(|error| Failure::environment(&error))?;
+                info!(
+                    engine = decision.engine.as_str(),
+                    reason = decision.reason,
+                    "engine decided"
+                );
             }
             snapshotter
         }
     };
-    let log_program = std::env::current_exe()
-        .map_err(|error| Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}")))?;
+    let log_program = std::env::current_exe().map_err(|error| {
+        Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
+    })?;
     let runtime = Containerd::new(containerd::Settings {
         address: address.clone(),
         namespace: settings.containerd_namespace.clone(),
@@ -174,9 +194,11 @@ pub(super) async fn connect(settings: &Settings, start: Start, take_over: bool) 
         log_program,
     })
     .map_err(|error| Failure::environment(&error))?;
-    let host = LinuxHost::new(&settings.run_directory).map_err(|error| Failure::environment(&error))?;
-    let boot_id =
-        boot_id().map_err(|error| Failure::new(Exit::Environment, format_args!("failed to read the boot id: {error}")))?;
+    let host =
+        LinuxHost::new(&settings.run_directory).map_err(|error| Failure::environment(&error))?;
+    let boot_id = boot_id().map_err(|error| {
+        Failure::new(Exit::Environment, format_args!("failed to read the boot id: {error}"))
+    })?;
     let mut mounts_not_shared = None;
     if !is_absent {
         let pid = runtime.peer_pid().await.map_err(|error| Failure::environment(&error))?;
@@ -199,7 +221,8 @@ pub(super) async fn connect(settings: &Settings, start: Start, take_over: bool) 
 
 /// Writes our name on the containerd namespace, or says whose is on it.
 async fn claim(runtime: &Containerd, settings: &Settings, take_over: bool) -> Result<(), Failure> {
-    let own = rundir::owner(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+    let own =
+        rundir::owner(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
     let mine = format!("{own} {}", settings.state_directory.display());
     let theirs = runtime.owner().await.map_err(|error| Failure::environment(&error))?;
     match theirs {
@@ -239,7 +262,10 @@ pub(super) async fn keep_engine(keeper: Option<Embedded>) {
                 Err(error) => {
                     let text = Chain(&error).to_string();
                     if text != complaint {
-                        warn!(error = text, "failed to start the embedded containerd; trying again");
+                        warn!(
+                            error = text,
+                            "failed to start the embedded containerd; trying again"
+                        );
                         complaint = text;
                     }
                 }
@@ -309,13 +335,16 @@ pub(super) fn wake_controller(run: &RunDirectory) -> bool {
     let Ok(Some(holder)) = run.controller() else { return false };
     let pid = i32::try_from(holder.pid).ok().and_then(rustix::process::Pid::from_raw);
     holder.is_alive()
-        && pid.is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::HUP).is_ok())
+        && pid.is_some_and(|pid| {
+            rustix::process::kill_process(pid, rustix::process::Signal::HUP).is_ok()
+        })
 }
 
 /// The controller's own status, or, without a controller, what is found now; with a remark on where it comes from.
 pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<String>), Failure> {
     let run = run_directory(settings)?;
-    let controller: Option<Holder> = run.controller().map_err(|error| Failure::environment(&error))?;
+    let controller: Option<Holder> =
+        run.controller().map_err(|error| Failure::environment(&error))?;
     let written: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
     if let (Some(_), Some(status)) = (&controller, &written)
         && status.controller.is_some()
@@ -330,11 +359,22 @@ pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<Stri
         Ok::<_, Failure>(status)
     })?;
     match (found, written) {
-        (Ok(status), _) => Ok((status, Some("no controller runs; this is what was found now".to_owned()))),
+        (Ok(status), _) => {
+            Ok((status, Some("no controller runs; this is what was found now".to_owned())))
+        }
         (Err(failure), Some(mut status)) => {
-            let age = status.controller.as_ref().map_or_else(String::new, |it| format!(", of {}", it.updated_at));
-            status.runtime = RuntimeStatus { state: "unreachable".to_owned(), message: failure.message };
-            Ok((status, Some(format!("no controller runs and containerd does not answer; this is the last status{age}"))))
+            let age = status
+                .controller
+                .as_ref()
+                .map_or_else(String::new, |it| format!(", of {}", it.updated_at));
+            status.runtime =
+                RuntimeStatus { state: "unreachable".to_owned(), message: failure.message };
+            Ok((
+                status,
+                Some(format!(
+                    "no controller runs and containerd does not answer; this is the last status{age}"
+                )),
+            ))
         }
         (Err(failure), None) => Err(failure),
     }

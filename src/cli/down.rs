@@ -41,7 +41,8 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         let _lock = match connect::lock(&run, &settings)? {
             Lock::Held(lock) => lock,
             Lock::Taken(by) => {
-                let message = format!("{}; end it first, or it would start everything again", by.message());
+                let message =
+                    format!("{}; end it first, or it would start everything again", by.message());
                 return Err(Failure::new(Exit::Environment, message));
             }
         };
@@ -57,7 +58,8 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         let mut chosen: BTreeSet<Name> = names.into_iter().collect();
         for name in &chosen {
             if !observed.instances.values().any(|it| &it.name == name) {
-                let message = format!("no workload is called `{name}`; `evenkeel status` lists them");
+                let message =
+                    format!("no workload is called `{name}`; `evenkeel status` lists them");
                 return Err(Failure::new(Exit::Usage, message));
             }
         }
@@ -94,7 +96,11 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
     }
 }
 
-async fn remove(settings: &crate::config::Settings, connection: &Connection, names: Option<BTreeSet<Name>>) -> Ended {
+async fn remove(
+    settings: &crate::config::Settings,
+    connection: &Connection,
+    names: Option<BTreeSet<Name>>,
+) -> Ended {
     let (report, _reports) = watch::channel(None);
     let (_desired, desired) = watch::channel(None);
     let (_policy, policy) = watch::channel(Arc::new(settings.policy()));

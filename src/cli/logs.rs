@@ -30,11 +30,15 @@ pub(super) struct LogsArgs {
 pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let Some(directory) = newest(&settings.log_directory(), &args.name)? else {
-        let message = format!("there is no log of `{}`: it has not run yet, or logs nothing", args.name);
+        let message =
+            format!("there is no log of `{}`: it has not run yet, or logs nothing", args.name);
         return Err(Failure::new(Exit::Environment, message));
     };
     let failed = |error: std::io::Error| {
-        Failure::new(Exit::Environment, format_args!("failed to read `{}`: {error}", directory.display()))
+        Failure::new(
+            Exit::Environment,
+            format_args!("failed to read `{}`: {error}", directory.display()),
+        )
     };
     let since = args.since.and_then(|ago| {
         jiff::Timestamp::now().checked_sub(jiff::SignedDuration::try_from(ago.0).ok()?).ok()
@@ -80,9 +84,9 @@ fn newest(logs: &std::path::Path, name: &Name) -> Result<Option<PathBuf>, Failur
     let is_of = |id: &InstanceId| {
         // `<name>-<10 hex>`, with doubled `-` of the name written once.
         let prefix = InstanceId::new(name, &crate::workload::Revision::recorded("")).to_string();
-        id.as_str().strip_prefix(&prefix).is_some_and(|rest| {
-            rest.len() == 10 && rest.bytes().all(|c| c.is_ascii_hexdigit())
-        })
+        id.as_str()
+            .strip_prefix(&prefix)
+            .is_some_and(|rest| rest.len() == 10 && rest.bytes().all(|c| c.is_ascii_hexdigit()))
     };
     let changed = |entry: &std::fs::DirEntry| {
         let file = entry.path().join(crate::log::FILE);
@@ -90,7 +94,9 @@ fn newest(logs: &std::path::Path, name: &Name) -> Result<Option<PathBuf>, Failur
     };
     Ok(entries
         .flatten()
-        .filter(|it| it.file_name().to_str().and_then(|it| it.parse().ok()).is_some_and(|id| is_of(&id)))
+        .filter(|it| {
+            it.file_name().to_str().and_then(|it| it.parse().ok()).is_some_and(|id| is_of(&id))
+        })
         .max_by_key(changed)
         .map(|it| it.path()))
 }

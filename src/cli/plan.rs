@@ -39,11 +39,18 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         }
         write!(context.out, "{plan}")?;
         let waits = |phase| matches!(phase, Phase::Waiting | Phase::BackingOff | Phase::Held);
-        for (name, it) in plan.standings.iter().filter(|(_, it)| waits(it.phase) || !it.up_to_date) {
+        for (name, it) in plan.standings.iter().filter(|(_, it)| waits(it.phase) || !it.up_to_date)
+        {
             if it.reason.is_empty() || it.reason == "manifest-invalid" && it.instance.is_none() {
                 continue;
             }
-            writeln!(context.out, "{:<8} {name}: {}: {}", it.phase.to_string().to_lowercase(), it.reason, it.message)?;
+            writeln!(
+                context.out,
+                "{:<8} {name}: {}: {}",
+                it.phase.to_string().to_lowercase(),
+                it.reason,
+                it.message
+            )?;
         }
         for hold in &plan.holds {
             writeln!(context.out, "release these removals with `evenkeel approve {}`", hold.token)?;

@@ -46,13 +46,16 @@ pub(super) struct ApplyArgs {
 pub(super) fn run(context: &mut Context<'_>, args: RunArgs) -> Result<Exit, Failure> {
     let RunArgs { log_json, take_over } = args;
     super::start_tracing(context.verbose, log_json);
-    let settings = Settings::load_strictly(&context.flags).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let settings = Settings::load_strictly(&context.flags)
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
     let flags = context.flags.clone();
     connect::block_on(async move { keep_running(flags, settings, take_over).await })?
 }
 
 async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Result<Exit, Failure> {
-    let failed = |error: std::io::Error| Failure::new(Exit::Environment, format_args!("failed to wait for signals: {error}"));
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Environment, format_args!("failed to wait for signals: {error}"))
+    };
     // Before anything else, so that none is missed.
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -68,8 +71,9 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
     let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
     info!(version = env!("CARGO_PKG_VERSION"), sources = names.join(","), "controller starts");
     let connection = connect::connect(&settings, connect::Start::Engine, take_over).await?;
-    let watching = source::watch(source::Options { sources, believing: believing(&settings), inotify: true })
-        .map_err(|error| Failure::environment(&error))?;
+    let watching =
+        source::watch(source::Options { sources, believing: believing(&settings), inotify: true })
+            .map_err(|error| Failure::environment(&error))?;
     let (policy, followed) = watch::channel(Arc::new(settings.policy()));
     let (report, mut reports) = watch::channel(None::<Arc<Status>>);
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -156,7 +160,8 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
         let run = connect::run_directory(&settings)?;
         match connect::lock(&run, &settings)? {
             Lock::Held(_lock) => {
-                let (status, ended) = converge(&settings, &desired, wait, timeout, take_over).await?;
+                let (status, ended) =
+                    converge(&settings, &desired, wait, timeout, take_over).await?;
                 if let Some(status) = &status {
                     run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
                 }

@@ -28,7 +28,8 @@ enum Kind {
 }
 
 pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exit, Failure> {
-    let name = args.kind.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned());
+    let name =
+        args.kind.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned());
     for (known, schema) in schemas() {
         if known == name {
             context.json(&schema)?;

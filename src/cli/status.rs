@@ -52,7 +52,11 @@ pub(super) fn exit_of(status: &Status) -> Exit {
         matches!(it.phase, Phase::Running | Phase::Completed | Phase::Stopped) && it.up_to_date
             || it.reason == "unclaimed"
     };
-    if status.items.iter().all(fine) && status.holds.is_empty() { Exit::Success } else { Exit::NotConverged }
+    if status.items.iter().all(fine) && status.holds.is_empty() {
+        Exit::Success
+    } else {
+        Exit::NotConverged
+    }
 }
 
 /// One line for a problem whose source text is not at hand.
@@ -71,7 +75,10 @@ pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Fa
     for hold in &status.holds {
         let names: Vec<&str> = hold.removals.iter().map(|it| it.name.as_str()).collect();
         let (names, message, token) = (names.join(", "), &hold.message, &hold.token);
-        writeln!(context.out, "held: removal of {names}: {message}; release with `evenkeel approve {token}`")?;
+        writeln!(
+            context.out,
+            "held: removal of {names}: {message}; release with `evenkeel approve {token}`"
+        )?;
     }
     if status.items.is_empty() {
         writeln!(context.out, "no workloads")?;
@@ -154,7 +161,10 @@ fn details(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
             line("last exit", &format!("{} ({}) at {}", it.code, it.reason, it.at))?;
         }
         if let Some(it) = &item.start_failure {
-            line("start failure", &format!("{} ({}) at {}: {}", it.code, it.reason, it.at, it.message))?;
+            line(
+                "start failure",
+                &format!("{} ({}) at {}: {}", it.code, it.reason, it.at, it.message),
+            )?;
         }
         line("next try", item.next_retry_at.as_deref().unwrap_or_default())?;
         for it in &item.problems {

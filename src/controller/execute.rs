@@ -15,8 +15,12 @@ use tracing::{debug, info, warn};
 use crate::backoff::{Failure, Strikes};
 use crate::host::{self, Ask, Host};
 use crate::image::Archives;
-use crate::observed::{EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task};
-use crate::plan::{PRUNE_WINDOW, Action, Finish, Log, Mismatch, Prepare, Start, Step, StepId, StopInstance, accept};
+use crate::observed::{
+    EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task,
+};
+use crate::plan::{
+    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StepId, StopInstance, accept,
+};
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
 use crate::status::{Chain, classify};
@@ -66,7 +70,8 @@ fn boundary(effect: &'static str) {
     static PASSED: AtomicU64 = AtomicU64::new(0);
     debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
-    let limit = std::env::var("EVENKEEL_ABORT_AFTER").ok().and_then(|text| text.parse::<u64>().ok());
+    let limit =
+        std::env::var("EVENKEEL_ABORT_AFTER").ok().and_then(|text| text.parse::<u64>().ok());
     if limit == Some(passed) {
         warn!(effect, passed, "aborting as asked");
         std::process::abort();
@@ -94,7 +99,11 @@ pub enum Error {
     #[error("failed to end `{id}`: its process is still there after SIGKILL")]
     StillThere { id: InstanceId },
     #[error("failed to remove `{path}`")]
-    Remove { path: PathBuf, #[source] cause: std::io::Error },
+    Remove {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
     #[error("a step that it requires failed")]
     Skipped,
     #[error("the step ended unexpectedly")]
@@ -133,7 +142,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     ) -> Self {
         let permits = Semaphore::new(CONCURRENCY);
         let archives = Arc::new(Mutex::new(archives));
-        Self { runtime, host, run, archives, log_directory, boot_id, permits, ledger: Mutex::new(()) }
+        Self {
+            runtime,
+            host,
+            run,
+            archives,
+            log_directory,
+            boot_id,
+            permits,
+            ledger: Mutex::new(()),
+        }
     }
 
     /// Walks a connected part of a plan: every step after those it requires, independent ones at the same time.
@@ -151,7 +169,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 if step.requires.iter().any(|it| failed.contains(it)) {
                     failed.push(id);
                     if let Some(step) = waiting.remove(&id) {
-                        outcomes.push(Outcome { step, result: Err(Error::Skipped), lasted: Duration::ZERO });
+                        outcomes.push(Outcome {
+                            step,
+                            result: Err(Error::Skipped),
+                            lasted: Duration::ZERO,
+                        });
                     }
                 } else if step.requires.iter().all(|it| done.contains(it)) {
                     if let Some(step) = waiting.remove(&id) {
@@ -169,7 +191,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             match running.join_next().await {
                 None => return outcomes,
                 Some(Ok((id, outcome))) => {
-                    if outcome.result.is_ok() { done.push(id) } else { failed.push(id) }
+                    if outcome.result.is_ok() {
+                        done.push(id)
+                    } else {
+                        failed.push(id)
+                    }
                     report(&outcome);
                     outcomes.push(outcome);
                 }
@@ -199,8 +225,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Import { image } => self.import(image).await,
             Action::Prepare(prepare) => self.prepare(prepare).await,
             Action::Update(it) => {
-                let update =
-                    Update { origin: Some(it.origin.clone()), workload: Some(it.workload.clone()), ..Update::default() };
+                let update = Update {
+                    origin: Some(it.origin.clone()),
+                    workload: Some(it.workload.clone()),
+                    ..Update::default()
+                };
                 self.runtime.update(&it.id, &update).await?;
                 boundary("update");
                 Ok(())
@@ -325,7 +354,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let pid = self.runtime.create_task(&start.id, &log).await?;
         boundary("start/task");
         if start.publish.is_some() {
-            self.on_host(start.id.clone(), move |host, id| host.publish_namespace(&id, pid)).await?;
+            self.on_host(start.id.clone(), move |host, id| host.publish_namespace(&id, pid))
+                .await?;
             boundary("start/namespace");
         }
         self.look(start, pid).await?;
@@ -379,8 +409,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             return;
         }
         let (code, reason) = error.classify();
-        let failure =
-            Failure { code, reason: reason.to_owned(), message: Chain(error).to_string(), at: self.host.wall_clock() };
+        let failure = Failure {
+            code,
+            reason: reason.to_owned(),
+            message: Chain(error).to_string(),
+            at: self.host.wall_clock(),
+        };
         let strikes = Strikes {
             revision: start.revision.clone(),
             count: start.strikes_if_failed,
@@ -391,7 +425,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
         }
         let at = self.host.wall_clock();
-        let run = Run { n: start.run, boot: self.boot_id.clone(), at: self.host.now(), started: at.clone() };
+        let run = Run {
+            n: start.run,
+            boot: self.boot_id.clone(),
+            at: self.host.now(),
+            started: at.clone(),
+        };
         let end = End { n: start.run, code, reason: reason.to_owned(), at, lasted_ms: 0 };
         let update = Update { run: Some(run), end: Some(end), ..Update::default() };
         if let Err(error) = self.runtime.update(&start.id, &update).await {
@@ -423,9 +462,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let (code, at) = match ended {
             Task::Stopped { code, at } => (code, at),
             // The task is gone, or never ran: nobody knows how it ended.
-            Task::None | Task::Created { .. } | Task::Running { .. } | Task::Paused { .. } | Task::Unknown => {
-                (255, self.host.wall_clock())
-            }
+            Task::None
+            | Task::Created { .. }
+            | Task::Running { .. }
+            | Task::Paused { .. }
+            | Task::Unknown => (255, self.host.wall_clock()),
         };
         let lasted_ms = self.lasted(stop.started);
         let end = End { n: stop.run, code, reason: STOPPED.to_owned(), at, lasted_ms };
@@ -480,7 +521,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     }
 
     fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
-        started.map_or(0, |it| u64::try_from(self.host.now().since(it).as_millis()).unwrap_or(u64::MAX))
+        started.map_or(0, |it| {
+            u64::try_from(self.host.now().since(it).as_millis()).unwrap_or(u64::MAX)
+        })
     }
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
@@ -507,7 +550,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         match leftover {
             Leftover::Lease(id) => self.runtime.remove_lease(id).await?,
             Leftover::Snapshot(key) => self.runtime.remove_snapshot(key).await?,
-            Leftover::Published(id) => self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?,
+            Leftover::Published(id) => {
+                self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?
+            }
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Cgroup(_) => {}
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
@@ -590,6 +635,8 @@ fn report(outcome: &Outcome) {
     match result {
         Ok(()) => info!(name, action, subject, cause = %cause, ms, "step done"),
         Err(Error::Skipped) => debug!(name, action, subject, cause = %cause, "step skipped"),
-        Err(error) => warn!(name, action, subject, cause = %cause, error = %Chain(error), "step failed"),
+        Err(error) => {
+            warn!(name, action, subject, cause = %cause, error = %Chain(error), "step failed")
+        }
     }
 }

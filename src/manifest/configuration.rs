@@ -62,8 +62,15 @@ fn explain(root: &Node, schema: &serde_json::Value, violation: &schema::Violatio
     let pointer = violation.pointer.as_str();
     let Some((key, node)) = root.at(pointer) else { return Vec::new() };
     let field = pointer.rsplit('/').next().unwrap_or_default();
-    let mark = || if node.mark.bytes.is_empty() { key.unwrap_or(&node.mark).clone() } else { node.mark.clone() };
-    let flaw = |code, mark: Mark, message: String| Flaw::new(code, pointer.to_owned(), mark, message);
+    let mark = || {
+        if node.mark.bytes.is_empty() {
+            key.unwrap_or(&node.mark).clone()
+        } else {
+            node.mark.clone()
+        }
+    };
+    let flaw =
+        |code, mark: Mark, message: String| Flaw::new(code, pointer.to_owned(), mark, message);
     match &violation.rule {
         Rule::Unknown(names) => names
             .iter()
@@ -81,15 +88,26 @@ fn explain(root: &Node, schema: &serde_json::Value, violation: &schema::Violatio
             .collect(),
         Rule::Missing(name) => vec![flaw("missing-field", mark(), format!("`{name}` is missing"))],
         Rule::Type(expected) => {
-            let message = format!("`{field}` has to be {}, not {}", expected.join(" or "), yaml::describe(node));
+            let message = format!(
+                "`{field}` has to be {}, not {}",
+                expected.join(" or "),
+                yaml::describe(node)
+            );
             vec![flaw("wrong-type", mark(), message)]
         }
         Rule::Choice(words) => {
             let message = format!("{} is none of the words of `{field}`", yaml::describe(node));
-            vec![flaw("value-invalid", mark(), message).hint(format!("use one of {}", words.join(", ")))]
+            vec![
+                flaw("value-invalid", mark(), message)
+                    .hint(format!("use one of {}", words.join(", "))),
+            ]
         }
         Rule::Value | Rule::Together(_) => {
-            vec![flaw("value-invalid", mark(), format!("{} does not fit `{field}`", yaml::describe(node)))]
+            vec![flaw(
+                "value-invalid",
+                mark(),
+                format!("{} does not fit `{field}`", yaml::describe(node)),
+            )]
         }
     }
 }

@@ -103,8 +103,12 @@ pub fn decide(want: Want, have: Have, fit: Fit, ready: bool, again: Again) -> De
         (Want::Stopped | Want::HeldStopped, Have::Nothing | Have::Unstarted | Have::Ended) => {
             D::Leave(phase(Phase::Stopped))
         }
-        (Want::Stopped | Want::HeldStopped, Have::Created | Have::Running | Have::Paused) => D::Stop,
-        (Want::Stopped | Want::HeldStopped, Have::Exited | Have::Lost) => D::FinishAs(phase(Phase::Stopped)),
+        (Want::Stopped | Want::HeldStopped, Have::Created | Have::Running | Have::Paused) => {
+            D::Stop
+        }
+        (Want::Stopped | Want::HeldStopped, Have::Exited | Have::Lost) => {
+            D::FinishAs(phase(Phase::Stopped))
+        }
 
         (Want::Running | Want::HeldRunning, Have::Nothing) => match (ready, again) {
             (false, _) => D::Wait(phase(Phase::Waiting)),
@@ -120,7 +124,10 @@ pub fn decide(want: Want, have: Have, fit: Fit, ready: bool, again: Again) -> De
             (Fit::Current | Fit::Outdated | Fit::Changed, _) => D::Leave(phase(Phase::Running)),
         },
 
-        (Want::Running | Want::HeldRunning, Have::Unstarted | Have::Created | Have::Exited | Have::Lost | Have::Ended) => {
+        (
+            Want::Running | Want::HeldRunning,
+            Have::Unstarted | Have::Created | Have::Exited | Have::Lost | Have::Ended,
+        ) => {
             let unfinished = matches!(have, Have::Created | Have::Exited | Have::Lost);
             // Another revision starts whatever the policy says about the run of this one.
             if fit == Fit::Changed && ready && again != Again::Later {

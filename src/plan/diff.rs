@@ -7,17 +7,19 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Action, Again, ByAbsence, Cause, Decision, Expect, ExpectNamespace, ExpectShm, Finish, Fit, Have, Hold, Log,
-    PRUNE_WINDOW, Phase, Plan, Policy, Prepare, Relabel, Standing, Start, StepId, StopInstance, Want, decide,
-    stop_signal,
+    Action, Again, ByAbsence, Cause, Decision, Expect, ExpectNamespace, ExpectShm, Finish, Fit,
+    Have, Hold, Log, PRUNE_WINDOW, Phase, Plan, Policy, Prepare, Relabel, Standing, Start, StepId,
+    StopInstance, Want, decide, stop_signal,
 };
 use crate::backoff::Delays;
 use crate::desired::{Absence, BootTime, DesiredState, Origin};
-use crate::observed::{Approval, Image, STOPPED, ImagePlace, Instance, ObservedState, Task, published_paths};
+use crate::observed::{
+    Approval, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
+};
 use crate::oci::{self, Lowering};
 use crate::workload::{
-    DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name, OnDonorChange,
-    RestartPolicy, Revision, Shm, WantedState, Workload,
+    DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name,
+    OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
 };
 
 /// Plans everything that brings `observed` to `desired`.
@@ -25,7 +27,12 @@ use crate::workload::{
 /// # Guarantees
 /// Equal inputs give equal plans. Nothing that does not carry our labels or lie under our directories is in one. On a
 /// converged state it is empty.
-pub fn diff(desired: &DesiredState, observed: &ObservedState, policy: &Policy, now: BootTime) -> Plan {
+pub fn diff(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    policy: &Policy,
+    now: BootTime,
+) -> Plan {
     Planner::new(desired, observed, policy, now).plan()
 }
 
@@ -33,13 +40,17 @@ pub fn diff(desired: &DesiredState, observed: &ObservedState, policy: &Policy, n
 pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     let mut plan = Plan::default();
     let chosen = |name: &Name| names.is_none_or(|names| names.contains(name));
-    let instances: Vec<&Instance> = observed.instances.values().filter(|it| chosen(&it.name)).collect();
+    let instances: Vec<&Instance> =
+        observed.instances.values().filter(|it| chosen(&it.name)).collect();
     let mut removed: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
     // Joiners come before what they join, whatever their names are.
     for instance in donors_last(&instances) {
         let joiners: Vec<StepId> = instances
             .iter()
-            .filter(|it| it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor()) == Some(&instance.name))
+            .filter(|it| {
+                it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor())
+                    == Some(&instance.name)
+            })
             .flat_map(|it| removed.get(&it.name).cloned().unwrap_or_default())
             .collect();
         let step = remove_steps(&mut plan, instance, &Cause::Down, joiners, None);
@@ -67,8 +78,14 @@ enum Wish<'a> {
     /// Follow this manifest.
     Follow(Arc<Workload>, &'a Origin),
     /// Go on as last applied, for this reason.
-    Keep { reason: &'static str, message: String },
-    Remove { cause: Cause, by_absence: Option<ByAbsence> },
+    Keep {
+        reason: &'static str,
+        message: String,
+    },
+    Remove {
+        cause: Cause,
+        by_absence: Option<ByAbsence>,
+    },
     Unclaimed,
     /// There is a document with problems and nothing to keep.
     Invalid,
@@ -120,7 +137,12 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(desired: &'a DesiredState, observed: &'a ObservedState, policy: &'a Policy, now: BootTime) -> Self {
+    fn new(
+        desired: &'a DesiredState,
+        observed: &'a ObservedState,
+        policy: &'a Policy,
+        now: BootTime,
+    ) -> Self {
         Self {
             desired,
             observed,
@@ -142,7 +164,12 @@ impl<'a> Planner<'a> {
         }
         self.plan_removals();
         for id in self.observed.orphans.keys() {
-            self.plan.push(None, Action::RemoveOrphan { id: id.clone() }, Cause::Orphaned, Vec::new());
+            self.plan.push(
+                None,
+                Action::RemoveOrphan { id: id.clone() },
+                Cause::Orphaned,
+                Vec::new(),
+            );
         }
         let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
         sweep(&mut self.plan, self.observed, |name| !wanted.contains(name));
@@ -155,12 +182,18 @@ impl<'a> Planner<'a> {
         for instance in self.observed.instances.values() {
             instances.entry(&instance.name).or_default().push(instance);
         }
-        let names: BTreeSet<&Name> = self.desired.workloads.keys().chain(instances.keys().copied()).collect();
+        let names: BTreeSet<&Name> =
+            self.desired.workloads.keys().chain(instances.keys().copied()).collect();
         for name in names {
             let mut all = instances.remove(name).unwrap_or_default();
             // The one that runs stands for the workload, else the one that ran last; IDs make it one answer.
             all.sort_by_key(|it| {
-                (it.task.pid().is_some(), it.task != Task::None, it.run.as_ref().map(|run| run.at), it.id.clone())
+                (
+                    it.task.pid().is_some(),
+                    it.task != Task::None,
+                    it.run.as_ref().map(|run| run.at),
+                    it.id.clone(),
+                )
             });
             let current = all.pop();
             let wish = self.wish(name, current);
@@ -177,7 +210,10 @@ impl<'a> Planner<'a> {
                 (Some(workload), _) => Wish::Follow(Arc::clone(workload), &wanted.origin),
                 (None, Some(_)) => Wish::Keep {
                     reason: "manifest-invalid",
-                    message: format!("its manifest has problems ({}); it goes on as last applied", wanted.origin),
+                    message: format!(
+                        "its manifest has problems ({}); it goes on as last applied",
+                        wanted.origin
+                    ),
                 },
                 (None, None) => Wish::Invalid,
             },
@@ -196,14 +232,18 @@ impl<'a> Planner<'a> {
             }
             Absence::Never => Wish::Keep {
                 reason: "source-is-a-file",
-                message: format!("{} is a single file, and its absence there removes nothing", instance.origin.source),
+                message: format!(
+                    "{} is a single file, and its absence there removes nothing",
+                    instance.origin.source
+                ),
             },
             Absence::Held { code, path, message, .. } => {
                 Wish::Keep { reason: code, message: format!("{}: {message}", path.display()) }
             }
             Absence::Pending { .. } => Wish::Keep {
                 reason: "removal-pending",
-                message: "its document is absent; it is removed once the source is quiet".to_owned(),
+                message: "its document is absent; it is removed once the source is quiet"
+                    .to_owned(),
             },
             Absence::Acts => Wish::Remove {
                 cause: Cause::Gone { origin: instance.origin.clone() },
@@ -218,7 +258,8 @@ impl<'a> Planner<'a> {
 
     /// How many workloads a source has now, those it lost included.
     fn size_of(&self, origin: &Origin) -> usize {
-        let wanted = self.desired.workloads.iter().filter(|(_, it)| it.origin.source == origin.source);
+        let wanted =
+            self.desired.workloads.iter().filter(|(_, it)| it.origin.source == origin.source);
         let there = self.observed.instances.values().filter(|it| it.origin.source == origin.source);
         wanted.map(|(name, _)| name).chain(there.map(|it| &it.name)).collect::<BTreeSet<_>>().len()
     }
@@ -239,8 +280,10 @@ impl<'a> Planner<'a> {
                     .iter()
                     .filter(|it| it.source == source && self.now.since(it.at) < PRUNE_WINDOW)
             };
-            let peak = recent().map(|it| it.of).chain(names.iter().map(|it| it.1)).max().unwrap_or(0);
-            let share = peak.saturating_mul(usize::try_from(self.policy.prune_limit).unwrap_or(0)) / 100;
+            let peak =
+                recent().map(|it| it.of).chain(names.iter().map(|it| it.1)).max().unwrap_or(0);
+            let share =
+                peak.saturating_mul(usize::try_from(self.policy.prune_limit).unwrap_or(0)) / 100;
             let allowed = share.max(1);
             let gone = recent().map(|it| &it.name).collect::<BTreeSet<_>>().len();
             if gone + names.len() <= allowed {
@@ -276,7 +319,9 @@ impl<'a> Planner<'a> {
             let mut joiners: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
             for case in self.cases.values() {
                 let workload = Self::effective(case);
-                if let Some(donor) = workload.as_ref().and_then(|it| it.spec.ipc_mode.as_ref()?.donor()) {
+                if let Some(donor) =
+                    workload.as_ref().and_then(|it| it.spec.ipc_mode.as_ref()?.donor())
+                {
                     joiners.entry(donor.clone()).or_default().insert(case.name.clone());
                 }
             }
@@ -286,14 +331,22 @@ impl<'a> Planner<'a> {
                 let Some(current) = case.current else { continue };
                 let names: Vec<&str> = by.iter().map(Name::as_str).collect();
                 let message = match &case.wish {
-                    Wish::Remove { cause, .. } => format!("{cause}, but in use by {}", names.join(", ")),
+                    Wish::Remove { cause, .. } => {
+                        format!("{cause}, but in use by {}", names.join(", "))
+                    }
                     Wish::Follow(wanted, _) => {
-                        let before = current.workload.as_ref().is_some_and(|it| it.spec.ipc(&current.defaults).is_joinable());
+                        let before = current
+                            .workload
+                            .as_ref()
+                            .is_some_and(|it| it.spec.ipc(&current.defaults).is_joinable());
                         // A joiner names a donor that says so itself, so the default does not come into it.
                         if !before || wanted.spec.ipc(&self.policy.ipc).is_joinable() {
                             continue;
                         }
-                        format!("the new manifest makes it impossible to join, but it is in use by {}", names.join(", "))
+                        format!(
+                            "the new manifest makes it impossible to join, but it is in use by {}",
+                            names.join(", ")
+                        )
                     }
                     Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => continue,
                 };
@@ -318,7 +371,10 @@ impl<'a> Planner<'a> {
                 .and_then(|it| Self::effective(self.cases.get(it)?))
                 .and_then(|it| it.spec.ipc_mode.as_ref()?.donor().cloned())
             {
-                if chain.contains(&donor) || done.contains(&donor) || !self.cases.contains_key(&donor) {
+                if chain.contains(&donor)
+                    || done.contains(&donor)
+                    || !self.cases.contains_key(&donor)
+                {
                     break;
                 }
                 chain.push(donor);
@@ -339,20 +395,32 @@ impl<'a> Planner<'a> {
             Wish::Invalid => self.stand(
                 name,
                 Phase::Invalid,
-                Some(Obstacle { reason: "manifest-invalid", message: "its manifest has problems".to_owned() }),
+                Some(Obstacle {
+                    reason: "manifest-invalid",
+                    message: "its manifest has problems".to_owned(),
+                }),
                 false,
                 None,
             ),
             Wish::Unclaimed => {
                 let source = current.map(|it| it.origin.source.to_string()).unwrap_or_default();
-                let message = format!("its source {source} was not given; `evenkeel down --source {source}` removes it");
-                self.stand(name, Phase::Held, Some(Obstacle { reason: "unclaimed", message }), false, current);
+                let message = format!(
+                    "its source {source} was not given; `evenkeel down --source {source}` removes it"
+                );
+                self.stand(
+                    name,
+                    Phase::Held,
+                    Some(Obstacle { reason: "unclaimed", message }),
+                    false,
+                    current,
+                );
             }
             // In `plan_removals`, when it is known which joiners go first.
             Wish::Remove { .. } => {}
             Wish::Keep { reason, message } => {
                 let Some(current) = current else { return };
-                if let Absence::Pending { until } = self.desired.removal(name, &current.origin, self.now)
+                if let Absence::Pending { until } =
+                    self.desired.removal(name, &current.origin, self.now)
                     && reason == "removal-pending"
                 {
                     self.wake_at(until);
@@ -387,17 +455,28 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn follow(&mut self, name: &Name, current: Option<&'a Instance>, workload: &Arc<Workload>, origin: &Origin) {
+    fn follow(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        workload: &Arc<Workload>,
+        origin: &Origin,
+    ) {
         let target = self.target(name, current, workload);
         let stopped = workload.spec.state == WantedState::Stopped;
-        let is_current = target.instance.is_some() && target.instance.map(|it| &it.id) == current.map(|it| &it.id);
+        let is_current = target.instance.is_some()
+            && target.instance.map(|it| &it.id) == current.map(|it| &it.id);
         if is_current || current.is_none() || stopped {
             if is_current && let Some(current) = current {
                 self.update_in_place(name, current, workload, origin);
             }
-            if stopped && !is_current && let Some(current) = current {
+            if stopped
+                && !is_current
+                && let Some(current) = current
+            {
                 // It stays stopped as it is; the new revision is made when it is to run.
-                let kept = Target { workload: Arc::clone(workload), ..self.same(current, workload) };
+                let kept =
+                    Target { workload: Arc::clone(workload), ..self.same(current, workload) };
                 self.carry_out(name, Some(current), &kept, None);
             } else {
                 self.carry_out(name, current, &target, None);
@@ -420,7 +499,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Which instance a manifest means, by meaning: one that is there and would come out the same, or a new one.
-    fn target(&self, name: &Name, current: Option<&'a Instance>, workload: &Arc<Workload>) -> Target<'a> {
+    fn target(
+        &self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        workload: &Arc<Workload>,
+    ) -> Target<'a> {
         let full = workload.spec.image.full();
         let mut image = self.observed.images.get(&full).cloned();
         if image.is_none() {
@@ -432,7 +516,9 @@ impl<'a> Planner<'a> {
         let mut equal: Vec<&'a Instance> = candidates
             .filter(|it| image.as_ref().is_none_or(|image| image.digest == it.image.digest))
             .filter(|it| {
-                it.workload.as_ref().is_some_and(|stored| stored.changes(&it.defaults, workload, policy).is_empty())
+                it.workload
+                    .as_ref()
+                    .is_some_and(|stored| stored.changes(&it.defaults, workload, policy).is_empty())
             })
             .collect();
         equal.sort_by_key(|it| (Some(&it.id) != current.map(|it| &it.id), it.id.clone()));
@@ -444,13 +530,18 @@ impl<'a> Planner<'a> {
         let digest = image.as_ref().map_or("", |it| it.digest.as_str());
         let revision = workload.revision(digest);
         let changes = current.map_or_else(Vec::new, |it| {
-            let mut changes =
-                it.workload.as_ref().map_or_else(Vec::new, |stored| stored.changes(&it.defaults, workload, policy));
+            let mut changes = it
+                .workload
+                .as_ref()
+                .map_or_else(Vec::new, |stored| stored.changes(&it.defaults, workload, policy));
             if let Some(image) = &image
                 && image.digest != it.image.digest
                 && image.name == it.image.name
             {
-                changes.insert(0, format!("image: {} → {}", short(&it.image.digest), short(&image.digest)));
+                changes.insert(
+                    0,
+                    format!("image: {} → {}", short(&it.image.digest), short(&image.digest)),
+                );
             }
             changes
         });
@@ -469,7 +560,13 @@ impl<'a> Planner<'a> {
     }
 
     /// Writes settings that the process does not notice.
-    fn update_in_place(&mut self, name: &Name, current: &Instance, workload: &Arc<Workload>, origin: &Origin) {
+    fn update_in_place(
+        &mut self,
+        name: &Name,
+        current: &Instance,
+        workload: &Arc<Workload>,
+        origin: &Origin,
+    ) {
         let mut fields = Vec::new();
         if current.origin != *origin {
             fields.push(format!("origin: {} → {origin}", current.origin));
@@ -478,8 +575,17 @@ impl<'a> Planner<'a> {
             fields.push("manifest".to_owned());
         }
         if !fields.is_empty() {
-            let relabel = Relabel { id: current.id.clone(), origin: origin.clone(), workload: (**workload).clone() };
-            self.plan.push(Some(name), Action::Update(Box::new(relabel)), Cause::Updated(fields), Vec::new());
+            let relabel = Relabel {
+                id: current.id.clone(),
+                origin: origin.clone(),
+                workload: (**workload).clone(),
+            };
+            self.plan.push(
+                Some(name),
+                Action::Update(Box::new(relabel)),
+                Cause::Updated(fields),
+                Vec::new(),
+            );
         }
     }
 
@@ -488,14 +594,20 @@ impl<'a> Planner<'a> {
         let no = |reason, message: String| Some(Obstacle { reason, message });
         let Some(image) = &target.image else {
             let name = target.workload.spec.image.full();
-            let broken: String = self.observed.archive_problems.iter().map(|it| format!("; {it}")).collect();
+            let broken: String =
+                self.observed.archive_problems.iter().map(|it| format!("; {it}")).collect();
             return no(
                 "image-missing",
-                format!("image {name} is neither in containerd nor in an archive of the images directory{broken}"),
+                format!(
+                    "image {name} is neither in containerd nor in an archive of the images directory{broken}"
+                ),
             );
         };
         for mount in &target.workload.spec.mounts {
-            let (MountKind::Bind, Some(source), false) = (mount.kind, &mount.source, mount.create) else { continue };
+            let (MountKind::Bind, Some(source), false) = (mount.kind, &mount.source, mount.create)
+            else {
+                continue;
+            };
             if !self.observed.mount_sources.contains_key(source.as_path()) {
                 return no("mount-source-missing", format!("bind source {source} does not exist"));
             }
@@ -549,7 +661,10 @@ impl<'a> Planner<'a> {
             if let Some(why) = self.obstacle(&joiner).filter(|it| !it.reason.contains("donor")) {
                 return Some(Obstacle {
                     reason: "joiner-not-startable",
-                    message: format!("its joiner `{}` could not be started again: {}", case.name, why.message),
+                    message: format!(
+                        "its joiner `{}` could not be started again: {}",
+                        case.name, why.message
+                    ),
                 });
             }
         }
@@ -561,7 +676,13 @@ impl<'a> Planner<'a> {
     }
 
     /// Decides about one workload and writes its steps. `hold`: why it goes on as last applied.
-    fn carry_out(&mut self, name: &Name, current: Option<&'a Instance>, target: &Target<'a>, hold: Option<Obstacle>) {
+    fn carry_out(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        target: &Target<'a>,
+        hold: Option<Obstacle>,
+    ) {
         let stopped = target.workload.spec.state == WantedState::Stopped;
         let want = match (&hold, stopped) {
             (None, false) => Want::Running,
@@ -569,7 +690,8 @@ impl<'a> Planner<'a> {
             (Some(_), false) => Want::HeldRunning,
             (Some(_), true) => Want::HeldStopped,
         };
-        let same = target.instance.map(|it| &it.id) == current.map(|it| &it.id) && current.is_some();
+        let same =
+            target.instance.map(|it| &it.id) == current.map(|it| &it.id) && current.is_some();
         let have = current.map_or(Have::Nothing, have);
         let outdated = if same { current.and_then(|it| self.outdated(it, target)) } else { None };
         let fit = match (&outdated, current, same) {
@@ -587,14 +709,20 @@ impl<'a> Planner<'a> {
                 ready = false;
                 obstacle = Some(Obstacle {
                     reason: "donor-changed",
-                    message: format!("its donor `{donor}` has another IPC namespace; `onDonorChange: keep` leaves it"),
+                    message: format!(
+                        "its donor `{donor}` has another IPC namespace; `onDonorChange: keep` leaves it"
+                    ),
                 });
-            } else if let Some(at) = self.follows_at(current, target, &donor, name).filter(|at| *at > self.now) {
+            } else if let Some(at) =
+                self.follows_at(current, target, &donor, name).filter(|at| *at > self.now)
+            {
                 ready = false;
                 due = Some(at);
                 obstacle = Some(Obstacle {
                     reason: "donor-changed",
-                    message: format!("its donor `{donor}` has another IPC namespace; it follows soon"),
+                    message: format!(
+                        "its donor `{donor}` has another IPC namespace; it follows soon"
+                    ),
                 });
             }
         }
@@ -603,12 +731,17 @@ impl<'a> Planner<'a> {
         match decision {
             Decision::Leave(phase) => {
                 let remark = match (phase, &obstacle) {
-                    (Phase::Running | Phase::Held, Some(it)) if it.reason == "donor-changed" => obstacle.clone(),
-                    (Phase::Completed, _) => Some(Obstacle { reason: "completed", message: String::new() }),
+                    (Phase::Running | Phase::Held, Some(it)) if it.reason == "donor-changed" => {
+                        obstacle.clone()
+                    }
+                    (Phase::Completed, _) => {
+                        Some(Obstacle { reason: "completed", message: String::new() })
+                    }
                     (Phase::Failed, _) => Some(self.failure(name, current)),
                     _ => None,
                 };
-                let up_to_date = fit != Fit::Changed && remark.as_ref().is_none_or(|it| it.reason != "donor-changed");
+                let up_to_date = fit != Fit::Changed
+                    && remark.as_ref().is_none_or(|it| it.reason != "donor-changed");
                 self.stand(name, phase, hold.or(remark), up_to_date, current);
                 if let Some(due) = due.filter(|_| fit == Fit::Outdated) {
                     self.wake_at(due);
@@ -632,7 +765,11 @@ impl<'a> Planner<'a> {
                 self.stand(name, phase, hold.clone().or(remark), fit != Fit::Changed, current);
                 self.wait_until(name, due.filter(|_| backing_off));
             }
-            Decision::Create | Decision::Start | Decision::Replace | Decision::Restart | Decision::FinishAndStart => {
+            Decision::Create
+            | Decision::Start
+            | Decision::Replace
+            | Decision::Restart
+            | Decision::FinishAndStart => {
                 let start = self.start_steps(name, current, target, decision, outdated.as_ref());
                 self.stand(name, Phase::Running, hold, true, target.instance.or(current));
                 self.offer(name, current, target, start);
@@ -647,7 +784,11 @@ impl<'a> Planner<'a> {
             }
             Decision::FinishAndWait => {
                 self.finish_step(name, current, target);
-                let remark = if again == Again::Later { Some(self.failure(name, current)) } else { obstacle };
+                let remark = if again == Again::Later {
+                    Some(self.failure(name, current))
+                } else {
+                    obstacle
+                };
                 let phase = if again == Again::Later { Phase::BackingOff } else { Phase::Waiting };
                 self.stand(name, phase, hold.or(remark), true, current);
                 self.wait_until(name, due);
@@ -678,7 +819,9 @@ impl<'a> Planner<'a> {
     ) -> (Again, Option<BootTime>) {
         let delays = self.delays(&target.workload);
         let strikes = self.observed.strikes.get(name).filter(|it| it.revision == target.revision);
-        let late = |due: BootTime| if due > self.now { (Again::Later, Some(due)) } else { (Again::Now, None) };
+        let late = |due: BootTime| {
+            if due > self.now { (Again::Later, Some(due)) } else { (Again::Now, None) }
+        };
         let by_strikes = || strikes.map_or((Again::Now, None), |it| late(it.due(&delays)));
         let Some(current) = current.filter(|_| fit != Fit::Changed) else {
             return by_strikes();
@@ -699,7 +842,9 @@ impl<'a> Planner<'a> {
         let retries = run.map_or(0, |it| it.n.saturating_sub(1));
         let exhausted = restart.max_retries.is_some_and(|max| retries >= u64::from(max));
         match restart.policy.unwrap_or(self.policy.restart) {
-            RestartPolicy::Never | RestartPolicy::OnFailure if code == 0 => (Again::Completed, None),
+            RestartPolicy::Never | RestartPolicy::OnFailure if code == 0 => {
+                (Again::Completed, None)
+            }
             RestartPolicy::Never => (Again::Failed, None),
             RestartPolicy::OnFailure if exhausted => (Again::Failed, None),
             RestartPolicy::OnFailure | RestartPolicy::Always if count_due => {
@@ -713,7 +858,11 @@ impl<'a> Planner<'a> {
     fn strikes_after(&self, name: &Name, current: &Instance, target: &Target<'a>) -> u32 {
         let delays = self.delays(&target.workload);
         let before = self.observed.strikes.get(name).filter(|it| it.revision == current.revision);
-        let lasted = current.run.as_ref().filter(|it| it.boot == self.observed.boot_id).map(|it| self.now.since(it.at));
+        let lasted = current
+            .run
+            .as_ref()
+            .filter(|it| it.boot == self.observed.boot_id)
+            .map(|it| self.now.since(it.at));
         if lasted.is_some_and(|it| it >= delays.reset_after) {
             return 1;
         }
@@ -722,7 +871,10 @@ impl<'a> Planner<'a> {
 
     fn failure(&self, name: &Name, current: Option<&Instance>) -> Obstacle {
         if let Some(failure) = self.observed.strikes.get(name).and_then(|it| it.failure.as_ref()) {
-            return Obstacle { reason: "start-failed", message: format!("{}: {}", failure.reason, failure.message) };
+            return Obstacle {
+                reason: "start-failed",
+                message: format!("{}: {}", failure.reason, failure.message),
+            };
         }
         let task = current.map(|it| (&it.task, &it.end));
         match task {
@@ -735,7 +887,10 @@ impl<'a> Planner<'a> {
             Some((_, Some(end))) if end.reason != "exit-unknown" => {
                 Obstacle { reason: "start-failed", message: end.reason.clone() }
             }
-            _ => Obstacle { reason: "exit-unknown", message: "its last run ended in an unknown way".to_owned() },
+            _ => Obstacle {
+                reason: "exit-unknown",
+                message: "its last run ended in an unknown way".to_owned(),
+            },
         }
     }
 
@@ -757,7 +912,13 @@ impl<'a> Planner<'a> {
 
     /// When a joiner follows its donor: once the donor has run for its own first delay, and not more often than the
     /// joiner's own delay. `None`: the donor starts in this plan, and a pause stands before the step.
-    fn follows_at(&self, current: Option<&Instance>, target: &Target<'a>, donor: &Name, name: &Name) -> Option<BootTime> {
+    fn follows_at(
+        &self,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        donor: &Name,
+        name: &Name,
+    ) -> Option<BootTime> {
         let root = self.donors.get(donor)?;
         let delays = self.delays(&target.workload);
         let count = self.observed.strikes.get(name).map_or(1, |it| it.count.max(1));
@@ -780,7 +941,8 @@ impl<'a> Planner<'a> {
     ) -> Option<StepId> {
         let image = target.image.clone()?;
         let boot = current.is_some_and(|it| {
-            target.workload.spec.restart.on_boot && it.run.as_ref().is_some_and(|run| run.boot != self.observed.boot_id)
+            target.workload.spec.restart.on_boot
+                && it.run.as_ref().is_some_and(|run| run.boot != self.observed.boot_id)
         });
         let cause = match (decision, current.map(have), outdated) {
             (Decision::Create, _, _) => Cause::Added,
@@ -800,7 +962,14 @@ impl<'a> Planner<'a> {
                     |step| matches!(&step.action, Action::Import { image: it } if it.name == image.name),
                 );
                 let import = known.map_or_else(
-                    || self.plan.push(Some(name), Action::Import { image: image.clone() }, cause.clone(), Vec::new()),
+                    || {
+                        self.plan.push(
+                            Some(name),
+                            Action::Import { image: image.clone() },
+                            cause.clone(),
+                            Vec::new(),
+                        )
+                    },
                     StepId,
                 );
                 before.push(import);
@@ -815,8 +984,10 @@ impl<'a> Planner<'a> {
                 image: image.clone(),
                 snapshot_only: target.instance.is_some(),
             };
-            let why = if target.instance.is_some() { Cause::SnapshotMissing } else { cause.clone() };
-            before = vec![self.plan.push(Some(name), Action::Prepare(Box::new(prepare)), why, before)];
+            let why =
+                if target.instance.is_some() { Cause::SnapshotMissing } else { cause.clone() };
+            before =
+                vec![self.plan.push(Some(name), Action::Prepare(Box::new(prepare)), why, before)];
         }
         // A joiner's process must not outlive the start of its donor into the wrong namespace.
         let donor = target.ipc.mode.donor().and_then(|it| self.donors.get(it)).cloned();
@@ -835,7 +1006,9 @@ impl<'a> Planner<'a> {
                     }
                     before = vec![stop];
                 }
-                (_, Have::Exited | Have::Lost | Have::Created) => before.push(self.finish_with(name, current, target, Vec::new())),
+                (_, Have::Exited | Have::Lost | Have::Created) => {
+                    before.push(self.finish_with(name, current, target, Vec::new()))
+                }
                 (_, Have::Nothing | Have::Unstarted | Have::Ended | Have::Unknown) => {}
             }
         }
@@ -844,7 +1017,9 @@ impl<'a> Planner<'a> {
         before.sort_unstable();
         before.dedup();
         let started = self.plan.push(Some(name), Action::Start(Box::new(start)), cause, before);
-        if decision == Decision::Replace && let Some(current) = current {
+        if decision == Decision::Replace
+            && let Some(current) = current
+        {
             let by = Cause::Superseded { by: target.id.clone() };
             let remove = Action::Remove { id: current.id.clone(), by_absence: None };
             self.plan.push(Some(name), remove, by, vec![started]);
@@ -868,7 +1043,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn start(&self, name: &Name, target: &Target<'a>, image: &Image, donor: Option<&Donor>) -> Option<Start> {
+    fn start(
+        &self,
+        name: &Name,
+        target: &Target<'a>,
+        image: &Image,
+        donor: Option<&Donor>,
+    ) -> Option<Start> {
         let owner = donor.map_or(&target.id, |it| &it.id);
         let published = published_paths(&self.policy.run_directory, owner);
         let spec = oci::lower(&self.lowering(target, image, &published)).ok()?;
@@ -918,7 +1099,13 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn stop_step(&mut self, name: &Name, current: &Instance, cause: &Cause, requires: Vec<StepId>) -> StepId {
+    fn stop_step(
+        &mut self,
+        name: &Name,
+        current: &Instance,
+        cause: &Cause,
+        requires: Vec<StepId>,
+    ) -> StepId {
         let stop = stop_of(current);
         self.plan.push(Some(name), Action::Stop(stop), cause.clone(), requires)
     }
@@ -929,11 +1116,21 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn finish_with(&mut self, name: &Name, current: &'a Instance, target: &Target<'a>, requires: Vec<StepId>) -> StepId {
+    fn finish_with(
+        &mut self,
+        name: &Name,
+        current: &'a Instance,
+        target: &Target<'a>,
+        requires: Vec<StepId>,
+    ) -> StepId {
         let created = matches!(current.task, Task::Created { .. });
         let exit = match &current.task {
             Task::Stopped { code, at } => Some((*code, at.clone())),
-            Task::None | Task::Created { .. } | Task::Running { .. } | Task::Paused { .. } | Task::Unknown => None,
+            Task::None
+            | Task::Created { .. }
+            | Task::Running { .. }
+            | Task::Paused { .. }
+            | Task::Unknown => None,
         };
         let cause = if created { Cause::Interrupted } else { ended(current) };
         let finish = Finish {
@@ -941,14 +1138,24 @@ impl<'a> Planner<'a> {
             revision: current.revision.clone(),
             run: if created { 0 } else { current.run.as_ref().map_or(1, |it| it.n) },
             exit,
-            started: current.run.as_ref().filter(|it| it.boot == self.observed.boot_id).map(|it| it.at),
+            started: current
+                .run
+                .as_ref()
+                .filter(|it| it.boot == self.observed.boot_id)
+                .map(|it| it.at),
             strikes: if created { 0 } else { self.strikes_after(name, current, target) },
         };
         self.plan.push(Some(name), Action::Finish(finish), cause, requires)
     }
 
     /// Makes a workload known to its joiners, as running already or after a step.
-    fn offer(&mut self, name: &Name, current: Option<&Instance>, target: &Target<'a>, started_by: Option<StepId>) {
+    fn offer(
+        &mut self,
+        name: &Name,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        started_by: Option<StepId>,
+    ) {
         let resumed = started_by.is_some_and(|it| {
             matches!(self.plan.steps.get(it.0).map(|it| &it.action), Some(Action::Resume { .. }))
         });
@@ -976,11 +1183,18 @@ impl<'a> Planner<'a> {
         self.donors.insert(name.clone(), donor);
     }
 
-    fn remove_superseded(&mut self, name: &Name, current: Option<&'a Instance>, others: &[&'a Instance]) {
-        let touched: BTreeSet<&InstanceId> = self.plan.steps.iter().filter_map(|it| it.action.instance()).collect();
+    fn remove_superseded(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        others: &[&'a Instance],
+    ) {
+        let touched: BTreeSet<&InstanceId> =
+            self.plan.steps.iter().filter_map(|it| it.action.instance()).collect();
         let Some(current) = current else { return };
         let runs = current.task.pid().is_some();
-        let spare: Vec<&Instance> = others.iter().copied().filter(|it| !touched.contains(&it.id)).collect();
+        let spare: Vec<&Instance> =
+            others.iter().copied().filter(|it| !touched.contains(&it.id)).collect();
         for instance in spare {
             // What ran before is kept until what replaces it runs.
             if runs || instance.run.is_none() || instance.task.pid().is_some() {
@@ -997,7 +1211,9 @@ impl<'a> Planner<'a> {
             .cases
             .values()
             .filter_map(|case| match &case.wish {
-                Wish::Remove { cause, by_absence } => Some((case.name, cause.clone(), by_absence.clone())),
+                Wish::Remove { cause, by_absence } => {
+                    Some((case.name, cause.clone(), by_absence.clone()))
+                }
                 Wish::Follow(..) | Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => None,
             })
             .collect();
@@ -1008,7 +1224,10 @@ impl<'a> Planner<'a> {
             .collect();
         let mut counted = BTreeSet::new();
         for instance in donors_last(&instances) {
-            let Some((name, cause, by_absence)) = leaving.iter().find(|it| *it.0 == instance.name) else { continue };
+            let Some((name, cause, by_absence)) = leaving.iter().find(|it| *it.0 == instance.name)
+            else {
+                continue;
+            };
             if instance.task == Task::Unknown {
                 let why = Obstacle {
                     reason: "runtime-not-answering",
@@ -1020,7 +1239,8 @@ impl<'a> Planner<'a> {
             let joiners: Vec<StepId> = instances
                 .iter()
                 .filter(|it| {
-                    it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor()) == Some(&instance.name)
+                    it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor())
+                        == Some(&instance.name)
                 })
                 .flat_map(|it| self.removals.get(&it.name).cloned().unwrap_or_default())
                 .collect();
@@ -1030,7 +1250,8 @@ impl<'a> Planner<'a> {
             self.removals.entry((*name).clone()).or_default().push(step);
         }
         for (name, _, _) in leaving {
-            if self.desired.workloads.contains_key(name) && !self.plan.standings.contains_key(name) {
+            if self.desired.workloads.contains_key(name) && !self.plan.standings.contains_key(name)
+            {
                 let absent = Obstacle { reason: "absent", message: String::new() };
                 self.stand(name, Phase::Stopped, Some(absent), true, None);
             }
@@ -1040,7 +1261,9 @@ impl<'a> Planner<'a> {
     /// Lists a removal that a person can release.
     fn hold_releasable(&mut self, name: &Name, current: &Instance, hold: &Obstacle) {
         let by_absence = !self.desired.workloads.contains_key(name);
-        if !by_absence || matches!(hold.reason, "donor-in-use" | "removal-pending" | "source-is-a-file") {
+        if !by_absence
+            || matches!(hold.reason, "donor-in-use" | "removal-pending" | "source-is-a-file")
+        {
             return;
         }
         let approval = Approval { name: name.clone(), instance: current.id.clone() };
@@ -1072,8 +1295,14 @@ impl<'a> Planner<'a> {
         instance: Option<&Instance>,
     ) {
         let (reason, message) = why.map_or(("", String::new()), |it| (it.reason, it.message));
-        let standing =
-            Standing { phase, reason, message, up_to_date, instance: instance.map(|it| it.id.clone()), until: None };
+        let standing = Standing {
+            phase,
+            reason,
+            message,
+            up_to_date,
+            instance: instance.map(|it| it.id.clone()),
+            until: None,
+        };
         self.plan.standings.insert(name.clone(), standing);
     }
 
@@ -1154,7 +1383,9 @@ fn remove_steps(
 
 /// Joiners before what they join, otherwise by ID.
 fn donors_last<'a>(instances: &[&'a Instance]) -> Vec<&'a Instance> {
-    let donor = |it: &Instance| it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor().cloned());
+    let donor = |it: &Instance| {
+        it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor().cloned())
+    };
     let depth = |it: &Instance| {
         let mut depth = 0;
         let mut next = donor(it);
@@ -1165,7 +1396,8 @@ fn donors_last<'a>(instances: &[&'a Instance]) -> Vec<&'a Instance> {
         }
         depth
     };
-    let mut sorted: Vec<(usize, &'a Instance)> = instances.iter().map(|it| (depth(it), *it)).collect();
+    let mut sorted: Vec<(usize, &'a Instance)> =
+        instances.iter().map(|it| (depth(it), *it)).collect();
     sorted.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.id.cmp(&b.1.id)));
     sorted.into_iter().map(|it| it.1).collect()
 }

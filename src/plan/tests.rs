@@ -2,8 +2,14 @@ use std::fmt::Write as _;
 
 use super::*;
 
-const WANTS: [Want; 6] =
-    [Want::Running, Want::Stopped, Want::Absent, Want::HeldRunning, Want::HeldStopped, Want::Unclaimed];
+const WANTS: [Want; 6] = [
+    Want::Running,
+    Want::Stopped,
+    Want::Absent,
+    Want::HeldRunning,
+    Want::HeldStopped,
+    Want::Unclaimed,
+];
 const HAVES: [Have; 9] = [
     Have::Nothing,
     Have::Unstarted,
@@ -21,7 +27,9 @@ const AGAINS: [Again; 4] = [Again::Now, Again::Later, Again::Completed, Again::F
 /// Every combination; runs of equal decisions share a line, `*` stands for what makes no difference.
 #[test]
 fn the_decision_table_is_the_committed_one() {
-    let mut table = String::from("# want × have × fit × ready × again → decision; UPDATE=1 rewrites this file\n");
+    let mut table = String::from(
+        "# want × have × fit × ready × again → decision; UPDATE=1 rewrites this file\n",
+    );
     for want in WANTS {
         for have in HAVES {
             let every = |fit: Fit| {
@@ -40,7 +48,13 @@ fn the_decision_table_is_the_committed_one() {
                 let rows = every(*fit);
                 let first = rows[0].2;
                 if rows.iter().all(|it| it.2 == first) {
-                    writeln!(table, "{:<12} {:<10} {fit_text:<9} *         *          → {first:?}", format!("{want:?}"), format!("{have:?}")).unwrap();
+                    writeln!(
+                        table,
+                        "{:<12} {:<10} {fit_text:<9} *         *          → {first:?}",
+                        format!("{want:?}"),
+                        format!("{have:?}")
+                    )
+                    .unwrap();
                     continue;
                 }
                 for (ready, again, decision) in rows {
@@ -62,7 +76,10 @@ fn the_decision_table_is_the_committed_one() {
         std::fs::write(path, &table).unwrap();
     }
     let committed = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(committed == table, "tests/decisions.txt differs; read it again after UPDATE=1\n{table}");
+    assert!(
+        committed == table,
+        "tests/decisions.txt differs; read it again after UPDATE=1\n{table}"
+    );
 }
 
 mod model {
@@ -76,7 +93,8 @@ mod model {
     use crate::backoff::Strikes;
     use crate::desired::{DesiredState, SourceState, Wanted};
     use crate::observed::{
-        EXITED, End, Image, ImageConfig, ImagePlace, Instance, ObservedState, Published, Run, STOPPED, Task, View,
+        EXITED, End, Image, ImageConfig, ImagePlace, Instance, ObservedState, Published, Run,
+        STOPPED, Task, View,
     };
     use crate::workload::{IpcDefaults, Shm};
 
@@ -134,13 +152,21 @@ mod model {
         };
         DesiredState {
             sources: [(source(), state)].into(),
-            workloads: workloads.iter().map(|(name, spec)| (name.parse().unwrap(), wanted(name, spec))).collect(),
+            workloads: workloads
+                .iter()
+                .map(|(name, spec)| (name.parse().unwrap(), wanted(name, spec)))
+                .collect(),
             problems: Vec::new(),
         }
     }
 
     pub(super) fn image(name: &str, digest: &str, place: ImagePlace) -> Image {
-        Image { name: name.to_owned(), digest: digest.to_owned(), config: ImageConfig::default(), place }
+        Image {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+            config: ImageConfig::default(),
+            place,
+        }
     }
 
     pub(super) fn empty() -> ObservedState {
@@ -154,12 +180,21 @@ mod model {
 
     /// Does what a plan's steps say, as if each succeeds.
     pub(super) fn apply(observed: &mut ObservedState, plan: &Plan) {
-        let mut inode = 1 + observed.instances.values().filter_map(|it| it.view).map(|it| it.ipc_ns).max().unwrap_or(100);
+        let mut inode = 1 + observed
+            .instances
+            .values()
+            .filter_map(|it| it.view)
+            .map(|it| it.ipc_ns)
+            .max()
+            .unwrap_or(100);
         for (at, step) in plan.steps.iter().enumerate() {
             assert!(step.requires.iter().all(|it| it.0 < at), "{plan}");
             match &step.action {
                 Action::Import { image } => {
-                    let known = observed.images.get_mut(&image.name).expect("only known images are imported");
+                    let known = observed
+                        .images
+                        .get_mut(&image.name)
+                        .expect("only known images are imported");
                     known.place = ImagePlace::Store;
                 }
                 Action::Prepare(it) if it.snapshot_only => {
@@ -181,7 +216,10 @@ mod model {
                         published: Published::default(),
                         view: None,
                     };
-                    assert!(observed.instances.insert(it.id.clone(), instance).is_none(), "made twice: {plan}");
+                    assert!(
+                        observed.instances.insert(it.id.clone(), instance).is_none(),
+                        "made twice: {plan}"
+                    );
                 }
                 Action::Update(it) => {
                     let instance = observed.instances.get_mut(&it.id).expect("it is there");
@@ -193,12 +231,18 @@ mod model {
                     instance.task = Task::None;
                     instance.view = None;
                     instance.published = Published::default();
-                    instance.end =
-                        Some(End { n: it.run, code: 143, reason: STOPPED.to_owned(), at: String::new(), lasted_ms: 0 });
+                    instance.end = Some(End {
+                        n: it.run,
+                        code: 143,
+                        reason: STOPPED.to_owned(),
+                        at: String::new(),
+                        lasted_ms: 0,
+                    });
                 }
                 Action::Resume { id } => {
                     let instance = observed.instances.get_mut(id).expect("it is there");
-                    instance.task = Task::Running { pid: instance.task.pid().expect("it was paused") };
+                    instance.task =
+                        Task::Running { pid: instance.task.pid().expect("it was paused") };
                 }
                 Action::Finish(it) => {
                     let instance = observed.instances.get_mut(&it.id).expect("it is there");
@@ -206,17 +250,28 @@ mod model {
                     instance.published = Published::default();
                     if it.run > 0 {
                         let code = it.exit.as_ref().map_or(255, |it| it.0);
-                        instance.end =
-                            Some(End { n: it.run, code, reason: EXITED.to_owned(), at: String::new(), lasted_ms: 0 });
-                        let strikes =
-                            Strikes { revision: it.revision.clone(), count: it.strikes, at: now(), failure: None };
+                        instance.end = Some(End {
+                            n: it.run,
+                            code,
+                            reason: EXITED.to_owned(),
+                            at: String::new(),
+                            lasted_ms: 0,
+                        });
+                        let strikes = Strikes {
+                            revision: it.revision.clone(),
+                            count: it.strikes,
+                            at: now(),
+                            failure: None,
+                        };
                         observed.strikes.insert(instance.name.clone(), strikes);
                     }
                 }
                 Action::Start(it) => {
                     inode += 1;
                     let view = match &it.expect.namespace {
-                        ExpectNamespace::Of(donor) => observed.instances[donor].view.expect("the donor runs"),
+                        ExpectNamespace::Of(donor) => {
+                            observed.instances[donor].view.expect("the donor runs")
+                        }
                         ExpectNamespace::Own | ExpectNamespace::Host => {
                             View { ipc_ns: inode, shm: Some(inode), shm_root: None }
                         }
@@ -225,7 +280,12 @@ mod model {
                     assert_eq!(instance.task, Task::None, "started twice: {plan}");
                     let others = |other: &Instance| other.task.pid().is_some();
                     instance.task = Task::Running { pid: u32::try_from(inode).unwrap() };
-                    instance.run = Some(Run { n: it.run, boot: BOOT.to_owned(), at: now(), started: String::new() });
+                    instance.run = Some(Run {
+                        n: it.run,
+                        boot: BOOT.to_owned(),
+                        at: now(),
+                        started: String::new(),
+                    });
                     instance.view = Some(view);
                     if it.publish.is_some() {
                         instance.published = Published {
@@ -237,7 +297,11 @@ mod model {
                         };
                     }
                     let name = instance.name.clone();
-                    let running = observed.instances.values().filter(|it| it.name == name && others(it)).count();
+                    let running = observed
+                        .instances
+                        .values()
+                        .filter(|it| it.name == name && others(it))
+                        .count();
                     assert_eq!(running, 1, "two instances of {name} run: {plan}");
                 }
                 Action::Remove { id, .. } => {
@@ -273,7 +337,9 @@ mod model {
     }
 
     pub(super) fn published_size(plan: &Plan) -> Option<Bytes> {
-        plan.steps.iter().find_map(|it| if let Action::Start(start) = &it.action { start.publish } else { None })
+        plan.steps
+            .iter()
+            .find_map(|it| if let Action::Start(start) = &it.action { start.publish } else { None })
     }
 
     pub(super) fn joinable(workload: &Workload) -> bool {
@@ -287,8 +353,10 @@ fn standing<'a>(plan: &'a Plan, name: &str) -> &'a Standing {
     &plan.standings[&name.parse::<Name>().unwrap()]
 }
 
-const PAIR: [(&str, Option<&str>); 2] =
-    [("donor", Some(r#""ipcMode": "shareable""#)), ("joiner", Some(r#""ipcMode": "container:donor""#))];
+const PAIR: [(&str, Option<&str>); 2] = [
+    ("donor", Some(r#""ipcMode": "shareable""#)),
+    ("joiner", Some(r#""ipcMode": "container:donor""#)),
+];
 
 #[test]
 fn a_new_manifest_is_prepared_and_started() {
@@ -309,7 +377,8 @@ fn an_image_of_an_archive_is_imported_once_for_all() {
     let name = "docker.io/library/busybox:latest";
     let place = crate::observed::ImagePlace::Archive("/images/busybox.tar".into());
     observed.images.insert(name.to_owned(), model::image(name, "sha256:aaaa", place));
-    let plan = diff(&desired(&[("a", Some("")), ("b", Some(""))]), &observed, &policy(), model::now());
+    let plan =
+        diff(&desired(&[("a", Some("")), ("b", Some(""))]), &observed, &policy(), model::now());
     assert_eq!(plan.steps.iter().filter(|it| it.action.verb() == "import").count(), 1, "{plan}");
     converge(&desired(&[("a", Some("")), ("b", Some(""))]), &mut observed);
 }
@@ -350,10 +419,18 @@ fn an_edit_replaces_just_that_one_and_names_the_field() {
 #[test]
 fn the_same_meaning_changes_nothing_but_settings_in_place() {
     let mut observed = empty();
-    converge(&desired(&[("a", Some(r#""shmSize": "64Mi", "env": [{"name": "A", "value": "1"}, {"name": "B"}]"#))]), &mut observed);
+    converge(
+        &desired(&[(
+            "a",
+            Some(r#""shmSize": "64Mi", "env": [{"name": "A", "value": "1"}, {"name": "B"}]"#),
+        )]),
+        &mut observed,
+    );
     let same = desired(&[(
         "a",
-        Some(r#""shmSize": 67108864, "env": [{"name": "B", "value": ""}, {"name": "A", "value": "1"}], "hostname": "a", "stop": {"timeout": "1s"}"#),
+        Some(
+            r#""shmSize": 67108864, "env": [{"name": "B", "value": ""}, {"name": "A", "value": "1"}], "hostname": "a", "stop": {"timeout": "1s"}"#,
+        ),
     )]);
     let plan = diff(&same, &observed, &policy(), model::now());
     assert_eq!(plan.steps.len(), 1, "{plan}");
@@ -366,7 +443,10 @@ fn changed_defaults_recreate_nothing_and_explicit_ones_mean_the_same() {
     let mut observed = empty();
     converge(&desired(&[("a", Some(""))]), &mut observed);
     let mut other = policy();
-    other.ipc = IpcDefaults { mode: crate::workload::IpcMode::Shareable, shm_size: Bytes::new(1 << 20).unwrap() };
+    other.ipc = IpcDefaults {
+        mode: crate::workload::IpcMode::Shareable,
+        shm_size: Bytes::new(1 << 20).unwrap(),
+    };
     assert!(diff(&desired(&[("a", Some(""))]), &observed, &other, model::now()).is_empty());
     let explicit = desired(&[("a", Some(r#""ipcMode": "private", "shmSize": "64Mi""#))]);
     let plan = diff(&explicit, &observed, &other, model::now());
@@ -382,7 +462,10 @@ fn nothing_running_is_touched_while_its_replacement_cannot_start() {
     converge(&desired(&[("a", Some(""))]), &mut observed);
     for (spec, reason) in [
         (r#""image": "nowhere:1""#, "image-missing"),
-        (r#""mounts": [{"type": "bind", "source": "/nowhere", "target": "/x"}]"#, "mount-source-missing"),
+        (
+            r#""mounts": [{"type": "bind", "source": "/nowhere", "target": "/x"}]"#,
+            "mount-source-missing",
+        ),
     ] {
         let plan = diff(&desired(&[("a", Some(spec))]), &observed, &policy(), model::now());
         assert!(plan.is_empty(), "{plan}");
@@ -409,7 +492,10 @@ fn an_invalid_manifest_keeps_what_runs_and_starts_it_after_a_reboot() {
 }
 
 /// The first pass records the lost run and, with the strikes of a first failure, waits 100 ms.
-fn converge_after_boot(desired: &crate::desired::DesiredState, observed: &mut crate::observed::ObservedState) {
+fn converge_after_boot(
+    desired: &crate::desired::DesiredState,
+    observed: &mut crate::observed::ObservedState,
+) {
     for pass in 0..4_u64 {
         let now = model::now() + Duration::from_secs(pass);
         let plan = diff(desired, observed, &policy(), now);
@@ -445,8 +531,12 @@ fn a_donor_and_its_joiner_leave_together_joiner_first() {
     converge(&desired(&[PAIR[0], PAIR[1], ("c", Some("")), ("d", Some(""))]), &mut observed);
     let wanted = desired(&[("c", Some("")), ("d", Some(""))]);
     let plan = diff(&wanted, &observed, &policy(), model::now());
-    let removed: Vec<String> =
-        plan.steps.iter().filter(|it| it.action.verb() == "remove").map(|it| it.name.clone().unwrap().to_string()).collect();
+    let removed: Vec<String> = plan
+        .steps
+        .iter()
+        .filter(|it| it.action.verb() == "remove")
+        .map(|it| it.name.clone().unwrap().to_string())
+        .collect();
     assert_eq!(removed, ["joiner", "donor"]);
     converge(&wanted, &mut observed);
 }
@@ -456,10 +546,15 @@ fn a_replaced_donor_is_followed_by_its_joiner() {
     let mut observed = empty();
     converge(&desired(&PAIR), &mut observed);
     let before = pid(&observed, "joiner");
-    let wanted = desired(&[("donor", Some(r#""ipcMode": "shareable", "shmSize": "1Mi""#)), PAIR[1]]);
+    let wanted =
+        desired(&[("donor", Some(r#""ipcMode": "shareable", "shmSize": "1Mi""#)), PAIR[1]]);
     let plan = diff(&wanted, &observed, &policy(), model::now());
     let start = plan.steps.iter().position(|it| it.action.verb() == "start").unwrap();
-    let stop = plan.steps.iter().position(|it| it.name.as_ref().is_some_and(|it| it.as_str() == "joiner")).unwrap();
+    let stop = plan
+        .steps
+        .iter()
+        .position(|it| it.name.as_ref().is_some_and(|it| it.as_str() == "joiner"))
+        .unwrap();
     assert!(plan.steps[stop].requires.contains(&StepId(start)), "{plan}");
     assert_eq!(plan.steps[stop].pause, Duration::from_millis(100));
     converge(&wanted, &mut observed);
@@ -476,7 +571,10 @@ fn a_donor_is_not_replaced_while_a_running_joiner_could_not_start_again() {
     observed.mount_sources.insert("/data".into(), crate::observed::FileKind::Directory);
     converge(&desired(&[PAIR[0], ("joiner", Some(joiner))]), &mut observed);
     observed.mount_sources.clear();
-    let wanted = desired(&[("donor", Some(r#""ipcMode": "shareable", "shmSize": "1Mi""#)), ("joiner", Some(joiner))]);
+    let wanted = desired(&[
+        ("donor", Some(r#""ipcMode": "shareable", "shmSize": "1Mi""#)),
+        ("joiner", Some(joiner)),
+    ]);
     let plan = diff(&wanted, &observed, &policy(), model::now());
     assert!(plan.is_empty(), "{plan}");
     assert_eq!(standing(&plan, "donor").reason, "joiner-not-startable");
@@ -485,7 +583,8 @@ fn a_donor_is_not_replaced_while_a_running_joiner_could_not_start_again() {
 #[test]
 fn a_joiner_waits_for_a_donor_that_does_not_run_and_keeps_running_when_it_stops() {
     let mut observed = empty();
-    let stopped = desired(&[("donor", Some(r#""ipcMode": "shareable", "state": "stopped""#)), PAIR[1]]);
+    let stopped =
+        desired(&[("donor", Some(r#""ipcMode": "shareable", "state": "stopped""#)), PAIR[1]]);
     let plan = diff(&stopped, &observed, &policy(), model::now());
     assert!(plan.is_empty(), "{plan}");
     assert_eq!(standing(&plan, "joiner").reason, "waiting-for-donor");
@@ -599,9 +698,16 @@ fn what_the_runtime_does_not_say_is_left_alone() {
     for instance in observed.instances.values_mut() {
         instance.task = crate::observed::Task::Unknown;
     }
-    for wanted in [desired(&[("a", Some(""))]), desired(&[("a", Some(r#""args": ["x"]"#))]), desired(&[("b", Some(""))])] {
+    for wanted in [
+        desired(&[("a", Some(""))]),
+        desired(&[("a", Some(r#""args": ["x"]"#))]),
+        desired(&[("b", Some(""))]),
+    ] {
         let plan = diff(&wanted, &observed, &policy(), model::now());
-        assert!(plan.steps.iter().all(|it| it.name.as_ref().is_some_and(|it| it.as_str() == "b")), "{plan}");
+        assert!(
+            plan.steps.iter().all(|it| it.name.as_ref().is_some_and(|it| it.as_str() == "b")),
+            "{plan}"
+        );
         assert_eq!(standing(&plan, "a").reason, "runtime-not-answering");
     }
 }
@@ -614,7 +720,8 @@ fn down_removes_joiners_first_and_sweeps_what_is_left() {
     let plan = down(&observed, None);
     apply(&mut observed, &plan);
     assert!(observed.instances.is_empty() && observed.leftovers.is_empty());
-    let order: Vec<String> = plan.steps.iter().filter_map(|it| it.name.as_ref().map(ToString::to_string)).collect();
+    let order: Vec<String> =
+        plan.steps.iter().filter_map(|it| it.name.as_ref().map(ToString::to_string)).collect();
     assert_eq!(order, ["joiner", "joiner", "donor", "donor"]);
 }
 
@@ -641,7 +748,8 @@ mod properties {
             Just(r#""state": "absent""#.to_owned()),
             Just(r#""restart": {"policy": "never"}"#.to_owned()),
         ];
-        let joiner = prop_oneof![Just(r#""ipcMode": "container:a""#.to_owned()), Just(String::new())];
+        let joiner =
+            prop_oneof![Just(r#""ipcMode": "container:a""#.to_owned()), Just(String::new())];
         (
             proptest::option::of(spec.clone()),
             proptest::option::of(spec),
@@ -650,8 +758,12 @@ mod properties {
         )
             .prop_map(|(a, b, c, broken)| {
                 // A joiner of something that cannot be joined is an invalid document, as the loader finds.
-                let joinable = a.as_deref().is_some_and(|it| it.contains("shareable") && !it.contains("state"));
-                let c = c.map(|it| if it.contains("container") && (!joinable || broken) { None } else { Some(it) });
+                let joinable = a
+                    .as_deref()
+                    .is_some_and(|it| it.contains("shareable") && !it.contains("state"));
+                let c = c.map(|it| {
+                    if it.contains("container") && (!joinable || broken) { None } else { Some(it) }
+                });
                 [("a", a.map(Some)), ("b", b.map(Some)), ("c", c)]
                     .into_iter()
                     .filter_map(|(name, spec)| Some((name.to_owned(), spec?)))
@@ -660,7 +772,8 @@ mod properties {
     }
 
     fn as_desired(wish: &[(String, Option<String>)]) -> crate::desired::DesiredState {
-        let borrowed: Vec<(&str, Option<&str>)> = wish.iter().map(|(n, s)| (n.as_str(), s.as_deref())).collect();
+        let borrowed: Vec<(&str, Option<&str>)> =
+            wish.iter().map(|(n, s)| (n.as_str(), s.as_deref())).collect();
         desired(&borrowed)
     }
 

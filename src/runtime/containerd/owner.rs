@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use containerd_client::services::v1::{CreateNamespaceRequest, GetNamespaceRequest, Namespace, UpdateNamespaceRequest};
+use containerd_client::services::v1::{
+    CreateNamespaceRequest, GetNamespaceRequest, Namespace, UpdateNamespaceRequest,
+};
 use prost_types::FieldMask;
 
 use super::link::{Fault, Link};
@@ -30,7 +32,8 @@ pub(super) async fn write(link: &Link, namespace: &str, owner: &str) -> Result<(
         Ok(_) => Ok(()),
         Err(fault) if fault.kind == ErrorKind::Conflict => {
             let mask = FieldMask { paths: vec![format!("labels.{OWNER}")] };
-            let update = UpdateNamespaceRequest { namespace: Some(wanted), update_mask: Some(mask) };
+            let update =
+                UpdateNamespaceRequest { namespace: Some(wanted), update_mask: Some(mask) };
             link.answer(super::METADATA_LIMIT, link.namespaces().update(update)).await.map(drop)
         }
         Err(fault) => Err(fault),
