@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod content;
 pub mod desired;
 pub mod host;
+pub mod image;
 pub mod manifest;
 pub mod observed;
 pub mod oci;
