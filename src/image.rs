@@ -121,7 +121,8 @@ impl Archives {
                     Some(first) if first.digest == image.digest => {}
                     Some(first) => {
                         let ImagePlace::Archive(used) = &first.place else { continue };
-                        let message = format!("`{name}` is in `{}` as well, which is used", used.display());
+                        let message =
+                            format!("`{name}` is in `{}` as well, which is used", used.display());
                         found.problems.push(ArchiveProblem::new(path, message));
                     }
                 }
@@ -136,7 +137,8 @@ impl Archives {
             return Err(ArchiveProblem::new(Path::new(&image.name), "is not in an archive"));
         };
         let known = self.known.get(path).and_then(|it| Some((&it.stamp, it.index.as_ref().ok()?)));
-        let packed = known.and_then(|(stamp, index)| Some((stamp, index.by_digest(&image.digest)?)));
+        let packed =
+            known.and_then(|(stamp, index)| Some((stamp, index.by_digest(&image.digest)?)));
         let Some((stamp, packed)) = packed else {
             return Err(ArchiveProblem::new(path, format!("has no `{}` any more", image.name)));
         };
@@ -192,7 +194,8 @@ fn list(directory: &Path, paths: &mut BTreeSet<PathBuf>) -> Result<(), ArchivePr
         }
         count += 1;
         if count > ARCHIVE_LIMIT {
-            let message = format!("has more than {ARCHIVE_LIMIT} archives; the rest is not looked at");
+            let message =
+                format!("has more than {ARCHIVE_LIMIT} archives; the rest is not looked at");
             return Err(ArchiveProblem::new(directory, message));
         }
         paths.insert(directory.join(name));
@@ -207,7 +210,11 @@ fn read(path: &Path, stamp: &Stamp) -> Result<Index, ArchiveProblem> {
     }
     let broken = |error: std::io::Error| ArchiveProblem::new(path, error);
     let index = Index::read(&file).map_err(broken)?;
-    if Stamp::of(&file.metadata().map_err(broken)?) == *stamp { Ok(index) } else { Err(changed(path)) }
+    if Stamp::of(&file.metadata().map_err(broken)?) == *stamp {
+        Ok(index)
+    } else {
+        Err(changed(path))
+    }
 }
 
 /// Opens a regular file; anything else could block.
@@ -217,7 +224,11 @@ fn open(path: &Path) -> Result<(File, Metadata), ArchiveProblem> {
     let flags = i32::try_from(flags.bits()).expect("the flags are small numbers");
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(problem)?;
     let metadata = file.metadata().map_err(problem)?;
-    if metadata.is_file() { Ok((file, metadata)) } else { Err(ArchiveProblem::new(path, "is not a regular file")) }
+    if metadata.is_file() {
+        Ok((file, metadata))
+    } else {
+        Err(ArchiveProblem::new(path, "is not a regular file"))
+    }
 }
 
 fn changed(path: &Path) -> ArchiveProblem {
@@ -250,7 +261,12 @@ impl Import {
             size: packed.target.size,
             config: packed.config.clone(),
         };
-        Ok(Self { path: path.to_owned(), image, parts, current: Current { source, left: 0, memory: None } })
+        Ok(Self {
+            path: path.to_owned(),
+            image,
+            parts,
+            current: Current { source, left: 0, memory: None },
+        })
     }
 
     /// What is to be recorded once all blobs are stored.
@@ -259,7 +275,10 @@ impl Import {
     }
 
     /// The next blob. What was not read of the one before is skipped.
-    #[expect(clippy::should_implement_trait, reason = "each blob borrows the archive, which an iterator cannot say")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "each blob borrows the archive, which an iterator cannot say"
+    )]
     pub fn next(&mut self) -> Result<Option<Blob<'_>>, ArchiveProblem> {
         let Some(Part { digest, size, labels, place }) = self.parts.pop() else { return Ok(None) };
         let current = &mut self.current;
@@ -268,7 +287,10 @@ impl Import {
             Place::Memory(bytes) => current.memory = Some(std::io::Cursor::new(bytes)),
             Place::Archive { offset } => {
                 current.memory = None;
-                current.source.skip_to(offset).map_err(|error| ArchiveProblem::new(&self.path, error))?;
+                current
+                    .source
+                    .skip_to(offset)
+                    .map_err(|error| ArchiveProblem::new(&self.path, error))?;
             }
         }
         Ok(Some(Blob { digest: digest.to_string(), size, labels, content: current }))

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Read as _, Result};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::source::{Source, refused, truncated};
 use super::tar::{Kind, Walker, normal};
 use crate::content::{
-    self, Descriptor, Digest, JSON_LIMIT, Manifest, Target, choose, parse_config, parse_target, references,
+    self, Descriptor, Digest, JSON_LIMIT, Manifest, Target, choose, parse_config, parse_target,
+    references,
 };
 use crate::observed::ImageConfig;
 use crate::workload::ImageName;
@@ -20,7 +21,7 @@ use crate::workload::ImageName;
 const METADATA_LIMIT: u64 = 64 << 20;
 
 /// Images of one archive.
-const IMAGE_LIMIT: usize = 1000;
+const IMAGE_LIMIT: usize = 200;
 
 /// Indexes in indexes; two are unusual.
 const INDEX_DEPTH: usize = 4;
@@ -71,7 +72,9 @@ impl Index {
         let oci = contents.json("index.json");
         let docker = contents.json("manifest.json");
         if oci.is_none() && docker.is_none() {
-            return Err(refused("has neither index.json nor manifest.json: it is no image archive"));
+            return Err(refused(
+                "has neither index.json nor manifest.json: it is no image archive",
+            ));
         }
         if let Some(json) = oci {
             index.add_layout(&contents, json)?;
@@ -101,28 +104,35 @@ impl Index {
         };
         for entry in entries.into_iter().take(IMAGE_LIMIT) {
             let annotation = |key| entry.annotations.as_ref().and_then(|it| it.get(key));
-            let name = annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
+            let name = annotation("io.containerd.image.name")
+                .or_else(|| annotation("org.opencontainers.image.ref.name"));
             let names: Vec<String> = name.into_iter().cloned().collect();
             match contents.follow(&entry) {
                 Ok(packed) => self.add(packed, &names),
-                Err(why) => self.problems.push(format!("image {}: {why}", label(&names, &entry.digest))),
+                Err(why) => {
+                    self.problems.push(format!("image {}: {why}", label(&names, &entry.digest)))
+                }
             }
         }
         Ok(())
     }
 
     fn add_docker(&mut self, contents: &Contents, json: &[u8], file: &File) -> Result<()> {
-        let images: Vec<Saved> = serde_json::from_slice(json)
-            .map_err(|error| Error::new(ErrorKind::InvalidData, format!("manifest.json is not understood: {error}")))?;
+        let images: Vec<Saved> = serde_json::from_slice(json).map_err(|error| {
+            Error::new(ErrorKind::InvalidData, format!("manifest.json is not understood: {error}"))
+        })?;
+        let compressed = contents.compressed(images.iter().take(IMAGE_LIMIT), file)?;
         for saved in images.into_iter().take(IMAGE_LIMIT) {
             let mut names = saved.repo_tags.clone().unwrap_or_default();
             names.retain(|name| full(name).is_none_or(|full| !self.names.contains_key(&full)));
             if names.is_empty() && !self.images.is_empty() {
                 continue;
             }
-            match contents.assemble(&saved, file)? {
+            match contents.assemble(&saved, &compressed)? {
                 Ok(packed) => self.add(packed, &names),
-                Err(why) => self.problems.push(format!("image `{}`: {why}", saved.config.escape_debug())),
+                Err(why) => {
+                    self.problems.push(format!("image `{}`: {why}", saved.config.escape_debug()))
+                }
             }
         }
         Ok(())
@@ -134,7 +144,9 @@ impl Index {
                 Some(full) => {
                     self.names.entry(full).or_insert_with(|| packed.target.digest.clone());
                 }
-                None => self.problems.push(format!("`{}` is not an image name", name.escape_debug())),
+                None => {
+                    self.problems.push(format!("`{}` is not an image name", name.escape_debug()))
+                }
             }
         }
         self.images.entry(packed.target.digest.clone()).or_insert(packed);
@@ -161,6 +173,16 @@ struct Saved {
     repo_tags: Option<Vec<String>>,
     #[serde(default)]
     layers: Vec<String>,
+}
+
+/// The manifest that such an image never had.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made<'a> {
+    schema_version: u32,
+    media_type: &'a str,
+    config: &'a Descriptor,
+    layers: &'a [Descriptor],
 }
 
 /// The entries of an archive, with the small ones' content.
@@ -190,7 +212,9 @@ impl Contents {
                     // Everything that has to be understood is JSON; where it stands in the archive is not known.
                     let is_json = size <= JSON_LIMIT && matches!(start.first(), Some(b'{' | b'['));
                     let json = if is_json {
-                        room = room.checked_sub(size).ok_or_else(|| refused("has too many manifests"))?;
+                        room = room
+                            .checked_sub(size)
+                            .ok_or_else(|| refused("has too many manifests"))?;
                         let rest = read(source, size.saturating_sub(2))?;
                         Some([start.as_slice(), &rest].concat())
                     } else {
@@ -215,6 +239,33 @@ impl Contents {
         None
     }
 
+    /// A file by its path in a document.
+    fn path(&self, path: &str) -> Option<&Stored> {
+        self.stored(&normal("", path.as_bytes())?)
+    }
+
+    /// The digests of compressed layers, by their offset. Has to read them whole, all in one pass; only other tools
+    /// than Docker write such.
+    fn compressed<'a>(
+        &self,
+        images: impl Iterator<Item = &'a Saved>,
+        file: &File,
+    ) -> Result<BTreeMap<u64, Digest>> {
+        let layers =
+            images.flat_map(|it| &it.layers).filter_map(|it| self.path(it)).filter(|it| it.gzip);
+        let layers: BTreeMap<u64, u64> = layers.map(|it| (it.offset, it.size)).collect();
+        let mut digests = BTreeMap::new();
+        if layers.is_empty() {
+            return Ok(digests);
+        }
+        let mut source = Source::open(file.try_clone()?)?;
+        for (offset, size) in layers {
+            source.skip_to(offset)?;
+            digests.insert(offset, digest(&mut source, size)?);
+        }
+        Ok(digests)
+    }
+
     fn json(&self, name: &str) -> Option<&[u8]> {
         self.stored(name)?.json.as_deref()
     }
@@ -234,8 +285,13 @@ impl Contents {
     fn document(&self, descriptor: &Descriptor) -> std::result::Result<(&Stored, &[u8]), String> {
         let stored = self.blob(descriptor)?;
         let digest = &descriptor.digest;
-        let json = stored.json.as_deref().ok_or_else(|| format!("blob `{digest}` is no document"))?;
-        if Digest::of(json) == *digest { Ok((stored, json)) } else { Err(format!("blob `{digest}` is damaged")) }
+        let json =
+            stored.json.as_deref().ok_or_else(|| format!("blob `{digest}` is no document"))?;
+        if Digest::of(json) == *digest {
+            Ok((stored, json))
+        } else {
+            Err(format!("blob `{digest}` is damaged"))
+        }
     }
 
     /// Collects the image that a descriptor of `index.json` stands for.
@@ -257,19 +313,25 @@ impl Contents {
                 Target::Index(entries) => {
                     let here = content::architecture();
                     let chosen = choose(&entries, here);
-                    next = chosen.ok_or_else(|| format!("there is none for linux/{here} in it"))?.clone();
+                    next = chosen
+                        .ok_or_else(|| format!("there is none for linux/{here} in it"))?
+                        .clone();
                 }
                 Target::Manifest(Manifest { config, layers }) => {
                     let (stored, json) = self.document(&config)?;
                     parts.push(part(&config, BTreeMap::new(), stored.offset));
                     let config = parse_config(json).map_err(|error| error.to_string())?.config;
                     if config.diff_ids.len() != layers.len() {
-                        return Err("its manifest and its configuration disagree about its layers".to_owned());
+                        return Err("its manifest and its configuration disagree about its layers"
+                            .to_owned());
                     }
                     for layer in &layers {
                         parts.push(part(layer, BTreeMap::new(), self.blob(layer)?.offset));
                     }
-                    let target = Descriptor { media_type, ..Descriptor::new("", entry.digest.clone(), entry.size) };
+                    let target = Descriptor {
+                        media_type,
+                        ..Descriptor::new("", entry.digest.clone(), entry.size)
+                    };
                     return Ok(Packed { target, config, parts: once(parts) });
                 }
             }
@@ -278,16 +340,23 @@ impl Contents {
     }
 
     /// Makes an image of what `docker save` wrote before it wrote manifests. The same archive gives the same digest.
-    fn assemble(&self, saved: &Saved, file: &File) -> Result<std::result::Result<Packed, String>> {
+    fn assemble(
+        &self,
+        saved: &Saved,
+        compressed: &BTreeMap<u64, Digest>,
+    ) -> Result<std::result::Result<Packed, String>> {
         let find = |path: &str| {
-            let stored = normal("", path.as_bytes()).and_then(|name| self.stored(&name));
-            stored.ok_or_else(|| format!("`{}` is missing", path.escape_debug()))
+            self.path(path).ok_or_else(|| format!("`{}` is missing", path.escape_debug()))
         };
         let config = find(&saved.config).and_then(|stored| {
             let json = stored.json.as_deref().ok_or("its configuration is no document")?;
             let config = parse_config(json).map_err(|error| error.to_string())?.config;
             if config.diff_ids.len() == saved.layers.len() {
-                Ok((stored, Descriptor::new(content::CONFIG, Digest::of(json), stored.size), config))
+                Ok((
+                    stored,
+                    Descriptor::new(content::CONFIG, Digest::of(json), stored.size),
+                    config,
+                ))
             } else {
                 Err("its manifest and its configuration disagree about its layers".to_owned())
             }
@@ -303,37 +372,45 @@ impl Contents {
                 Ok(stored) => stored,
                 Err(why) => return Ok(Err(why)),
             };
-            let layer = if stored.gzip {
-                Descriptor::new(content::LAYER_GZIP, digest(file, stored)?, stored.size)
-            } else {
+            let layer = match compressed.get(&stored.offset) {
+                Some(digest) => Descriptor::new(content::LAYER_GZIP, digest.clone(), stored.size),
                 // An uncompressed layer is what its configuration calls it; who stores it finds out if not.
-                let diff_id = diff_id.parse().expect("a configuration holds digests only");
-                Descriptor::new(content::LAYER, diff_id, stored.size)
+                None => {
+                    let diff_id = diff_id.parse().expect("a configuration holds digests only");
+                    Descriptor::new(content::LAYER, diff_id, stored.size)
+                }
             };
             parts.push(part(&layer, BTreeMap::new(), stored.offset));
             layers.push(layer);
         }
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Made<'a> {
-            schema_version: u32,
-            media_type: &'a str,
-            #[serde(flatten)]
-            manifest: &'a Manifest,
-        }
         let manifest = Manifest { config: descriptor, layers };
-        let made = Made { schema_version: 2, media_type: content::MANIFEST, manifest: &manifest };
-        let json = serde_json::to_vec(&made)?;
+        let Manifest { config: made_of, layers } = &manifest;
+        let json = serde_json::to_vec(&Made {
+            schema_version: 2,
+            media_type: content::MANIFEST,
+            config: made_of,
+            layers,
+        })?;
         let size = u64::try_from(json.len()).unwrap_or(u64::MAX);
         let target = Descriptor::new(content::MANIFEST, Digest::of(&json), size);
         let labels = references(&Target::Manifest(manifest));
-        parts.push(Part { digest: target.digest.clone(), size, labels, place: Place::Memory(json.into()) });
+        parts.push(Part {
+            digest: target.digest.clone(),
+            size,
+            labels,
+            place: Place::Memory(json.into()),
+        });
         Ok(Ok(Packed { target, config, parts: once(parts) }))
     }
 }
 
 fn part(descriptor: &Descriptor, labels: BTreeMap<String, String>, offset: u64) -> Part {
-    Part { digest: descriptor.digest.clone(), size: descriptor.size, labels, place: Place::Archive { offset } }
+    Part {
+        digest: descriptor.digest.clone(),
+        size: descriptor.size,
+        labels,
+        place: Place::Archive { offset },
+    }
 }
 
 /// Empty layers come many times in one image.
@@ -349,13 +426,10 @@ fn read(source: &mut Source, size: u64) -> Result<Vec<u8>> {
     if u64::try_from(length).ok() == Some(size) { Ok(bytes) } else { Err(truncated()) }
 }
 
-/// Reads a whole layer; only what other tools than Docker write needs that.
-fn digest(file: &File, stored: &Stored) -> Result<Digest> {
-    let mut source = Source::open(file.try_clone()?)?;
-    source.skip_to(stored.offset)?;
+fn digest(source: &mut Source, size: u64) -> Result<Digest> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
-    let mut left = stored.size;
+    let mut left = size;
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(buffer.len()).min(buffer.len());
         match source.read(&mut buffer[..length])? {

@@ -46,9 +46,15 @@ impl Source {
                 let limit = UNPACKED_LIMIT.min(SMALL.max(size.saturating_mul(RATIO_LIMIT)));
                 Bytes::Gzip { decoder: Box::new(MultiGzDecoder::new(file)), limit }
             }
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => return Err(refused("is compressed with zstd; use gzip or nothing")),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => return Err(refused("is compressed with xz; use gzip or nothing")),
-            [b'B', b'Z', b'h', ..] => return Err(refused("is compressed with bzip2; use gzip or nothing")),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+                return Err(refused("is compressed with zstd; use gzip or nothing"));
+            }
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+                return Err(refused("is compressed with xz; use gzip or nothing"));
+            }
+            [b'B', b'Z', b'h', ..] => {
+                return Err(refused("is compressed with bzip2; use gzip or nothing"));
+            }
             _ => Bytes::Plain { file, size },
         };
         Ok(Self { bytes, position: 0 })
@@ -99,7 +105,9 @@ impl Read for Source {
             Bytes::Gzip { decoder, limit } => {
                 let n = decoder.read(buffer)?;
                 if self.position.saturating_add(u64::try_from(n).unwrap_or(u64::MAX)) > *limit {
-                    return Err(refused("unpacks to far more than an image of its size would; it is not read"));
+                    return Err(refused(
+                        "unpacks to far more than an image of its size would; it is not read",
+                    ));
                 }
                 n
             }

@@ -28,7 +28,10 @@ pub(super) struct Entry {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    File { offset: u64, size: u64 },
+    File {
+        offset: u64,
+        size: u64,
+    },
     /// The entry of that name has the content.
     Link(String),
 }
@@ -65,7 +68,10 @@ impl<'a> Walker<'a> {
         loop {
             self.count += 1;
             if self.count > ENTRY_LIMIT {
-                return Err(Error::new(ErrorKind::InvalidData, format!("has more than {ENTRY_LIMIT} entries")));
+                return Err(Error::new(
+                    ErrorKind::InvalidData,
+                    format!("has more than {ENTRY_LIMIT} entries"),
+                ));
             }
             self.source.skip_to(self.next)?;
             let Some(header) = self.header()? else { return Ok(None) };
@@ -87,11 +93,14 @@ impl<'a> Walker<'a> {
                 }
                 b'0' | b'\0' | b'7' | b'1' | b'2' => {
                     let Extended { name, link, size: _ } = std::mem::take(&mut extended);
-                    let Some(name) = normal("", &name.unwrap_or_else(|| own_name(&header))) else { continue };
+                    let Some(name) = normal("", &name.unwrap_or_else(|| own_name(&header))) else {
+                        continue;
+                    };
                     let target = || link.unwrap_or_else(|| until_nul(&header[157..257]).to_vec());
                     let kind = match kind {
                         b'1' => normal("", &target()).map(Kind::Link),
-                        b'2' => normal(name.rsplit_once('/').map_or("", |it| it.0), &target()).map(Kind::Link),
+                        b'2' => normal(name.rsplit_once('/').map_or("", |it| it.0), &target())
+                            .map(Kind::Link),
                         _ => Some(Kind::File { offset, size }),
                     };
                     if let Some(kind) = kind {
@@ -119,8 +128,14 @@ impl<'a> Walker<'a> {
             return Ok(None);
         }
         let sum = header.iter().enumerate();
-        let sum: u64 = sum.map(|(n, byte)| u64::from(if (148..156).contains(&n) { b' ' } else { *byte })).sum();
-        if number(&header[148..156])? == sum { Ok(Some(header)) } else { Err(refused("is not a tar archive")) }
+        let sum: u64 = sum
+            .map(|(n, byte)| u64::from(if (148..156).contains(&n) { b' ' } else { *byte }))
+            .sum();
+        if number(&header[148..156])? == sum {
+            Ok(Some(header))
+        } else {
+            Err(refused("is not a tar archive"))
+        }
     }
 
     fn text(&mut self, size: u64, limit: u64) -> Result<Vec<u8>> {
@@ -146,9 +161,14 @@ fn number(field: &[u8]) -> Result<u64> {
         }
         return Ok(low.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)));
     }
-    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| !matches!(byte, b' ' | b'\0'));
+    let digits = field
+        .iter()
+        .skip_while(|byte| **byte == b' ')
+        .take_while(|byte| !matches!(byte, b' ' | b'\0'));
     digits.into_iter().try_fold(0_u64, |number, byte| match byte {
-        b'0'..=b'7' => number.checked_mul(8).map(|it| it + u64::from(byte - b'0')).ok_or_else(invalid),
+        b'0'..=b'7' => {
+            number.checked_mul(8).map(|it| it + u64::from(byte - b'0')).ok_or_else(invalid)
+        }
         _ => Err(invalid()),
     })
 }
@@ -169,8 +189,10 @@ fn pax(mut records: &[u8], extended: &mut Extended) -> Result<()> {
     let invalid = || refused("has an extended header that cannot be read");
     while !records.is_empty() {
         let space = records.iter().position(|byte| *byte == b' ').ok_or_else(invalid)?;
-        let length = std::str::from_utf8(&records[..space]).ok().and_then(|it| it.parse::<usize>().ok());
-        let length = length.filter(|it| (space + 2..=records.len()).contains(it)).ok_or_else(invalid)?;
+        let length =
+            std::str::from_utf8(&records[..space]).ok().and_then(|it| it.parse::<usize>().ok());
+        let length =
+            length.filter(|it| (space + 2..=records.len()).contains(it)).ok_or_else(invalid)?;
         let record = records[space + 1..length].strip_suffix(b"\n").ok_or_else(invalid)?;
         records = &records[length..];
         let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(invalid)?;
