@@ -155,6 +155,9 @@ fn may_import(room: &str, other: &str) -> Result<(), String> {
         _ if room == other => true,
         "main" | "cli" => other != "main",
         "controller" => other != "main" && other != "cli",
+        // A lock and a pid file name one process for ever: by its start time and the boot.
+        "rundir" => CORE.contains(&other) || other == "host",
+        "engine" => CORE.contains(&other) || other == "host" || other == "rundir",
         _ => CORE.contains(&other),
     };
     let ring = if CORE.contains(&room) { "core" } else { "edge" };
