@@ -15,6 +15,7 @@ use evenkeel::runtime::{
 use evenkeel::workload::{InstanceId, IpcDefaults, IpcMode, Signal, Workload};
 use oci_spec::runtime::Spec;
 
+mod containerd;
 mod memory;
 mod real;
 

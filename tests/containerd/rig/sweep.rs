@@ -72,7 +72,13 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
             rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).ok();
             left.push(format!("mount {}", mount.display()));
         }
-        parents.extend(cgroups.iter().filter_map(|it| it.parent()).filter(|it| is_ours(it)).map(Path::to_owned));
+        parents.extend(
+            cgroups
+                .iter()
+                .filter_map(|it| it.parent())
+                .filter(|it| is_ours(it))
+                .map(Path::to_owned),
+        );
         if left.is_empty() {
             cgroups.retain(|path| std::fs::remove_dir(path).is_err() && path.exists());
             left.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
@@ -116,7 +122,9 @@ pub(crate) fn processes_of(directory: &Path) -> Vec<Process> {
         mounts.lines().any(|line| line.split(' ').nth(4) == Some("/") && line.contains(text))
     };
     let mut processes = processes();
-    processes.retain(|it| it.arguments.iter().any(|argument| argument.contains(text)) || is_inside(it.pid));
+    processes.retain(|it| {
+        it.arguments.iter().any(|argument| argument.contains(text)) || is_inside(it.pid)
+    });
     processes
 }
 
