@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, Image as ImageRecord,
 };
@@ -15,11 +15,11 @@ use evenkeel::content::{self, Digest};
 use evenkeel::image::Archives;
 use evenkeel::observed::{Image, Task};
 use evenkeel::runtime::containerd::{Containerd, Settings};
-use evenkeel::runtime::{ErrorKind, LogTarget, Runtime};
+use evenkeel::runtime::{ErrorKind, LogTarget, Runtime as _, Update};
 use evenkeel::workload::Signal;
 
 use super::real::Real;
-use super::{Harness, LEASE, SOON, create, create_task, kind, new_instance, observe, run};
+use super::{Harness as _, LEASE, SOON, create, create_task, kind, new_instance, observe, run};
 use crate::rig::{Engine, NAMESPACE, Rig, busybox, sweep};
 
 /// The image by that name in the archives of a directory, stored but for its record.
@@ -93,7 +93,7 @@ async fn an_image_that_was_never_unpacked_is_unpacked_when_it_is_needed() {
 
         let found = client.observe(&[new.name.clone()].into()).await.unwrap();
         assert_eq!(found.images, [(new.name.clone(), image.clone())].into());
-        let real = Real { client, rig, image };
+        let real = Real { rig, client, image };
         run(&real, "web").await;
     }
 }
@@ -162,7 +162,7 @@ async fn the_log_program_gets_one_argument_and_the_output() {
             .as_mut()
             .unwrap()
             .set_args(Some(["echo", "hello"].map(str::to_owned).into()));
-        let update = evenkeel::runtime::Update { spec: Some(Box::new(spec)), ..Default::default() };
+        let update = Update { spec: Some(Box::new(spec)), ..Update::default() };
         client.update(&instance.id, &update).await.unwrap();
         let log = LogTarget::Files {
             directory: PathBuf::from("/var/a b&c=d:%"),
@@ -240,7 +240,7 @@ async fn a_containerd_that_is_not_there_is_named() {
         log_program: PathBuf::from("/bin/false"),
     };
     let client = Containerd::new(settings).unwrap();
-    let error = client.observe(&Default::default()).await.unwrap_err();
+    let error = client.observe(&std::collections::BTreeSet::new()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable);
     let cause = error.cause.unwrap().to_string();
     assert!(
@@ -255,5 +255,6 @@ async fn the_process_behind_the_socket_is_known() {
     let rig = Rig::start().await;
     assert_eq!(rig.client().peer_pid().await.unwrap(), Some(rig.containerd_pid()));
     assert!(rig.ctr(&["version"]).contains("Server"));
+    assert!(rig.evenkeel(&["--version"]).status.success());
     rig.assert_clean();
 }

@@ -86,7 +86,7 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
         if left.is_empty() {
             match std::fs::remove_dir_all(directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    left.push(format!("directory: {error}"))
+                    left.push(format!("directory: {error}"));
                 }
                 _ => {}
             }
