@@ -15,11 +15,12 @@ use evenkeel::runtime::{
 use evenkeel::workload::{InstanceId, IpcDefaults, IpcMode, Signal, Workload};
 use oci_spec::runtime::Spec;
 
+mod containerd;
 mod memory;
 mod real;
 
 /// Everything that a test waits for happens within milliseconds; this is for a busy machine.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A runtime, and the means to make happen to it what the seam has no verb for.
 trait Harness {
@@ -220,10 +221,10 @@ async fn until<H: Harness>(harness: &H, what: &str, is_so: impl Fn(&Objects) -> 
             drop(tokio::time::timeout(Duration::from_millis(100), hints.changed()).await);
         }
     };
-    match tokio::time::timeout(SOON, looking).await {
-        Ok(objects) => objects,
-        Err(_) => panic!("{what}: not within {SOON:?}; last: {:?}", observe(harness).await),
-    }
+    let Ok(objects) = tokio::time::timeout(SOON, looking).await else {
+        panic!("{what}: not within {SOON:?}; last: {:?}", observe(harness).await)
+    };
+    objects
 }
 
 async fn until_dead(harness: &impl Harness, pid: u32) {

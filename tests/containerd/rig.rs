@@ -22,7 +22,7 @@ pub(crate) mod sweep;
 pub(crate) const NAMESPACE: &str = "evenkeel";
 
 /// Generous: with all tests at once on two cores, containerd takes a few seconds to come up.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// A containerd to be tested with: a directory with `containerd` and its shim; empty for the installed one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -374,6 +374,7 @@ impl Rig {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "shown with the failed test only")]
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {

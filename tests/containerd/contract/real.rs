@@ -22,9 +22,9 @@ use super::Harness;
 use crate::rig::{Engine, Rig, sweep};
 
 pub(super) struct Real {
-    rig: Rig,
-    client: Containerd,
-    image: Image,
+    pub(super) rig: Rig,
+    pub(super) client: Containerd,
+    pub(super) image: Image,
 }
 
 /// What a test leaves in a writable layer.
