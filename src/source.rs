@@ -57,14 +57,17 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Longest time between two looks that come of this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Between two looks at the roots alone, and between two whole looks without inotify.
-const TICK: Duration = Duration::from_secs(2);
+/// Between two looks at the roots alone: a mount comes without an event, and until it is seen nothing is lost.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Between two whole looks without inotify.
+const POLL: Duration = Duration::from_secs(2);
 
 /// Between two whole looks when nothing happens.
 const RESYNC: Duration = Duration::from_secs(45);
 
 /// The first state is held back for so long at most while files of it still have to settle.
-const FIRST: Duration = Duration::from_millis(1200);
+const FIRST: Duration = Duration::from_secs(2);
 
 /// Between the two looks of [`read_once`] that must agree.
 const ONCE: Duration = Duration::from_millis(200);
@@ -334,7 +337,7 @@ impl Watcher {
         let events = self.first_event.map(|first| {
             if self.finished { first } else { (self.last_event + QUIET).min(first + LONGEST) }
         });
-        let regular = last.ended + if last.complete { RESYNC } else { TICK };
+        let regular = last.ended + if last.complete { RESYNC } else { POLL };
         events
             .into_iter()
             .chain(last.due)
