@@ -139,7 +139,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     debug!(wake, steps = plan.steps.len(), "pass");
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan);
+                    // What is absent may still have to be confirmed.
+                    let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
                     if flights.is_empty()
+                        && is_last
                         && let Some(ended) = self.ended(&plan, &look, &cooling)
                     {
                         return ended;
