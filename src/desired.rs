@@ -2,6 +2,8 @@
 //!
 //! Pure: [`History::fold`] takes scans and a time. It reads no file and looks at no container.
 
+pub mod graph;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::manifest::{Problem, Reading};
 use crate::workload::{Name, Workload};
 
-pub mod graph;
 pub mod history;
 
 pub use history::{Believing, History};

@@ -4,12 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, View};
 use crate::workload::{Bytes, InstanceId};
 
+pub mod linux;
 pub mod memory;
+pub mod mountinfo;
 
 /// What the host does for us. Verbs are quick and synchronous; the caller moves them off the async threads.
 ///
@@ -27,7 +30,8 @@ pub trait Host: Send + Sync + 'static {
     /// Binds the IPC namespace of a created task's process to the `ns` file, unless that namespace is there.
     fn publish_namespace(&self, id: &InstanceId, pid: u32) -> Result<(), Error>;
 
-    /// Unmounts both, lazily, in a loop until mountinfo is clean, and removes the directory.
+    /// Unmounts both, lazily, in a loop until mountinfo is clean, and removes the directory. Who has joined keeps
+    /// what it has.
     fn unpublish(&self, id: &InstanceId) -> Result<(), Error>;
 
     /// What a process sees. `None`: it is gone.
@@ -36,6 +40,10 @@ pub trait Host: Send + Sync + 'static {
     /// Makes the missing source directory of a bind, 0755.
     fn make_directory(&self, path: &Path) -> Result<(), Error>;
 
+    /// Whether what is mounted here is seen by the runtime, whose process has that pid; `Err` says why not, or why
+    /// that is not known, as it is for a process of another pid namespace (pid 0).
+    fn mounts_shared_with(&self, runtime: u32) -> Result<(), String>;
+
     /// Sends SIGKILL to a process by its pid, when the runtime did not end it.
     fn kill(&self, pid: u32) -> Result<(), Error>;
 
@@ -43,7 +51,12 @@ pub trait Host: Send + Sync + 'static {
     fn now(&self) -> BootTime;
 
     /// Wall clock, RFC 3339 in UTC, for people only: nothing is decided by it.
-    fn wall_clock(&self) -> String;
+    fn wall_clock(&self) -> String {
+        self.wall_clock_after(Duration::ZERO)
+    }
+
+    /// What the wall clock will show after that time.
+    fn wall_clock_after(&self, span: Duration) -> String;
 }
 
 /// What [`Host::observe`] is to look at.
@@ -65,6 +78,35 @@ pub struct Facts {
     pub views: BTreeMap<u32, View>,
     /// The host's own: /dev/shm and IPC namespace of the controller, which `host` mode shares.
     pub host_view: Option<View>,
+}
+
+/// How a process of a model was made: what an OCI spec's IPC parts ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub ipc: ProcessIpc,
+    pub shm: ProcessShm,
+}
+
+/// Which IPC namespace a process was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessIpc {
+    /// A new one.
+    Own,
+    Host,
+    /// The one pinned at this path.
+    Path(PathBuf),
+}
+
+/// What is on a process's /dev/shm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessShm {
+    /// Nothing is mounted there.
+    None,
+    /// A tmpfs that nobody else sees.
+    Own,
+    Host,
+    /// A bind of this path.
+    Path(PathBuf),
 }
 
 /// A verb of the host that failed.

@@ -24,6 +24,8 @@ pub struct ObservedState {
     pub leftovers: BTreeSet<Leftover>,
     /// The images that the manifests name, by their full name; absent: not to be had.
     pub images: BTreeMap<String, Image>,
+    /// What is wrong with archives of images, for people.
+    pub archive_problems: Vec<String>,
     /// The bind sources that the manifests name; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
     /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
@@ -105,13 +107,18 @@ pub struct Run {
     pub started: String,
 }
 
+/// Reasons of an [`End`]: the process ended by itself, was ended by us, or nobody knows.
+pub const EXITED: &str = "exited";
+pub const STOPPED: &str = "stopped";
+pub const EXIT_UNKNOWN: &str = "exit-unknown";
+
 /// Label `evenkeel/end`: how the n-th run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     pub n: u64,
     /// The process's own code, or 128 + signal; 255 when it is not known.
     pub code: u32,
-    /// `exited`, or `exit-unknown`.
+    /// [`EXITED`], [`STOPPED`], [`EXIT_UNKNOWN`], or the reason of a start that failed.
     pub reason: String,
     /// Wall clock, RFC 3339.
     pub at: String,
@@ -230,7 +237,9 @@ pub struct Removal {
 }
 
 /// A held removal that a person released.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Approval {
     pub name: Name,

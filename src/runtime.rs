@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::desired::Origin;
-use crate::observed::{End, Image, ImageConfig, Run, Task};
+pub use crate::content::{Blob, NewImage};
+use crate::observed::{End, Image, Run, Task};
 use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Signal, Workload};
+use crate::desired::Origin;
 
+pub mod containerd;
 pub mod memory;
 
 /// What runs containers: containerd, or a model of it in memory.
@@ -24,24 +26,13 @@ pub mod memory;
 /// refuses.
 pub trait Runtime: Send + Sync + 'static {
     /// All that is ours: containers, tasks, leases, snapshots, and the asked-for images that are in the store.
-    fn observe(
-        &self,
-        images: &BTreeSet<String>,
-    ) -> impl Future<Output = Result<Objects, Error>> + Send;
+    fn observe(&self, images: &BTreeSet<String>) -> impl Future<Output = Result<Objects, Error>> + Send;
 
     /// Puts one blob into the content store, verified by its digest; known blobs are skipped.
-    fn put_blob(
-        &self,
-        lease: &str,
-        blob: Blob<'_>,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn put_blob(&self, lease: &str, blob: Blob<'_>) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Records an image whose blobs are there and unpacks it.
-    fn put_image(
-        &self,
-        lease: &str,
-        image: &NewImage,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn put_image(&self, lease: &str, image: &NewImage) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes a lease of ours without expiry; everything made under it stays until it is removed.
     fn lease(&self, id: &str) -> impl Future<Output = Result<(), Error>> + Send;
@@ -50,33 +41,17 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Makes the writable snapshot of an instance from its unpacked image. One that is there belongs to nobody or
     /// to this instance's container; the former is removed first.
-    fn prepare_snapshot(
-        &self,
-        lease: &str,
-        instance: &NewInstance,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn prepare_snapshot(&self, lease: &str, instance: &NewInstance) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes the container object.
-    fn create(
-        &self,
-        lease: &str,
-        instance: &NewInstance,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn create(&self, lease: &str, instance: &NewInstance) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Writes labels, manifest and, if given, the OCI spec to a container object.
-    fn update(
-        &self,
-        id: &InstanceId,
-        update: &Update,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn update(&self, id: &InstanceId, update: &Update) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes the task: the process exists, with its namespaces and mounts, and does not run the program yet.
     /// Returns its pid.
-    fn create_task(
-        &self,
-        id: &InstanceId,
-        log: &LogTarget,
-    ) -> impl Future<Output = Result<u32, Error>> + Send;
+    fn create_task(&self, id: &InstanceId, log: &LogTarget) -> impl Future<Output = Result<u32, Error>> + Send;
 
     /// Lets a created task run.
     fn start_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
@@ -84,19 +59,10 @@ pub trait Runtime: Send + Sync + 'static {
     fn resume_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Sends a signal to the main process, or to all processes. `Ok` when there is none any more.
-    fn kill(
-        &self,
-        id: &InstanceId,
-        signal: Signal,
-        all: bool,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn kill(&self, id: &InstanceId, signal: Signal, all: bool) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Waits until the task has stopped, at most `limit`. `None`: it still runs then.
-    fn wait(
-        &self,
-        id: &InstanceId,
-        limit: Duration,
-    ) -> impl Future<Output = Result<Option<Task>, Error>> + Send;
+    /// Waits until the task has stopped, at most `limit`. `None`: it still runs then; [`Task::None`]: there is none.
+    fn wait(&self, id: &InstanceId, limit: Duration) -> impl Future<Output = Result<Option<Task>, Error>> + Send;
 
     /// Deletes a stopped task, or a created one with its process. `Ok` when there is none.
     fn delete_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
@@ -115,11 +81,33 @@ pub trait Runtime: Send + Sync + 'static {
     fn hints(&self) -> tokio::sync::watch::Receiver<u64>;
 }
 
+/// The verbs as [`Error::operation`] names them.
+pub mod verb {
+    pub const OBSERVE: &str = "observe";
+    pub const PUT_BLOB: &str = "store blob";
+    pub const PUT_IMAGE: &str = "unpack image";
+    pub const LEASE: &str = "make lease";
+    pub const REMOVE_LEASE: &str = "remove lease";
+    pub const PREPARE_SNAPSHOT: &str = "prepare snapshot";
+    pub const CREATE: &str = "create container";
+    pub const UPDATE: &str = "update container";
+    pub const CREATE_TASK: &str = "create task";
+    pub const START_TASK: &str = "start task";
+    pub const RESUME_TASK: &str = "resume task";
+    pub const KILL: &str = "signal task";
+    pub const WAIT: &str = "wait for task";
+    pub const DELETE_TASK: &str = "delete task";
+    pub const REMOVE: &str = "remove container";
+    pub const REMOVE_SNAPSHOT: &str = "remove snapshot";
+    pub const READOPT: &str = "put back container";
+}
+
 /// What [`Runtime::observe`] finds.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Objects {
     pub containers: Vec<Container>,
-    /// Tasks without a container object.
+    /// Tasks without a container object of their own; also those for which [`Runtime::readopt`] has put one back,
+    /// until that is removed.
     pub orphans: BTreeMap<InstanceId, Task>,
     /// IDs of leases of ours.
     pub leases: BTreeSet<String>,
@@ -173,39 +161,14 @@ pub struct Update {
 pub enum LogTarget {
     None,
     /// Our own binary, run by the shim: `evenkeel log-pipe`.
-    Files {
-        directory: PathBuf,
-        max_size: u64,
-        max_files: u32,
-    },
-}
-
-/// One blob of an image.
-pub struct Blob<'a> {
-    pub digest: String,
-    pub size: u64,
-    /// Garbage collection labels: what the blob refers to.
-    pub labels: BTreeMap<String, String>,
-    pub content: &'a mut (dyn std::io::Read + Send),
-}
-
-/// An image to be recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewImage {
-    /// Full name: `docker.io/library/redis:7`.
-    pub name: String,
-    /// Of the image's target, a manifest or an index.
-    pub digest: String,
-    pub media_type: String,
-    pub size: u64,
-    pub config: ImageConfig,
+    Files { directory: PathBuf, max_size: u64, max_files: u32 },
 }
 
 /// A verb of the runtime that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {operation} `{subject}`")]
 pub struct Error {
-    /// A verb: `create task`.
+    /// One of [`verb`]'s, which reads after "failed to".
     pub operation: &'static str,
     pub subject: String,
     pub kind: ErrorKind,

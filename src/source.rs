@@ -461,29 +461,50 @@ fn read_stdin(source: &Source, stdin: impl std::io::Read) -> Scan {
 /// A source that does not become quiet within 10 s is returned as it is; what is absent from it is not confirmed and
 /// removes nothing, and a file that is still being written is not in it.
 pub async fn read_once(sources: Vec<Source>, allow_empty: bool) -> DesiredState {
+    let mut states = read_to_rest(sources, allow_empty);
+    while states.changed().await.is_ok() {}
+    let last = states.borrow().clone();
+    last.map_or_else(DesiredState::default, |it| (*it).clone())
+}
+
+/// As [`read_once`], for a command that acts meanwhile: what is new or changed counts as soon as every file has
+/// settled, and only what is absent has to be confirmed. The channel ends with the last state.
+pub fn read_to_rest(
+    sources: Vec<Source>,
+    allow_empty: bool,
+) -> watch::Receiver<Option<Arc<DesiredState>>> {
     let believing = Believing { remove_after: ONCE, allow_empty };
-    let mut looker = Looker::new(sources, Watches::default());
-    let started = now();
-    loop {
-        let look = tokio::task::spawn_blocking(move || {
-            let (scans, _) = looker.look(false);
-            let ended = now();
-            let state = looker.history.fold(&scans, ended, &believing);
-            (looker, scans, state, ended)
-        });
-        let (back, scans, state, ended) = look.await.expect("a look at the sources does not panic");
-        looker = back;
-        let writing =
-            scans.iter().flat_map(|it| it.files.values()).any(|it| *it == FileState::Unsettled);
-        let waits = looker.history.due().is_some() || looker.is_settling();
-        if (!waits && (!writing || ended >= started + ONCE_WRITING))
-            || ended >= started + ONCE_LONGEST
-        {
-            return state;
+    let (sender, states) = watch::channel(None);
+    tokio::spawn(async move {
+        let mut looker = Looker::new(sources, Watches::default());
+        let started = now();
+        loop {
+            let look = tokio::task::spawn_blocking(move || {
+                let (scans, _) = looker.look(false);
+                let ended = now();
+                let state = looker.history.fold(&scans, ended, &believing);
+                (looker, scans, state, ended)
+            });
+            let (back, scans, state, ended) =
+                look.await.expect("a look at the sources does not panic");
+            looker = back;
+            let mut files = scans.iter().flat_map(|it| it.files.values());
+            let writing = files.any(|it| *it == FileState::Unsettled);
+            let settled = !looker.is_settling()
+                && (!writing || ended >= started + ONCE_WRITING)
+                || ended >= started + ONCE_LONGEST;
+            if settled {
+                sender.send_replace(Some(Arc::new(state)));
+                if looker.history.due().is_none() || ended >= started + ONCE_LONGEST {
+                    return;
+                }
+            }
+            let next =
+                looker.due(ended).unwrap_or(ended + ONCE).max(ended + PAUSE).min(ended + ONCE);
+            tokio::time::sleep(next.since(now())).await;
         }
-        let next = looker.due(ended).unwrap_or(ended + ONCE).max(ended + PAUSE).min(ended + ONCE);
-        tokio::time::sleep(next.since(now())).await;
-    }
+    });
+    states
 }
 
 /// What [`scan_for_validation`] found.

@@ -42,6 +42,7 @@ pub struct Workload {
 /// release changes no revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(description = "How the container of a workload runs.")]
 pub struct Spec {
     /// Image reference: a tag or a digest.
     pub image: ImageName,
@@ -52,28 +53,28 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "is_default")]
     pub state: WantedState,
     /// Replaces the image's entrypoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// Replaces the image's cmd.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub args: Option<Vec<String>>,
     /// Absolute path; the image's, or `/`, when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<AbsolutePath>,
     /// Added to the image's environment; the last of two entries of one name wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvVar>,
     /// The container's host name; the workload's name when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub hostname: Option<Hostname>,
     /// Numeric user and groups; the image's when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
     /// Who shares the IPC namespace and /dev/shm; the controller's default at creation when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub ipc_mode: Option<IpcMode>,
     /// Size of /dev/shm for `private` and `shareable`; the controller's default at creation when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<Bytes>,
     /// Which network the container sees.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -97,6 +98,27 @@ pub struct Spec {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// Reads an optional field that is there: `null` is not another way of leaving it out.
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Reads a field whose type alone does not say which values it takes.
+fn accepted<'de, D, T>(
+    deserializer: D,
+    what: &str,
+    accepts: impl FnOnce(&T) -> bool,
+) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let value = T::deserialize(deserializer)?;
+    if accepts(&value) { Ok(value) } else { Err(serde::de::Error::custom(format!("not {what}"))) }
 }
 
 /// A value that was refused by one of this module's types; `Display` is a fragment for the user.
@@ -262,22 +284,20 @@ impl FromStr for Bytes {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let (digits, shift) = match text {
-            _ if text.ends_with("Ki") => (&text[..text.len() - 2], 10),
-            _ if text.ends_with("Mi") => (&text[..text.len() - 2], 20),
-            _ if text.ends_with("Gi") => (&text[..text.len() - 2], 30),
-            _ => (text, 0),
+        // As many digits as a signed 64-bit number, which the kernel takes, holds in any case; a pattern can say so.
+        let (digits, shift, most) = match text {
+            _ if text.ends_with("Ki") => (&text[..text.len() - 2], 10, 15),
+            _ if text.ends_with("Mi") => (&text[..text.len() - 2], 20, 12),
+            _ if text.ends_with("Gi") => (&text[..text.len() - 2], 30, 9),
+            _ => (text, 0, 18),
         };
         // `u64::from_str` accepts a plus sign.
-        let number = if digits.bytes().all(|c| c.is_ascii_digit()) {
-            digits.parse::<u64>().ok()
-        } else {
-            None
-        };
+        let plain = digits.len() <= most
+            && !digits.starts_with('0')
+            && digits.bytes().all(|c| c.is_ascii_digit());
+        let number = if plain { digits.parse::<u64>().ok() } else { None };
         number
             .and_then(|n| n.checked_mul(1 << shift))
-            // The kernel takes a signed 64-bit number.
-            .filter(|n| i64::try_from(*n).is_ok())
             .and_then(Self::new)
             .ok_or_else(|| Invalid(format!("`{text}` is not a size")))
     }
@@ -330,9 +350,9 @@ impl JsonSchema for Bytes {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": ["string", "integer"],
-            "pattern": "^[1-9][0-9]{0,18}(Ki|Mi|Gi)?$",
+            "pattern": "^[1-9]([0-9]{0,17}|[0-9]{0,14}Ki|[0-9]{0,11}Mi|[0-9]{0,8}Gi)$",
             "minimum": 1,
-            "maximum": i64::MAX,
+            "maximum": 999_999_999_999_999_999_u64,
         })
     }
 }
@@ -341,8 +361,17 @@ impl JsonSchema for Bytes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
 
-/// Longest [`Span`], a year: longer ones are mistakes, and sums of them stay far from overflow.
-pub const SPAN_LIMIT: Duration = Duration::from_secs(366 * 24 * 3600);
+/// The units of a [`Span`], each with its milliseconds and the most digits it takes, so that the longest is some
+/// nine years: longer ones are mistakes, sums of them stay far from overflow, and a pattern can say so.
+const SPAN_UNITS: [(&str, u64, usize); 4] =
+    [("h", 3_600_000, 4), ("m", 60_000, 6), ("s", 1_000, 8), ("ms", 1, 11)];
+
+/// The pattern of a [`Span`], without its ends.
+macro_rules! span_pattern {
+    () => {
+        "([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?([0-9]{1,11}ms)?"
+    };
+}
 
 impl FromStr for Span {
     type Err = Invalid;
@@ -351,42 +380,35 @@ impl FromStr for Span {
         let invalid = || Invalid(format!("`{text}` is not a duration"));
         let mut rest = text;
         let mut total = Duration::ZERO;
-        let mut last = u64::MAX;
+        // Units come from the largest to the smallest, each at most once.
+        let mut units = SPAN_UNITS.iter();
         while !rest.is_empty() {
             let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let number: u64 = rest[..digits].parse().map_err(|_| invalid())?;
-            rest = &rest[digits..];
-            let unit = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-            let millis = match &rest[..unit] {
-                "ms" => 1,
-                "s" => 1_000,
-                "m" => 60_000,
-                "h" => 3_600_000,
-                _ => return Err(invalid()),
-            };
-            // Units come from the largest to the smallest, each at most once.
-            if millis >= last {
+            let (number, unit) = rest.split_at(digits);
+            let unit = &unit[..unit.bytes().take_while(u8::is_ascii_alphabetic).count()];
+            let (_, millis, most) = units.find(|(name, ..)| *name == unit).ok_or_else(invalid)?;
+            let number: u64 = number.parse().map_err(|_| invalid())?;
+            if digits > *most {
                 return Err(invalid());
             }
-            last = millis;
-            let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(invalid)?;
-            total = total.checked_add(part).ok_or_else(invalid)?;
-            rest = &rest[unit..];
+            total += Duration::from_millis(number * millis);
+            rest = &rest[digits + unit.len()..];
         }
-        if text.is_empty() || total > SPAN_LIMIT { Err(invalid()) } else { Ok(Self(total)) }
+        if text.is_empty() { Err(invalid()) } else { Ok(Self(total)) }
     }
 }
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis();
-        let parts = [(3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
-        let mut rest = millis;
+        let mut rest = self.0.as_millis();
         let mut text = String::new();
-        for (size, unit) in parts {
-            if rest >= size {
-                text.push_str(&format!("{}{unit}", rest / size));
-                rest %= size;
+        for (unit, millis, most) in SPAN_UNITS {
+            // What is over the digits of a unit goes into the next, so that what is written can be read.
+            let number =
+                (rest / u128::from(millis)).min(10_u128.pow(u32::try_from(most).unwrap_or(0)) - 1);
+            if number > 0 {
+                text.extend([&number.to_string(), unit]);
+                rest -= number * u128::from(millis);
             }
         }
         f.pad(if text.is_empty() { "0s" } else { &text })
@@ -395,12 +417,12 @@ impl fmt::Display for Span {
 
 text_type!(
     Span,
-    json_schema!({ "type": "string", "pattern": "^([0-9]{1,7}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?([0-9]{1,12}ms)?$", "minLength": 2 })
+    json_schema!({ "type": "string", "pattern": concat!("^", span_pattern!(), "$"), "minLength": 2 })
 );
 
 /// An image reference as the user wrote it; compared in its full form.
 ///
-/// Invariant: not empty, no white space or control characters.
+/// Invariant: `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`, as Docker reads it; at most 512 characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName(String);
 
@@ -436,12 +458,26 @@ impl FromStr for ImageName {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let bad = |c: char| c.is_whitespace() || c.is_control();
-        let shape = !text.is_empty()
-            && text.len() <= 512
-            && !text.contains(bad)
-            && !text.starts_with(['/', ':', '@']);
-        if shape {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest)),
+            None => (text, None),
+        };
+        let (host, path) = match name.split_once('/') {
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
+                (Some(host), path)
+            }
+            _ => (None, name),
+        };
+        let (path, tag) = match path.rsplit_once(':') {
+            Some((path, tag)) => (path, Some(tag)),
+            None => (path, None),
+        };
+        let valid = text.len() <= 512
+            && host.is_none_or(is_image_host)
+            && path.split('/').all(is_image_component)
+            && tag.is_none_or(is_image_tag)
+            && digest.is_none_or(is_image_digest);
+        if valid {
             Ok(Self(text.to_owned()))
         } else {
             Err(Invalid(format!("`{text}` is not an image reference")))
@@ -457,12 +493,64 @@ impl fmt::Display for ImageName {
 
 text_type!(
     ImageName,
-    json_schema!({ "type": "string", "pattern": "^[^\\s\\p{Cc}/:@][^\\s\\p{Cc}]*$", "maxLength": 512 })
+    json_schema!({ "type": "string", "pattern": image_pattern(), "maxLength": 512 })
 );
+
+fn is_image_host(text: &str) -> bool {
+    let (name, port) = match text.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (text, None),
+    };
+    let label = |part: &str| {
+        let inside = |c: u8| c.is_ascii_alphanumeric() || c == b'-';
+        !part.is_empty()
+            && part.bytes().all(inside)
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    name.split('.').all(label)
+        && port
+            .is_none_or(|it| (1..=5).contains(&it.len()) && it.bytes().all(|c| c.is_ascii_digit()))
+}
+
+/// Lower-case letters and digits, with `.`, `_`, `__` or any number of `-` between them.
+fn is_image_component(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let separator = |it: &str| matches!(it, "" | "." | "_" | "__") || it.bytes().all(|c| c == b'-');
+    text.starts_with(plain) && text.ends_with(plain) && text.split(plain).all(separator)
+}
+
+fn is_image_tag(text: &str) -> bool {
+    let word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+    let first = text.bytes().next().is_some_and(word);
+    first && text.len() <= 128 && text.bytes().all(|c| word(c) || c == b'.' || c == b'-')
+}
+
+fn is_image_digest(text: &str) -> bool {
+    let hex = |it: &str| it.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+    match text.split_once(':') {
+        Some(("sha256", digits)) => digits.len() == 64 && hex(digits),
+        Some(("sha512", digits)) => digits.len() == 128 && hex(digits),
+        _ => false,
+    }
+}
+
+/// What [`ImageName`] accepts. A first part with a dot or a colon is a host, as in [`ImageName::full`].
+fn image_pattern() -> String {
+    let label = "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?";
+    let host = format!("({label}(\\.{label})+(:[0-9]{{1,5}})?|{label}:[0-9]{{1,5}}|localhost)");
+    let dotless = "[a-z0-9]+((_|__|-+)[a-z0-9]+)*";
+    let component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
+    let path = format!("({host}/{component}(/{component})*|{dotless}(/{component})+|{component})");
+    format!(
+        "^{path}(:[A-Za-z0-9_][-.A-Za-z0-9_]{{0,127}})?(@(sha256:[0-9a-f]{{64}}|sha512:[0-9a-f]{{128}}))?$"
+    )
+}
 
 /// A path inside the container or on the host.
 ///
-/// Invariant: absolute, without `..`, `//`, a trailing slash or a NUL; at most 4095 bytes.
+/// Invariant: absolute, without `..`, `//`, a trailing slash or a NUL; at most 1023 characters, which in any script
+/// are fewer bytes than the kernel's limit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AbsolutePath(String);
 
@@ -491,7 +579,7 @@ impl FromStr for AbsolutePath {
         if !text.starts_with('/')
             || text.contains('\0')
             || parts.contains(&"..")
-            || text.len() > 4095
+            || text.chars().count() > 1023
         {
             return Err(Invalid(format!("`{text}` is not an absolute path without `..`")));
         }
@@ -511,7 +599,7 @@ text_type!(
         "type": "string",
         "pattern": "^/[^\\x00]*$",
         "not": { "pattern": "(^|/)\\.\\.(/|$)" },
-        "maxLength": 4095
+        "maxLength": 1023
     })
 );
 
@@ -606,21 +694,40 @@ words!(WantedState { Running = "running", Stopped = "stopped", Absent = "absent"
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnvVar {
-    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^[^=\x00]+$"))]
+    /// Any text without `=`.
+    #[serde(deserialize_with = "variable_name")]
+    #[schemars(length(max = 4096), regex(pattern = r"^[^=\x00]+$"))]
     pub name: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    /// Taken as it is: `$` and `{{` are text. Empty when absent.
+    #[serde(
+        default,
+        deserialize_with = "variable_value",
+        skip_serializing_if = "String::is_empty"
+    )]
     #[schemars(regex(pattern = r"^[^\x00]*$"))]
     pub value: String,
+}
+
+fn variable_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let valid =
+        |it: &String| !it.is_empty() && !it.contains(['=', '\0']) && it.chars().count() <= 4096;
+    accepted(deserializer, "a name of a variable", valid)
+}
+
+fn variable_value<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    accepted(deserializer, "a text without NUL", |it: &String| !it.contains('\0'))
 }
 
 /// Who the main process runs as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct User {
+    /// Numeric user ID.
     pub uid: u32,
     /// 0 when absent, as in Docker for a numeric user without an entry.
     #[serde(default, skip_serializing_if = "is_default")]
     pub gid: u32,
+    /// Further numeric group IDs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub supplemental_groups: Vec<u32>,
 }
@@ -629,6 +736,7 @@ pub struct User {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Network {
+    /// `none`, the default, has a loopback interface only; `host` is the host's own network.
     #[serde(default, skip_serializing_if = "is_default")]
     pub mode: NetworkMode,
 }
@@ -648,24 +756,26 @@ words!(NetworkMode { None = "none", Host = "host" });
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mount {
+    /// `bind` shows a path of the host; `tmpfs` is memory.
     #[serde(rename = "type")]
     pub kind: MountKind,
     /// Path on the host; for `bind` only, which needs it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub source: Option<AbsolutePath>,
     /// Path inside the container.
     pub target: AbsolutePath,
+    /// Makes the mount read-only.
     #[serde(default, skip_serializing_if = "is_default")]
     pub read_only: bool,
     /// For `tmpfs` only; half of the memory when absent, the kernel's default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub size: Option<Bytes>,
     /// Octal permissions of a tmpfs; 1777 when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "file_mode", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", regex(pattern = r"^[0-7]{3,4}$"))]
     pub mode: Option<String>,
     /// Further mount options; later ones win.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "mount_options", skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(regex(pattern = r"^[a-z_]+(=[^,\x00]+)?$")))]
     pub options: Vec<String>,
     /// How mounts made below a bind later are passed on.
@@ -674,6 +784,25 @@ pub struct Mount {
     /// Makes a missing source directory of a bind (0755, root).
     #[serde(default, skip_serializing_if = "is_default")]
     pub create: bool,
+}
+
+fn file_mode<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let octal =
+        |it: &String| (3..=4).contains(&it.len()) && it.bytes().all(|c| (b'0'..=b'7').contains(&c));
+    accepted(deserializer, "octal permissions", octal).map(Some)
+}
+
+fn mount_options<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<String>, D::Error> {
+    let word = |it: &str| !it.is_empty() && it.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
+    let option = |it: &String| match it.split_once('=') {
+        Some((name, value)) => word(name) && !value.is_empty() && !value.contains([',', '\0']),
+        None => word(it),
+    };
+    accepted(deserializer, "mount options", |it: &Vec<String>| it.iter().all(option))
 }
 
 /// The kinds of mount.
@@ -702,10 +831,11 @@ words!(Propagation { Rprivate = "rprivate", Rslave = "rslave", Rshared = "rshare
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Restart {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When a workload whose main process ended is started again; `always` when nothing else is configured.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub policy: Option<RestartPolicy>,
     /// With `on-failure` only; no limit when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "max_retries", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_retries: Option<u32>,
     /// Runs a completed workload again, once after each boot.
@@ -714,8 +844,13 @@ pub struct Restart {
     /// What a joiner does when its donor has another namespace than it joined.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_donor_change: OnDonorChange,
+    /// Delays between restarts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub backoff: Backoff,
+}
+
+fn max_retries<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    accepted(deserializer, "a number from 1", |it| *it >= 1).map(Some)
 }
 
 /// When a workload whose main process ended is started again.
@@ -745,16 +880,23 @@ words!(OnDonorChange { Restart = "restart", Keep = "keep" });
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Backoff {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The first delay.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub initial: Option<Span>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Each delay is this many times the last one.
+    #[serde(default, deserialize_with = "factor", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10))]
     pub factor: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The longest delay.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub max: Option<Span>,
     /// A run at least this long starts the delays anew.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub reset_after: Option<Span>,
+}
+
+fn factor<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    accepted(deserializer, "a number from 1 to 10", |it| (1..=10).contains(it)).map(Some)
 }
 
 /// How the main process is asked to end.
@@ -762,10 +904,10 @@ pub struct Backoff {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stop {
     /// The image's stop signal, or SIGTERM, when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub signal: Option<Signal>,
     /// Time from the signal to SIGKILL; 10 s when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<StopTimeout>,
 }
 
@@ -800,7 +942,7 @@ text_type!(
     StopTimeout,
     json_schema!({
         "type": "string",
-        "pattern": "^(never|([0-9]{1,7}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?([0-9]{1,12}ms)?)$",
+        "pattern": concat!("^(never|", span_pattern!(), ")$"),
         "minLength": 2
     })
 );
@@ -865,12 +1007,12 @@ impl FromStr for Signal {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let real_time = || {
-            let offset = match text.strip_prefix("SIGRTMIN")? {
-                "" => 0,
-                more => more.strip_prefix('+')?.parse::<u8>().ok()?,
-            };
-            (offset <= 30).then_some(34 + offset)
+        // Compared as text, because `parse` would take `+07` too.
+        let real_time = || match text.strip_prefix("SIGRTMIN")? {
+            "" => Some(34),
+            more => (1..=30)
+                .find(|n| more.strip_prefix('+') == Some(n.to_string().as_str()))
+                .map(|n| 34 + n),
         };
         let plain =
             SIGNALS.iter().position(|it| *it == text).and_then(|n| u8::try_from(n + 1).ok());
@@ -895,22 +1037,27 @@ text_type!(Signal, {
     let mut names: Vec<String> = SIGNALS.iter().map(ToString::to_string).collect();
     names.push("SIGRTMIN".to_owned());
     names.extend((1..=30).map(|n| format!("SIGRTMIN+{n}")));
-    json_schema!({ "enum": names })
+    json_schema!({ "type": "string", "enum": names })
 });
 
 /// Where the output of a container goes. Absent fields take the configuration's defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Log {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `files` keeps the output under the state directory; `none` drops it.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub driver: Option<LogDriver>,
     /// Size of one file before it is rotated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub max_size: Option<Bytes>,
     /// Number of files that are kept, the one being written included.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "max_files", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_files: Option<u32>,
+}
+
+fn max_files<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    accepted(deserializer, "a number from 1 to 100", |it| (1..=100).contains(it)).map(Some)
 }
 
 /// `files` under the state directory, or `none`.
@@ -1028,7 +1175,9 @@ impl fmt::Display for Revision {
 /// The containerd ID of an instance: `<name>-<10 hex digits of its revision>`.
 ///
 /// Invariant: only letters, digits, `-`, `.` and `_`, at most 76 characters, so it is also a safe file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct InstanceId(String);
 
 impl InstanceId {

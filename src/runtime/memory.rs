@@ -1,1 +1,665 @@
-//! A model of containerd in memory.
+//! The runtime that is a model of containerd in memory.
+//!
+//! Runs no process and needs no time: a task ends when a test says so or a signal ends it. It is held to the real one
+//! by the same contract tests, and has verbs of its own by which a test makes things happen.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::{
+    Blob, Container, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update,
+    verb,
+};
+use crate::content::Digest;
+use crate::observed::{Image, ImagePlace, Task};
+use crate::workload::{InstanceId, Name, Signal};
+
+/// The first process of a model; far from those of the system that the tests run on.
+const FIRST_PID: u32 = 10_000_000;
+
+/// A containerd that exists in memory only. Clones share it.
+#[derive(Clone)]
+pub struct MemoryRuntime {
+    state: Arc<Mutex<State>>,
+    changes: watch::Sender<u64>,
+}
+
+/// A live process of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Process {
+    pub id: InstanceId,
+    /// What it was created from: says where its namespaces and mounts come from.
+    pub spec: Spec,
+}
+
+struct State {
+    containers: BTreeMap<InstanceId, Object>,
+    tasks: BTreeMap<InstanceId, Running>,
+    snapshots: BTreeMap<String, Snapshot>,
+    leases: BTreeSet<String>,
+    images: BTreeMap<String, Image>,
+    blobs: BTreeSet<String>,
+    unreachable: bool,
+    /// Programs that end by themselves as soon as they start.
+    endings: BTreeMap<Name, u32>,
+    /// Instances that end by SIGKILL only.
+    stubborn: BTreeSet<InstanceId>,
+    failures: VecDeque<(&'static str, ErrorKind)>,
+    calls: Vec<String>,
+    next_pid: u32,
+    /// Seconds of a clock that moves with each end of a task.
+    clock: i64,
+}
+
+/// A container object.
+enum Object {
+    Ours(Box<Record>),
+    Readopted,
+    Foreign,
+}
+
+struct Record {
+    container: Container,
+    spec: Option<Box<Spec>>,
+}
+
+struct Running {
+    task: Task,
+    spec: Spec,
+    name: Option<Name>,
+    hung: bool,
+    /// Signals that came while it was paused.
+    pending: Option<Signal>,
+}
+
+#[derive(Default)]
+struct Snapshot {
+    soiled: bool,
+}
+
+impl Default for MemoryRuntime {
+    fn default() -> Self {
+        let state = State {
+            containers: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            leases: BTreeSet::new(),
+            images: BTreeMap::new(),
+            blobs: BTreeSet::new(),
+            unreachable: false,
+            endings: BTreeMap::new(),
+            stubborn: BTreeSet::new(),
+            failures: VecDeque::new(),
+            calls: Vec::new(),
+            next_pid: FIRST_PID,
+            clock: 946_684_800,
+        };
+        Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0) }
+    }
+}
+
+/// What a test makes happen, and looks at.
+impl MemoryRuntime {
+    /// Puts an image into the store, unpacked.
+    pub fn add_image(&self, image: Image) {
+        let image = Image { place: ImagePlace::Store, ..image };
+        self.change(|state| {
+            state.images.insert(image.name.clone(), image);
+        });
+    }
+
+    pub fn remove_image(&self, name: &str) {
+        self.change(|state| {
+            state.images.remove(name);
+        });
+    }
+
+    /// Lets the next call of one of [`verb`]'s fail, without an effect. Repeated, as many calls fail.
+    pub fn fail_next(&self, operation: &'static str, kind: ErrorKind) {
+        self.state().failures.push_back((operation, kind));
+    }
+
+    /// Ends the task of an instance with this code.
+    pub fn exit(&self, id: &InstanceId, code: u32) {
+        self.change(|state| state.end(id, code));
+    }
+
+    /// From now on the program of that workload ends with this code as soon as it starts; `None` undoes it.
+    pub fn exit_on_start(&self, name: &Name, code: Option<u32>) {
+        match code {
+            Some(code) => self.state().endings.insert(name.clone(), code),
+            None => self.state().endings.remove(name),
+        };
+    }
+
+    /// From now on that instance ends by SIGKILL only.
+    pub fn ignore_signals(&self, id: &InstanceId) {
+        self.state().stubborn.insert(id.clone());
+    }
+
+    /// Stops all processes of a task for a moment, as somebody else may.
+    pub fn pause(&self, id: &InstanceId) {
+        self.change(|state| {
+            if let Some(it) = state.tasks.get_mut(id)
+                && let Task::Running { pid } = it.task
+            {
+                it.task = Task::Paused { pid };
+            }
+        });
+    }
+
+    /// Lets a task's shim hang, or answer again.
+    pub fn hang(&self, id: &InstanceId, hung: bool) {
+        self.change(|state| {
+            if let Some(it) = state.tasks.get_mut(id) {
+                it.hung = hung;
+            }
+        });
+    }
+
+    /// A restart of containerd 1.7 or newer: tasks that have ended are forgotten.
+    pub fn forget_tasks(&self) {
+        self.change(|state| state.tasks.retain(|_, it| !matches!(it.task, Task::Stopped { .. })));
+    }
+
+    /// All processes are gone and containerd knows of none.
+    pub fn reboot(&self) {
+        self.change(|state| state.tasks.clear());
+    }
+
+    /// While unreachable every verb fails; what runs goes on running.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.state().unreachable = unreachable;
+        if !unreachable {
+            self.changes.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Removes a container object behind our back; its task and its snapshot stay.
+    pub fn lose_container(&self, id: &InstanceId) {
+        self.change(|state| {
+            state.containers.remove(id);
+        });
+    }
+
+    /// Puts a container object of somebody else into our namespace.
+    pub fn add_foreign(&self, id: &InstanceId) {
+        self.change(|state| {
+            state.containers.insert(id.clone(), Object::Foreign);
+        });
+    }
+
+    pub fn has_foreign(&self, id: &InstanceId) -> bool {
+        matches!(self.state().containers.get(id), Some(Object::Foreign))
+    }
+
+    /// Leaves a trace in an instance's writable layer, to tell it from a new one.
+    pub fn soil(&self, id: &InstanceId) {
+        if let Some(snapshot) = self.state().snapshots.get_mut(id.as_str()) {
+            snapshot.soiled = true;
+        }
+    }
+
+    pub fn is_soiled(&self, id: &InstanceId) -> bool {
+        self.state().snapshots.get(id.as_str()).is_some_and(|it| it.soiled)
+    }
+
+    /// The verbs that were called since the last time this was asked, each with its subject: `create task web-…`.
+    /// Without [`Runtime::observe`], which changes nothing.
+    pub fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// A live process, created or running.
+    pub fn process(&self, pid: u32) -> Option<Process> {
+        let state = self.state();
+        let (id, it) = state.tasks.iter().find(|(_, it)| match it.task {
+            Task::Created { pid: own } | Task::Running { pid: own } | Task::Paused { pid: own } => {
+                own == pid
+            }
+            Task::None | Task::Stopped { .. } | Task::Unknown => false,
+        })?;
+        Some(Process { id: id.clone(), spec: it.spec.clone() })
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.changes.send_modify(|n| *n += 1);
+        result
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A test that panics elsewhere has failed anyway.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks without a trace.
+    fn look<T>(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        look: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<T, Error> {
+        let mut state = self.state();
+        let failure = state.failures.iter().position(|(failing, _)| *failing == operation);
+        let result = if state.unreachable {
+            Err(Refusal(ErrorKind::Unreachable, "the model is switched off"))
+        } else if let Some((_, kind)) = failure.and_then(|n| state.failures.remove(n)) {
+            Err(Refusal(kind, "a test wants it"))
+        } else {
+            look(&mut state)
+        };
+        result.map_err(|refusal| Error {
+            operation,
+            subject: subject.to_owned(),
+            kind: refusal.0,
+            cause: Some(Box::new(refusal)),
+        })
+    }
+
+    /// Notes the call and counts a change.
+    fn perform<T>(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        effect: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<T, Error> {
+        self.state().calls.push(format!("{operation} {subject}"));
+        let result = self.look(operation, subject, effect)?;
+        self.changes.send_modify(|n| *n += 1);
+        Ok(result)
+    }
+}
+
+/// Why the model refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{1}")]
+struct Refusal(ErrorKind, &'static str);
+
+const HUNG: Refusal = Refusal(ErrorKind::Unreachable, "its shim does not answer");
+const OBJECTLESS: Refusal =
+    Refusal(ErrorKind::Refused, "its container object is gone and its task is not");
+const NO_LEASE: Refusal = Refusal(ErrorKind::Missing, "there is no such lease");
+const NO_CONTAINER: Refusal = Refusal(ErrorKind::Missing, "there is no such container");
+const NO_TASK: Refusal = Refusal(ErrorKind::Missing, "it has no task");
+const NOT_OURS: Refusal = Refusal(
+    ErrorKind::Conflict,
+    "a container that is not ours, or of another revision, has this ID",
+);
+
+impl State {
+    fn end(&mut self, id: &InstanceId, code: u32) {
+        self.clock += 1;
+        let at =
+            jiff::Timestamp::from_second(self.clock).map(|it| it.to_string()).unwrap_or_default();
+        if let Some(it) = self.tasks.get_mut(id)
+            && !matches!(it.task, Task::Stopped { .. })
+        {
+            it.task = Task::Stopped { code, at };
+        }
+    }
+
+    fn task(&self, id: &InstanceId) -> Task {
+        match self.tasks.get(id) {
+            None => Task::None,
+            Some(it) if it.hung => Task::Unknown,
+            Some(it) => it.task.clone(),
+        }
+    }
+
+    fn check_lease(&self, lease: &str) -> Result<(), Refusal> {
+        if self.leases.contains(lease) { Ok(()) } else { Err(NO_LEASE) }
+    }
+
+    /// A task that has a container object and answers. `None`: there is no task at all.
+    fn reach(&mut self, id: &InstanceId) -> Result<Option<&mut Running>, Refusal> {
+        let has_object = self.containers.contains_key(id);
+        match self.tasks.get_mut(id) {
+            None => Ok(None),
+            Some(_) if !has_object => Err(OBJECTLESS),
+            Some(it) if it.hung => Err(HUNG),
+            Some(it) => Ok(Some(it)),
+        }
+    }
+
+    fn signal(&mut self, id: &InstanceId, signal: Signal) {
+        let number = signal.number();
+        // Stopped, continued, window size and the like end nothing.
+        let ends = !matches!(number, 0 | 17..=23 | 28)
+            && (signal == Signal::KILL || !self.stubborn.contains(id));
+        let Some(it) = self.tasks.get_mut(id) else { return };
+        match it.task {
+            Task::Paused { .. } if signal != Signal::KILL => it.pending = Some(signal),
+            Task::Created { .. } | Task::Running { .. } | Task::Paused { .. } if ends => {
+                self.end(id, 128 + u32::from(number));
+            }
+            Task::None
+            | Task::Created { .. }
+            | Task::Running { .. }
+            | Task::Paused { .. }
+            | Task::Stopped { .. }
+            | Task::Unknown => {}
+        }
+    }
+}
+
+impl Runtime for MemoryRuntime {
+    async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
+        self.look(verb::OBSERVE, "the model", |state| {
+            let mut objects = Objects { leases: state.leases.clone(), ..Objects::default() };
+            for (id, object) in &state.containers {
+                match object {
+                    Object::Ours(record) => {
+                        let mut container = record.container.clone();
+                        container.has_snapshot = state.snapshots.contains_key(id.as_str());
+                        container.task = state.task(id);
+                        objects.containers.push(container);
+                    }
+                    Object::Readopted => {
+                        objects.orphans.insert(id.clone(), state.task(id));
+                    }
+                    Object::Foreign => {}
+                }
+            }
+            for id in state.tasks.keys().filter(|id| !state.containers.contains_key(*id)) {
+                objects.orphans.insert(id.clone(), state.task(id));
+            }
+            let has_container = |key: &str| state.containers.keys().any(|id| id.as_str() == key);
+            objects.snapshots =
+                state.snapshots.keys().filter(|key| !has_container(key)).cloned().collect();
+            let asked = images.iter().filter_map(|name| state.images.get(name));
+            objects.images = asked.map(|image| (image.name.clone(), image.clone())).collect();
+            Ok(objects)
+        })
+    }
+
+    async fn put_blob(&self, lease: &str, blob: Blob<'_>) -> Result<(), Error> {
+        let Blob { digest, size, labels: _, content } = blob;
+        self.perform(verb::PUT_BLOB, &digest, |state| {
+            state.check_lease(lease)?;
+            if state.blobs.contains(&digest) {
+                return Ok(());
+            }
+            let mut hasher = Sha256::new();
+            let mut buffer = vec![0; 1 << 16];
+            let mut length = 0;
+            loop {
+                let n = content
+                    .read(&mut buffer)
+                    .map_err(|_| Refusal(ErrorKind::Refused, "it cannot be read"))?;
+                if n == 0 {
+                    break;
+                }
+                hasher.update(&buffer[..n]);
+                length += u64::try_from(n).unwrap_or(u64::MAX);
+            }
+            if length != size || Digest::finish(hasher).as_str() != digest {
+                return Err(Refusal(ErrorKind::Refused, "its content is not what its digest says"));
+            }
+            state.blobs.insert(digest.clone());
+            Ok(())
+        })
+    }
+
+    async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {
+        self.perform(verb::PUT_IMAGE, &image.name, |state| {
+            state.check_lease(lease)?;
+            if !state.blobs.contains(&image.digest) {
+                return Err(Refusal(ErrorKind::Missing, "its content is not there"));
+            }
+            let NewImage { name, digest, media_type: _, size: _, config } = image.clone();
+            state
+                .images
+                .insert(name.clone(), Image { name, digest, config, place: ImagePlace::Store });
+            Ok(())
+        })
+    }
+
+    async fn lease(&self, id: &str) -> Result<(), Error> {
+        self.perform(verb::LEASE, id, |state| {
+            state.leases.insert(id.to_owned());
+            Ok(())
+        })
+    }
+
+    async fn remove_lease(&self, id: &str) -> Result<(), Error> {
+        self.perform(verb::REMOVE_LEASE, id, |state| {
+            state.leases.remove(id);
+            Ok(())
+        })
+    }
+
+    async fn prepare_snapshot(&self, lease: &str, instance: &NewInstance) -> Result<(), Error> {
+        self.perform(verb::PREPARE_SNAPSHOT, instance.id.as_str(), |state| {
+            state.check_lease(lease)?;
+            let key = instance.id.as_str();
+            if state.snapshots.contains_key(key) {
+                match state.containers.get(&instance.id) {
+                    Some(Object::Ours(it)) if it.container.revision == instance.revision => {
+                        return Ok(());
+                    }
+                    Some(_) => return Err(NOT_OURS),
+                    None => {}
+                }
+            }
+            if !state.images.values().any(|it| it.digest == instance.image.digest) {
+                return Err(Refusal(ErrorKind::Missing, "its image is not there"));
+            }
+            state.snapshots.insert(key.to_owned(), Snapshot::default());
+            Ok(())
+        })
+    }
+
+    async fn create(&self, lease: &str, instance: &NewInstance) -> Result<(), Error> {
+        self.perform(verb::CREATE, instance.id.as_str(), |state| {
+            state.check_lease(lease)?;
+            match state.containers.get(&instance.id) {
+                Some(Object::Ours(it)) if it.container.revision == instance.revision => {
+                    return Ok(());
+                }
+                Some(_) => return Err(NOT_OURS),
+                None => {}
+            }
+            let NewInstance { id, revision, origin, workload, defaults, image } = instance.clone();
+            let container = Container {
+                id: id.clone(),
+                name: workload.name.clone(),
+                revision,
+                origin,
+                workload: Some(workload),
+                defaults,
+                image: Image { place: ImagePlace::Store, ..image },
+                has_snapshot: false,
+                run: None,
+                end: None,
+                task: Task::None,
+            };
+            state.containers.insert(id, Object::Ours(Box::new(Record { container, spec: None })));
+            Ok(())
+        })
+    }
+
+    async fn update(&self, id: &InstanceId, update: &Update) -> Result<(), Error> {
+        self.perform(verb::UPDATE, id.as_str(), |state| {
+            let Some(Object::Ours(record)) = state.containers.get_mut(id) else {
+                return Err(NO_CONTAINER);
+            };
+            let Update { origin, workload, run, end, spec } = update.clone();
+            let container = &mut record.container;
+            if let Some(origin) = origin {
+                container.origin = origin;
+            }
+            container.workload = workload.or_else(|| container.workload.take());
+            container.run = run.or_else(|| container.run.take());
+            container.end = end.or_else(|| container.end.take());
+            record.spec = spec.or_else(|| record.spec.take());
+            Ok(())
+        })
+    }
+
+    async fn create_task(&self, id: &InstanceId, _: &LogTarget) -> Result<u32, Error> {
+        self.perform(verb::CREATE_TASK, id.as_str(), |state| {
+            let (name, spec) = match state.containers.get(id) {
+                None => return Err(NO_CONTAINER),
+                Some(Object::Ours(it)) => {
+                    (Some(it.container.name.clone()), it.spec.as_deref().cloned())
+                }
+                Some(Object::Readopted | Object::Foreign) => (None, None),
+            };
+            match state.task(id) {
+                Task::None => {}
+                Task::Created { pid } => return Ok(pid),
+                Task::Running { .. }
+                | Task::Paused { .. }
+                | Task::Stopped { .. }
+                | Task::Unknown => {
+                    return Err(Refusal(
+                        ErrorKind::Conflict,
+                        "it has a task already, which is not a new one",
+                    ));
+                }
+            }
+            if !state.snapshots.contains_key(id.as_str()) {
+                return Err(Refusal(ErrorKind::Missing, "it has no snapshot"));
+            }
+            let pid = state.next_pid;
+            state.next_pid += 1;
+            let task = Task::Created { pid };
+            let running =
+                Running { task, spec: spec.unwrap_or_default(), name, hung: false, pending: None };
+            state.tasks.insert(id.clone(), running);
+            Ok(pid)
+        })
+    }
+
+    async fn start_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::START_TASK, id.as_str(), |state| {
+            let task = state.reach(id)?.ok_or(NO_TASK)?;
+            match task.task {
+                Task::Created { pid } => task.task = Task::Running { pid },
+                Task::Running { .. } => return Ok(()),
+                Task::None | Task::Paused { .. } | Task::Stopped { .. } | Task::Unknown => {
+                    return Err(Refusal(ErrorKind::Refused, "its task is not a new one"));
+                }
+            }
+            let ending = task.name.clone().and_then(|name| state.endings.get(&name).copied());
+            if let Some(code) = ending {
+                state.end(id, code);
+            }
+            Ok(())
+        })
+    }
+
+    async fn resume_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::RESUME_TASK, id.as_str(), |state| {
+            let task = state.reach(id)?.ok_or(NO_TASK)?;
+            match task.task {
+                Task::Paused { pid } => task.task = Task::Running { pid },
+                Task::Running { .. } => return Ok(()),
+                Task::None | Task::Created { .. } | Task::Stopped { .. } | Task::Unknown => {
+                    return Err(Refusal(ErrorKind::Refused, "its task is not paused"));
+                }
+            }
+            if let Some(signal) = task.pending.take() {
+                state.signal(id, signal);
+            }
+            Ok(())
+        })
+    }
+
+    async fn kill(&self, id: &InstanceId, signal: Signal, _: bool) -> Result<(), Error> {
+        self.perform(verb::KILL, id.as_str(), |state| {
+            if !matches!(state.task(id), Task::None | Task::Stopped { .. }) {
+                state.reach(id)?;
+                state.signal(id, signal);
+            }
+            Ok(())
+        })
+    }
+
+    async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
+        let mut changes = self.changes.subscribe();
+        self.state().calls.push(format!("{} {id}", verb::WAIT));
+        let ended = async {
+            loop {
+                let ended = self.look(verb::WAIT, id.as_str(), |state| match state.task(id) {
+                    // A hung one is waited for like one that runs.
+                    Task::Created { .. }
+                    | Task::Running { .. }
+                    | Task::Paused { .. }
+                    | Task::Unknown => {
+                        if state.containers.contains_key(id) {
+                            Ok(None)
+                        } else {
+                            Err(OBJECTLESS)
+                        }
+                    }
+                    ended @ (Task::None | Task::Stopped { .. }) => Ok(Some(ended)),
+                });
+                if !matches!(ended, Ok(None)) {
+                    return ended;
+                }
+                // The sender lives as long as we do.
+                changes.changed().await.expect("the model is borrowed");
+            }
+        };
+        tokio::time::timeout(limit, ended).await.unwrap_or(Ok(None))
+    }
+
+    async fn delete_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::DELETE_TASK, id.as_str(), |state| {
+            match state.reach(id)?.map(|it| &it.task) {
+                Some(Task::Running { .. } | Task::Paused { .. }) => {
+                    return Err(Refusal(ErrorKind::Refused, "it still runs"));
+                }
+                None | Some(Task::None | Task::Created { .. } | Task::Stopped { .. } | Task::Unknown) => {}
+            }
+            state.tasks.remove(id);
+            Ok(())
+        })
+    }
+
+    async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::REMOVE, id.as_str(), |state| {
+            if state.tasks.contains_key(id) {
+                return Err(Refusal(
+                    ErrorKind::Refused,
+                    "it still has a task; that has to be deleted first",
+                ));
+            }
+            state.containers.remove(id);
+            state.snapshots.remove(id.as_str());
+            Ok(())
+        })
+    }
+
+    async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
+        self.perform(verb::REMOVE_SNAPSHOT, key, |state| {
+            if state.containers.keys().any(|id| id.as_str() == key) {
+                return Err(Refusal(ErrorKind::Refused, "a container has it"));
+            }
+            state.snapshots.remove(key);
+            Ok(())
+        })
+    }
+
+    async fn readopt(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::READOPT, id.as_str(), |state| match state.containers.get(id) {
+            Some(Object::Foreign) => Err(NOT_OURS),
+            Some(Object::Ours(_) | Object::Readopted) => Ok(()),
+            None => {
+                state.containers.insert(id.clone(), Object::Readopted);
+                Ok(())
+            }
+        })
+    }
+
+    fn hints(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}

@@ -618,6 +618,7 @@ fn bad_line(shown: &Path, line: BadLine) -> Problem {
         message: format!("`{}` {}", line.text.trim(), line.message),
         hint: Some("one glob a line; see the documentation of `.evenkeelignore`".to_owned()),
         fix: None,
+        workload: None,
         related: None,
         bytes: 0..0,
         source_line: line.text,

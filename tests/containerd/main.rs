@@ -1,6 +1,9 @@
 //! Everything that needs a real containerd: the rig starts its own, in a temporary directory.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod contract;
+mod engine;
 mod host;
 mod log;
 mod rig;

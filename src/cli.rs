@@ -1,0 +1,234 @@
+//! The command line: what was typed, and a file per command. The only place that writes to a terminal.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Flags, Settings};
+use crate::status::Exit;
+
+mod approve;
+mod completions;
+mod connect;
+mod down;
+mod logs;
+mod plan;
+mod reconcile;
+mod schema;
+mod status;
+mod validate;
+
+/// Keeps the containers of this host as the manifests say
+///
+/// YAML manifests in a directory say which containers should run. Evenkeel compares that with what containerd runs,
+/// and starts or cleans up the difference.
+#[derive(Debug, Parser)]
+#[command(
+    name = "evenkeel",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+struct Global {
+    /// Form of the output
+    #[arg(long, global = true, value_enum, default_value_t = Output::Human, help_heading = "Output")]
+    output: Output,
+    /// When to colour the output
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, help_heading = "Output")]
+    color: Color,
+    /// More about what happens, on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    verbose: u8,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Human,
+    Json,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch the manifests and keep reconciling until SIGTERM; containers keep running after it
+    Run(reconcile::RunArgs),
+    /// Reconcile once, then end
+    Apply(reconcile::ApplyArgs),
+    /// Show what apply would do, and change nothing
+    Plan(plan::PlanArgs),
+    /// List every problem of manifests; needs no containerd and no rights
+    Validate(validate::ValidateArgs),
+    /// Show what is wanted, what runs, and why not
+    Status(status::StatusArgs),
+    /// Show what a workload printed
+    Logs(logs::LogsArgs),
+    /// Stop and remove what Evenkeel made
+    Down(down::DownArgs),
+    /// List held removals, or release one
+    Approve(approve::ApproveArgs),
+    /// Print a JSON Schema
+    Schema(schema::SchemaArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// What every command gets.
+struct Context<'a> {
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    output: Output,
+    color: bool,
+    flags: Flags,
+    verbose: u8,
+}
+
+impl Context<'_> {
+    fn is_json(&self) -> bool {
+        self.output == Output::Json
+    }
+
+    /// Writes a value as JSON, with a line end.
+    fn json<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Failure> {
+        serde_json::to_writer_pretty(&mut *self.out, value).map_err(std::io::Error::from)?;
+        writeln!(self.out)?;
+        Ok(())
+    }
+
+    /// How problems are shown here.
+    fn problem_style(&self) -> crate::manifest::render::Style {
+        let default = crate::manifest::render::Style::default();
+        // Of the terminal that stdout or stderr is; a file is as wide as it likes.
+        let columns = rustix::termios::tcgetwinsize(std::io::stdout())
+            .or_else(|_| rustix::termios::tcgetwinsize(std::io::stderr()))
+            .map_or(0, |it| usize::from(it.ws_col));
+        let width = if columns < 20 { default.width } else { columns };
+        crate::manifest::render::Style { colour: self.color, width }
+    }
+
+    /// Flags, environment and configuration file together.
+    fn settings(&self) -> Result<Settings, Failure> {
+        Settings::load(&self.flags).map_err(|error| Failure::new(Exit::Usage, error))
+    }
+}
+
+/// A command that could not do its work: an exit code and what to say.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+    closed_pipe: bool,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl std::fmt::Display) -> Self {
+        Self { exit, message: message.to_string(), closed_pipe: false }
+    }
+
+    fn environment(error: &dyn std::error::Error) -> Self {
+        Self::new(Exit::Environment, crate::status::Chain(error))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        let closed_pipe = error.kind() == std::io::ErrorKind::BrokenPipe;
+        Self {
+            closed_pipe,
+            ..Self::new(Exit::Environment, format_args!("failed to write: {error}"))
+        }
+    }
+}
+
+/// Runs the command line to its exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to the parser, and a closed pipe is none to us.
+            drop(error.print());
+            return if error.use_stderr() { Exit::Usage } else { Exit::Success };
+        }
+    };
+    let stdout = std::io::stdout();
+    let color = match cli.global.color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
+        }
+    };
+    let mut out = stdout;
+    let mut err = std::io::stderr();
+    let Global { output, color: _, verbose, flags } = cli.global;
+    let mut context = Context { out: &mut out, err: &mut err, output, color, flags, verbose };
+    let result = match cli.command {
+        Command::Run(args) => reconcile::run(&mut context, args),
+        Command::Apply(args) => reconcile::apply(&mut context, args),
+        Command::Plan(args) => plan::plan(&mut context, args),
+        Command::Validate(args) => validate::validate(&mut context, &args),
+        Command::Status(args) => status::status(&mut context, &args),
+        Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Down(args) => down::down(&mut context, args),
+        Command::Approve(args) => approve::approve(&mut context, &args),
+        Command::Schema(args) => schema::schema(&mut context, &args),
+        Command::Completions(args) => completions::completions(&mut context, &args),
+    };
+    match result.and_then(|exit| Ok(context.out.flush().map(|()| exit)?)) {
+        Ok(exit) => exit,
+        Err(failure) if failure.closed_pipe => Exit::Success,
+        Err(failure) => {
+            drop(writeln!(context.err, "error: {}", failure.message));
+            failure.exit
+        }
+    }
+}
+
+/// Logs to stderr: `info` for what changes, more with `-v`. `EVENKEEL_LOG` overrides it.
+fn start_tracing(verbose: u8, json: bool) {
+    let level = match verbose {
+        0 => "evenkeel=info",
+        1 => "evenkeel=debug",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("EVENKEEL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    // A second call, as in a test, keeps the first one's settings.
+    if json {
+        drop(builder.json().try_init());
+    } else {
+        let color = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        drop(builder.with_ansi(color).try_init());
+    }
+}
+
+/// Paths given to a command, or the configured ones.
+fn sources(paths: &[PathBuf], settings: &Settings) -> Vec<PathBuf> {
+    if paths.is_empty() { settings.manifests.clone() } else { paths.to_vec() }
+}

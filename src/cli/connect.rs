@@ -1,0 +1,381 @@
+//! From settings to something that can be worked with: the engine, the run directory, the lock, the status.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::{Failure, plan};
+use crate::config::{EngineChoice, Settings};
+use crate::controller::Edge;
+use crate::desired::Source;
+use crate::engine::{Choice, Embedded, Engine, Found, Known, Record};
+use crate::host::Host as _;
+use crate::host::linux::{LinuxHost, boot_id};
+use crate::image::Archives;
+use crate::rundir::{self, Holder, LockError, RunDirectory};
+use crate::runtime::containerd::{self, Containerd};
+use crate::source;
+use crate::status::{Chain, Exit, RuntimeStatus, Status};
+
+/// How often the embedded engine is looked after.
+const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What may be started to reach an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// The embedded one, if that is the decision.
+    Engine,
+    /// The embedded one, if it was ever started: there may be something of ours in it.
+    IfItHasState,
+    Nothing,
+}
+
+/// A reachable engine and everything that effects are made with.
+pub(super) struct Connection {
+    pub edge: Arc<Edge<Containerd, LinuxHost>>,
+    pub mounts_not_shared: Option<String>,
+    /// The embedded engine, for looking after it.
+    pub keeper: Option<Embedded>,
+    /// No engine of ours was ever started: nothing of ours can be there.
+    pub is_absent: bool,
+}
+
+/// Runs a future to its end on this thread.
+pub(super) fn block_on<T>(body: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .map_err(|error| {
+            Failure::new(Exit::Environment, format_args!("failed to start: {error}"))
+        })?;
+    let value = runtime.block_on(body);
+    // A look at a dead file system must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(value)
+}
+
+/// Sources as they are recorded: absolute, symlinks not resolved.
+pub(super) fn sources(paths: &[PathBuf]) -> Result<Vec<Source>, Failure> {
+    let current = std::env::current_dir()?;
+    let mut sources: Vec<Source> = Vec::new();
+    for path in paths {
+        let source = Source::new(&current, path);
+        if !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    Ok(sources)
+}
+
+/// The run directory of these settings; refuses to go on without the rights to use it.
+pub(super) fn run_directory(settings: &Settings) -> Result<RunDirectory, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(
+            Exit::Environment,
+            "root is needed to work with containers and mounts; `evenkeel validate` needs no rights",
+        ));
+    }
+    Ok(RunDirectory::new(&settings.run_directory))
+}
+
+/// Whether we are the one that works here.
+pub(super) enum Lock {
+    Held(rundir::Lock),
+    Taken(Other),
+}
+
+/// Another process that works on the same run directory.
+pub(super) struct Other {
+    pub pid: u32,
+    directory: PathBuf,
+    since: String,
+}
+
+impl Other {
+    pub(super) fn message(&self) -> String {
+        let Self { pid, directory, since } = self;
+        format!("another evenkeel works on `{}`: pid {pid}, since {since}", directory.display())
+    }
+}
+
+pub(super) fn lock(run: &RunDirectory, settings: &Settings) -> Result<Lock, Failure> {
+    match run.lock() {
+        Ok(lock) => Ok(Lock::Held(lock)),
+        Err(LockError::Locked { path, by }) => {
+            let (pid, since) =
+                by.map_or((0, "an unknown time".to_owned()), |it| (it.pid, it.since));
+            let directory =
+                if path.as_os_str().is_empty() { settings.run_directory.clone() } else { path };
+            Ok(Lock::Taken(Other { pid, directory, since }))
+        }
+        Err(LockError::Failed(error)) => Err(Failure::environment(&error)),
+    }
+}
+
+/// Decides on an engine, starts it if that is allowed, and connects.
+pub(super) async fn connect(
+    settings: &Settings,
+    start: Start,
+    take_over: bool,
+) -> Result<Connection, Failure> {
+    let embedded = Embedded::new(&settings.state_directory, &settings.run_directory);
+    let choice = match settings.engine {
+        EngineChoice::Auto => Choice::Auto,
+        EngineChoice::System => Choice::System,
+        EngineChoice::Embedded => Choice::Embedded,
+    };
+    let known = Known::gather(choice, settings.containerd_address.as_deref(), &embedded)
+        .map_err(|error| Failure::environment(&error))?;
+    let decision = crate::engine::decide(&known).map_err(|error| Failure::environment(&error))?;
+    let (address, is_absent) = match decision.engine {
+        Engine::System => {
+            let address = settings.containerd_address.clone();
+            (address.unwrap_or_else(|| crate::engine::SYSTEM_SOCKET.into()), false)
+        }
+        Engine::Embedded => match (embedded.find(), start) {
+            (Found::Running { .. }, _) => (embedded.socket(), false),
+            (Found::Never, Start::IfItHasState | Start::Nothing) => (embedded.socket(), true),
+            (Found::Stopped, Start::Nothing) => {
+                return Err(Failure::new(
+                    Exit::Environment,
+                    "the embedded containerd does not run; `evenkeel run` or `evenkeel apply` starts it",
+                ));
+            }
+            (Found::Never | Found::Stopped, Start::Engine | Start::IfItHasState) => {
+                info!(socket = %embedded.socket().display(), "starting the embedded containerd");
+                let socket =
+                    embedded.start().await.map_err(|error| Failure::environment(&error))?;
+                (socket, false)
+            }
+        },
+    };
+    let snapshotter = match Record::read(&settings.state_directory)
+        .map_err(|error| Failure::environment(&error))?
+    {
+        Some(record) => record.snapshotter,
+        None => {
+            let root = match decision.engine {
+                Engine::Embedded => embedded.root(),
+                Engine::System => settings.state_directory.clone(),
+            };
+            let snapshotter = crate::engine::snapshotter(&root)
+                .map_err(|error| Failure::environment(&error))?
+                .to_owned();
+            if start == Start::Engine {
+                let record = Record {
+                    engine: decision.engine,
+                    snapshotter: snapshotter.clone(),
+                    reason: decision.reason.to_owned(),
+                };
+                record
+                    .write(&settings.state_directory)
+                    .map_err(|error| Failure::environment(&error))?;
+                info!(
+                    engine = decision.engine.as_str(),
+                    reason = decision.reason,
+                    "engine decided"
+                );
+            }
+            snapshotter
+        }
+    };
+    let log_program = std::env::current_exe().map_err(|error| {
+        Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
+    })?;
+    let runtime = Containerd::new(containerd::Settings {
+        address: address.clone(),
+        namespace: settings.containerd_namespace.clone(),
+        snapshotter,
+        runc_root: settings.run_directory.join("runc"),
+        log_program,
+    })
+    .map_err(|error| Failure::environment(&error))?;
+    let host =
+        LinuxHost::new(&settings.run_directory).map_err(|error| Failure::environment(&error))?;
+    let boot_id = boot_id().map_err(|error| {
+        Failure::new(Exit::Environment, format_args!("failed to read the boot id: {error}"))
+    })?;
+    let mut mounts_not_shared = None;
+    if !is_absent {
+        let pid = runtime.peer_pid().await.map_err(|error| Failure::environment(&error))?;
+        mounts_not_shared = host.mounts_shared_with(pid.unwrap_or(0)).err();
+        if start == Start::Engine {
+            claim(&runtime, settings, take_over).await?;
+        }
+    }
+    let edge = Edge::new(
+        runtime,
+        Arc::new(host),
+        RunDirectory::new(&settings.run_directory),
+        Archives::new(vec![settings.image_directory()]),
+        settings.log_directory(),
+        boot_id,
+    );
+    let keeper = (decision.engine == Engine::Embedded).then_some(embedded);
+    Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
+}
+
+/// Writes our name on the containerd namespace, or says whose is on it.
+async fn claim(runtime: &Containerd, settings: &Settings, take_over: bool) -> Result<(), Failure> {
+    let own =
+        rundir::owner(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+    let mine = format!("{own} {}", settings.state_directory.display());
+    let theirs = runtime.owner().await.map_err(|error| Failure::environment(&error))?;
+    match theirs {
+        Some(theirs) if theirs == mine => return Ok(()),
+        Some(theirs) => {
+            // An owner whose state directory is no longer on this box cannot come back.
+            let path = theirs.split_once(' ').map(|it| PathBuf::from(it.1));
+            let gone = path.as_ref().is_none_or(|it| !it.exists());
+            if !take_over && !gone {
+                return Err(Failure::new(
+                    Exit::Environment,
+                    format_args!(
+                        "the containerd namespace `{}` belongs to the evenkeel with the state directory `{}`; \
+                         `--take-over` takes it over once that one has ended",
+                        settings.containerd_namespace,
+                        path.unwrap_or_default().display()
+                    ),
+                ));
+            }
+            warn!(owner = theirs, "took the containerd namespace over");
+        }
+        None => {}
+    }
+    runtime.set_owner(&mine).await.map_err(|error| Failure::environment(&error))
+}
+
+/// Starts the embedded engine again whenever it has died; never ends.
+pub(super) async fn keep_engine(keeper: Option<Embedded>) {
+    let Some(embedded) = keeper else { return std::future::pending().await };
+    let mut complaint = String::new();
+    loop {
+        tokio::time::sleep(KEEP_INTERVAL).await;
+        if !matches!(embedded.find(), Found::Running { .. }) {
+            warn!("the embedded containerd does not answer; starting it again");
+            match embedded.start().await {
+                Ok(_) => complaint.clear(),
+                Err(error) => {
+                    let text = Chain(&error).to_string();
+                    if text != complaint {
+                        warn!(
+                            error = text,
+                            "failed to start the embedded containerd; trying again"
+                        );
+                        complaint = text;
+                    }
+                }
+            }
+        }
+        if let Err(error) = embedded.trim_log() {
+            warn!(error = %Chain(&error), "failed to trim the log of the embedded containerd");
+        }
+    }
+}
+
+/// Ends the embedded engine, if that is ours, and forgets which engine it was.
+pub(super) async fn stop_engine(settings: &Settings) -> Result<(), Failure> {
+    let embedded = Embedded::new(&settings.state_directory, &settings.run_directory);
+    let state = settings.state_directory.clone();
+    let stopped = tokio::task::spawn_blocking(move || {
+        embedded.stop()?;
+        Record::forget(&state)
+    });
+    match stopped.await {
+        Ok(result) => result.map_err(|error| Failure::environment(&error)),
+        Err(error) => Err(Failure::new(Exit::Environment, error)),
+    }
+}
+
+/// Removes what is empty and ours once everything is down; what is not empty stays.
+pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings) {
+    let path = run.path().to_owned();
+    let cgroup = crate::config::cgroup_parent(&settings.run_directory);
+    let removed = tokio::task::spawn_blocking(move || {
+        remove_empty_cgroup(&cgroup);
+        for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
+            remove_empty(&path.join(name), 3);
+        }
+        for name in ["status.json", "removals.json"] {
+            drop(std::fs::remove_file(path.join(name)));
+        }
+    });
+    drop(removed.await);
+}
+
+/// Removes a directory of directories that holds no file.
+fn remove_empty(path: &Path, depth: usize) {
+    if depth > 0
+        && let Ok(entries) = std::fs::read_dir(path)
+    {
+        for entry in entries.flatten() {
+            remove_empty(&entry.path(), depth - 1);
+        }
+    }
+    drop(std::fs::remove_dir(path));
+}
+
+/// Removes our parent cgroup from every hierarchy; one that still has processes stays.
+fn remove_empty_cgroup(parent: &str) {
+    let root = Path::new("/sys/fs/cgroup");
+    let name = parent.trim_start_matches('/');
+    drop(std::fs::remove_dir(root.join(name)));
+    let Ok(hierarchies) = std::fs::read_dir(root) else { return };
+    for hierarchy in hierarchies.flatten() {
+        drop(std::fs::remove_dir(hierarchy.path().join(name)));
+    }
+}
+
+/// Makes a running controller look at the run directory; whether there is one.
+pub(super) fn wake_controller(run: &RunDirectory) -> bool {
+    let Ok(Some(holder)) = run.controller() else { return false };
+    let pid = i32::try_from(holder.pid).ok().and_then(rustix::process::Pid::from_raw);
+    holder.is_alive()
+        && pid.is_some_and(|pid| {
+            rustix::process::kill_process(pid, rustix::process::Signal::HUP).is_ok()
+        })
+}
+
+/// The controller's own status, or, without a controller, what is found now; with a remark on where it comes from.
+pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<String>), Failure> {
+    let run = run_directory(settings)?;
+    let controller: Option<Holder> =
+        run.controller().map_err(|error| Failure::environment(&error))?;
+    let written: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
+    if let (Some(_), Some(status)) = (&controller, &written)
+        && status.controller.is_some()
+    {
+        return Ok((status.clone(), None));
+    }
+    let found = block_on(async {
+        let sources = sources(&settings.manifests)?;
+        let desired = source::read_once(sources, settings.allow_empty).await;
+        let connection = connect(settings, Start::Nothing, false).await?;
+        let (_, status) = plan::look(settings, &connection, &desired).await?;
+        Ok::<_, Failure>(status)
+    })?;
+    match (found, written) {
+        (Ok(status), _) => {
+            Ok((status, Some("no controller runs; this is what was found now".to_owned())))
+        }
+        (Err(failure), Some(mut status)) => {
+            let age = status
+                .controller
+                .as_ref()
+                .map_or_else(String::new, |it| format!(", of {}", it.updated_at));
+            status.runtime =
+                RuntimeStatus { state: "unreachable".to_owned(), message: failure.message };
+            Ok((
+                status,
+                Some(format!(
+                    "no controller runs and containerd does not answer; this is the last status{age}"
+                )),
+            ))
+        }
+        (Err(failure), None) => Err(failure),
+    }
+}

@@ -1,0 +1,259 @@
+//! `evenkeel run` and `evenkeel apply`: the same loop, for ever or to convergence.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::connect::{self, Connection, Lock};
+use super::{Context, Failure, plan, status, validate};
+use crate::config::{Flags, Settings};
+use crate::controller::{Controller, Ended, Goal};
+use crate::desired::{Believing, DesiredState};
+use crate::source;
+use crate::status::{Chain, ControllerStatus, Exit, Status};
+use crate::workload::Span;
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Log as JSON lines
+    #[arg(long, env = "EVENKEEL_LOG_JSON")]
+    log_json: bool,
+    /// Take the containerd namespace over from another owner
+    #[arg(long)]
+    take_over: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ApplyArgs {
+    /// Manifests instead of the configured ones; a single file or `-` (stdin) removes nothing
+    paths: Vec<PathBuf>,
+    /// Keep trying until everything is as wanted
+    #[arg(long)]
+    wait: bool,
+    /// Give up after this time
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    timeout: Span,
+    /// Take the containerd namespace over from another owner
+    #[arg(long)]
+    take_over: bool,
+}
+
+pub(super) fn run(context: &mut Context<'_>, args: RunArgs) -> Result<Exit, Failure> {
+    let RunArgs { log_json, take_over } = args;
+    super::start_tracing(context.verbose, log_json);
+    let settings = Settings::load_strictly(&context.flags)
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let flags = context.flags.clone();
+    connect::block_on(async move { keep_running(flags, settings, take_over).await })?
+}
+
+async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Result<Exit, Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Environment, format_args!("failed to wait for signals: {error}"))
+    };
+    // Before anything else, so that none is missed.
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+
+    let run = connect::run_directory(&settings)?;
+    let lock = connect::lock(&run, &settings)?;
+    let _lock = match lock {
+        Lock::Held(lock) => lock,
+        Lock::Taken(by) => return Err(Failure::new(Exit::Environment, by.message())),
+    };
+    let sources = connect::sources(&settings.manifests)?;
+    let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    info!(version = env!("CARGO_PKG_VERSION"), sources = names.join(","), "controller starts");
+    let connection = connect::connect(&settings, connect::Start::Engine, take_over).await?;
+    let watching =
+        source::watch(source::Options { sources, believing: believing(&settings), inotify: true })
+            .map_err(|error| Failure::environment(&error))?;
+    let (policy, followed) = watch::channel(Arc::new(settings.policy()));
+    let (report, mut reports) = watch::channel(None::<Arc<Status>>);
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let Connection { edge, mounts_not_shared, keeper, .. } = connection;
+    let host = Arc::clone(&edge.host);
+    let written = crate::rundir::RunDirectory::new(&settings.run_directory);
+    let writer = tokio::spawn(async move {
+        while reports.changed().await.is_ok() {
+            let status = reports.borrow_and_update().clone();
+            let Some(status) = status else { continue };
+            let mut status = (*status).clone();
+            if let Some(controller) = &mut status.controller {
+                controller.updated_at = crate::host::Host::wall_clock(&*host);
+            }
+            if let Err(error) = written.set_status(&status) {
+                warn!(error = %Chain(&error), "failed to write the status");
+            }
+        }
+    });
+    let controller = Controller {
+        identity: Some(ControllerStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: crate::host::Host::wall_clock(&*edge.host),
+            updated_at: String::new(),
+        }),
+        edge,
+        desired: watching.desired(),
+        policy: followed,
+        mounts_not_shared,
+        goal: Goal::Keep,
+    };
+    let body = controller.run(report, async move {
+        drop(ended.await);
+    });
+    tokio::pin!(body);
+    let keeper = connect::keep_engine(keeper);
+    tokio::pin!(keeper);
+    let mut end = Some(end);
+    let outcome = loop {
+        tokio::select! {
+            ended = &mut body => break ended,
+            () = &mut keeper => {}
+            _ = terminate.recv() => { info!("told to end; containers keep running"); end.take(); }
+            _ = interrupt.recv() => { info!("told to end; containers keep running"); end.take(); }
+            _ = hangup.recv() => match Settings::load_strictly(&flags) {
+                Ok(next) => {
+                    if next.manifests != settings.manifests || next.run_directory != settings.run_directory {
+                        warn!("changed directories need a restart of the controller");
+                    }
+                    info!(
+                        ipc_mode = %next.ipc.mode,
+                        shm_size = %next.ipc.shm_size,
+                        "configuration was read again"
+                    );
+                    watching.believe(believing(&next));
+                    policy.send_replace(Arc::new(next.policy()));
+                }
+                Err(problem) => error!(error = %Chain(&problem), "configuration is not valid; nothing changed"),
+            },
+        }
+    };
+    // Ends with its sender, which the loop has dropped.
+    drop(writer.await);
+    info!("controller ended");
+    match outcome {
+        Ended::Shutdown | Ended::Converged => Ok(Exit::Success),
+        Ended::NotConverged => Ok(Exit::NotConverged),
+        Ended::Unreachable(message) => Err(Failure::new(Exit::Environment, message)),
+    }
+}
+
+fn believing(settings: &Settings) -> Believing {
+    Believing { remove_after: settings.remove_after, allow_empty: settings.allow_empty }
+}
+
+pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, Failure> {
+    super::start_tracing(context.verbose, false);
+    let settings = context.settings()?;
+    let ApplyArgs { paths, wait, timeout, take_over } = args;
+    let sources = connect::sources(&super::sources(&paths, &settings))?;
+    let (desired, status, ended) = connect::block_on(async move {
+        let run = connect::run_directory(&settings)?;
+        match connect::lock(&run, &settings)? {
+            Lock::Held(_lock) => {
+                let states = source::read_to_rest(sources, settings.allow_empty);
+                let (status, ended) =
+                    converge(&settings, states.clone(), wait, timeout, take_over).await?;
+                let desired = states.borrow().clone();
+                let desired = desired.map_or_else(DesiredState::default, |it| (*it).clone());
+                if let Some(status) = &status {
+                    run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
+                }
+                Ok::<_, Failure>((desired, status, ended))
+            }
+            // The controller does the work; this waits until nothing is left of it.
+            Lock::Taken(by) => {
+                info!(pid = by.pid, "a controller runs; waiting for it to get there");
+                let desired = source::read_once(sources, settings.allow_empty).await;
+                let (status, ended) = beside(&settings, &desired, timeout).await?;
+                Ok((desired, Some(status), ended))
+            }
+        }
+    })??;
+    let style = context.problem_style();
+    for problem in &desired.problems {
+        writeln!(context.err, "{}", crate::manifest::render::text(problem, style))?;
+    }
+    if let Some(status) = status {
+        if context.is_json() {
+            context.json(&*status)?;
+        } else {
+            let shown = Status { problems: Vec::new(), ..(*status).clone() };
+            status::table(context, &shown)?;
+        }
+    }
+    match (ended, validate::exit_of(&desired.problems, false)) {
+        (Ended::Unreachable(message), _) => Err(Failure::new(Exit::Environment, message)),
+        (_, Exit::Problems) => Ok(Exit::Problems),
+        (Ended::Converged, _) => Ok(Exit::Success),
+        (Ended::NotConverged | Ended::Shutdown, _) => Ok(Exit::NotConverged),
+    }
+}
+
+/// Runs the loop until nothing more can be done, at most `timeout`.
+async fn converge(
+    settings: &Settings,
+    desired: watch::Receiver<Option<Arc<DesiredState>>>,
+    wait: bool,
+    timeout: Span,
+    take_over: bool,
+) -> Result<(Option<Arc<Status>>, Ended), Failure> {
+    let Connection { edge, mounts_not_shared, .. } =
+        connect::connect(settings, connect::Start::Engine, take_over).await?;
+    let (report, reports) = watch::channel(None);
+    let (_policy, policy) = watch::channel(Arc::new(settings.policy()));
+    let controller = Controller {
+        edge,
+        desired,
+        policy,
+        mounts_not_shared,
+        identity: None,
+        goal: Goal::Converge { wait },
+    };
+    let interrupted = async {
+        match signal(SignalKind::interrupt()) {
+            Ok(mut interrupt) => drop(interrupt.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let end = async {
+        tokio::select! {
+            () = tokio::time::sleep(timeout.0) => {}
+            () = interrupted => {}
+        }
+    };
+    let ended = controller.run(report, end).await;
+    let status = reports.borrow().clone();
+    Ok((status, ended))
+}
+
+/// Looks until the controller has done everything that these manifests ask for.
+async fn beside(
+    settings: &Settings,
+    desired: &DesiredState,
+    timeout: Span,
+) -> Result<(Arc<Status>, Ended), Failure> {
+    let connection = connect::connect(settings, connect::Start::Nothing, false).await?;
+    let deadline = tokio::time::Instant::now() + timeout.0;
+    loop {
+        let (plan, status) = plan::look(settings, &connection, desired).await?;
+        let waits = plan.standings.values().any(|it| it.until.is_some());
+        if plan.is_empty() && status::exit_of(&status) == Exit::Success {
+            return Ok((Arc::new(status), Ended::Converged));
+        }
+        // Nothing to do, and nothing that will be: the controller will not get further either.
+        let stuck = plan.is_empty() && !waits && plan.wake.is_none();
+        if stuck || tokio::time::Instant::now() >= deadline {
+            return Ok((Arc::new(status), Ended::NotConverged));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

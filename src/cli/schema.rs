@@ -1,0 +1,50 @@
+//! `evenkeel schema`.
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::{Context, Failure};
+use crate::status::Exit;
+
+#[derive(Debug, Args)]
+pub(super) struct SchemaArgs {
+    /// Which document it describes
+    #[arg(value_enum, default_value_t = Kind::Manifest)]
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A manifest
+    Manifest,
+    /// The configuration file
+    Config,
+    /// What `status --output json` prints
+    Status,
+    /// What `plan --output json` prints
+    Plan,
+    /// What `validate --output json` prints
+    Problems,
+}
+
+pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exit, Failure> {
+    let name =
+        args.kind.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned());
+    for (known, schema) in schemas() {
+        if known == name {
+            context.json(&schema)?;
+        }
+    }
+    Ok(Exit::Success)
+}
+
+/// Every published schema by its name, as committed in `schemas/<name>.schema.json`.
+pub(crate) fn schemas() -> [(&'static str, Value); 5] {
+    [
+        ("manifest", crate::schema::manifest()),
+        ("config", crate::schema::of::<crate::config::File>("Evenkeel configuration")),
+        ("status", crate::schema::of::<crate::status::Status>("Evenkeel status")),
+        ("plan", crate::schema::of::<crate::status::PlanReport>("Evenkeel plan")),
+        ("problems", crate::schema::of::<crate::status::ProblemReport>("Evenkeel problems")),
+    ]
+}

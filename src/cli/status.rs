@@ -1,0 +1,175 @@
+//! `evenkeel status`: what the controller says, or, without one, what is found.
+
+use clap::Args;
+
+use super::{Context, Failure, connect};
+use crate::plan::Phase;
+use crate::status::{Exit, Item, ProblemStatus, Status};
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Only this workload, with everything that is known of it
+    name: Option<String>,
+}
+
+pub(super) fn status(context: &mut Context<'_>, args: &StatusArgs) -> Result<Exit, Failure> {
+    let settings = context.settings()?;
+    let (mut status, remark) = connect::current_status(&settings)?;
+    if let Some(name) = &args.name {
+        status.items.retain(|it| &it.name == name);
+        if status.items.is_empty() {
+            return Err(Failure::new(
+                Exit::Usage,
+                format_args!("no workload is called `{name}`; `evenkeel status` lists them"),
+            ));
+        }
+    }
+    let exit = exit_of(&status);
+    if context.is_json() {
+        context.json(&status)?;
+        return Ok(exit);
+    }
+    if let Some(remark) = remark {
+        writeln!(context.err, "{remark}")?;
+    }
+    match &args.name {
+        Some(_) => details(context, &status)?,
+        None => table(context, &status)?,
+    }
+    Ok(exit)
+}
+
+/// 3 when the runtime does not answer, 1 with problems, 4 when something is not as wanted.
+pub(super) fn exit_of(status: &Status) -> Exit {
+    if status.runtime.state != "ready" {
+        return Exit::Environment;
+    }
+    let errors = |problems: &[ProblemStatus]| problems.iter().any(|it| it.severity == "error");
+    if errors(&status.problems) || status.items.iter().any(|it| errors(&it.problems)) {
+        return Exit::Problems;
+    }
+    let fine = |it: &Item| {
+        matches!(it.phase, Phase::Running | Phase::Completed | Phase::Stopped) && it.up_to_date
+            || it.reason == "unclaimed"
+    };
+    if status.items.iter().all(fine) && status.holds.is_empty() {
+        Exit::Success
+    } else {
+        Exit::NotConverged
+    }
+}
+
+/// One line for a problem whose source text is not at hand.
+fn problem_line(it: &ProblemStatus) -> String {
+    format!("{}:{}:{}: {}[{}]: {}", it.file, it.line, it.column, it.severity, it.code, it.message)
+}
+
+pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
+    if status.runtime.state != "ready" {
+        writeln!(context.out, "containerd: {} ({})", status.runtime.state, status.runtime.message)?;
+    }
+    for it in status.sources.iter().filter(|it| it.state != "ready") {
+        let (path, message, file, reason) = (&it.path, &it.message, &it.file, &it.reason);
+        writeln!(context.out, "{path}: nothing of it is removed: {message} ({file}) [{reason}]")?;
+    }
+    for hold in &status.holds {
+        let names: Vec<&str> = hold.removals.iter().map(|it| it.name.as_str()).collect();
+        let (names, message, token) = (names.join(", "), &hold.message, &hold.token);
+        writeln!(
+            context.out,
+            "held: removal of {names}: {message}; release with `evenkeel approve {token}`"
+        )?;
+    }
+    if status.items.is_empty() {
+        writeln!(context.out, "no workloads")?;
+    } else {
+        rows(context, &status.items)?;
+    }
+    for problem in status.items.iter().flat_map(|it| &it.problems).chain(&status.problems) {
+        writeln!(context.out, "{}", problem_line(problem))?;
+    }
+    Ok(())
+}
+
+fn rows(context: &mut Context<'_>, items: &[Item]) -> Result<(), Failure> {
+    let dash = || "-".to_owned();
+    let cells = |it: &Item| {
+        let instance = it.instance.as_ref();
+        let mut why = it.reason.clone();
+        if !it.message.is_empty() {
+            why = format!("{why}: {}", it.message);
+        }
+        if !it.up_to_date && why.is_empty() {
+            "not up to date".clone_into(&mut why);
+        }
+        [
+            it.name.clone(),
+            it.phase.to_string(),
+            instance.and_then(|it| it.pid).map_or_else(dash, |pid| pid.to_string()),
+            instance.map_or_else(dash, |it| it.restarts.to_string()),
+            it.ipc.as_ref().map_or_else(dash, |it| it.mode.clone()),
+            why,
+        ]
+    };
+    let head = ["NAME", "PHASE", "PID", "RESTARTS", "IPC", "REASON"].map(str::to_owned);
+    let lines: Vec<[String; 6]> = std::iter::once(head).chain(items.iter().map(cells)).collect();
+    let mut widths = [0; 5];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for line in &lines {
+        let mut text = String::new();
+        for (cell, width) in line.iter().zip(widths) {
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+        }
+        text.push_str(&line[5]);
+        writeln!(context.out, "{}", text.trim_end())?;
+    }
+    Ok(())
+}
+
+fn details(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
+    for item in &status.items {
+        let mut line = |key: &str, value: &str| -> Result<(), Failure> {
+            if !value.is_empty() {
+                writeln!(context.out, "{key:<14}{value}")?;
+            }
+            Ok(())
+        };
+        line("name", &item.name)?;
+        line("phase", &item.phase.to_string())?;
+        line("reason", &item.reason)?;
+        line("message", &item.message)?;
+        line("up to date", if item.up_to_date { "yes" } else { "no" })?;
+        if let Some(it) = &item.origin {
+            line("manifest", format!("{} {}", it.source, it.file).trim_end())?;
+        }
+        if let Some(it) = &item.instance {
+            line("instance", &it.id)?;
+            line("pid", &it.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()))?;
+            line("restarts", &it.restarts.to_string())?;
+            line("started", it.started_at.as_deref().unwrap_or_default())?;
+        }
+        if let Some(it) = &item.ipc {
+            line("ipc mode", &it.mode)?;
+            line("shm size", it.shm_size.as_deref().unwrap_or_default())?;
+        }
+        if let Some(it) = &item.last_exit {
+            line("last exit", &format!("{} ({}) at {}", it.code, it.reason, it.at))?;
+        }
+        if let Some(it) = &item.start_failure {
+            line(
+                "start failure",
+                &format!("{} ({}) at {}: {}", it.code, it.reason, it.at, it.message),
+            )?;
+        }
+        line("next try", item.next_retry_at.as_deref().unwrap_or_default())?;
+        for it in &item.problems {
+            line("problem", &problem_line(it))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,638 @@
+//! The loop: observe → diff → execute → report → wait.
+//!
+//! Level-triggered: whatever wakes it, it looks at everything and plans anew. Files, events and timers carry no data
+//! into the plan. It is the only place that logs failures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::backoff::Strikes;
+use crate::desired::{BootTime, DesiredState};
+use crate::host::{Ask, Host};
+use crate::observed::{Approval, Instance, Leftover, ObservedState, Removal, Task};
+use crate::plan::{self, Action, Phase, Plan, Policy, Step, StepId};
+use crate::runtime::{Container, Objects, Runtime};
+use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
+use crate::workload::{InstanceId, MountKind, Name};
+
+mod execute;
+#[cfg(test)]
+mod tests;
+
+pub use execute::{CONCURRENCY, EFFECTS, Edge, Error, Outcome};
+
+/// A look at everything without any hint, for what no event tells of.
+pub const RESYNC: Duration = Duration::from_secs(30);
+
+/// Hints of the runtime within this time make one look together; a start alone makes half a dozen.
+const HINT_QUIET: Duration = Duration::from_millis(25);
+
+/// The same while steps are under way.
+const HINT_QUIET_BUSY: Duration = Duration::from_millis(250);
+
+/// First and longest wait after a look that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+
+/// How long a workload must run before one-shot `apply` believes it.
+const BELIEVED: Duration = Duration::from_secs(1);
+
+/// What a controller is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// Keep going until told to end.
+    Keep,
+    /// End when no step can be taken now and nothing waits but a retry. `wait`: go on until everything is as wanted.
+    Converge { wait: bool },
+    /// Remove the named workloads, or everything.
+    Down { names: Option<BTreeSet<Name>> },
+}
+
+/// How a controller ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    Converged,
+    /// Some workloads are not as wanted; the status says which.
+    NotConverged,
+    /// Told to end.
+    Shutdown,
+    /// The runtime never answered.
+    Unreachable(String),
+}
+
+/// Reconciles one host. See [`Controller::run`].
+pub struct Controller<R, H> {
+    pub edge: Arc<Edge<R, H>>,
+    pub desired: watch::Receiver<Option<Arc<DesiredState>>>,
+    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Why mounts cannot be shared with the runtime, looked up at connect.
+    pub mounts_not_shared: Option<String>,
+    pub identity: Option<ControllerStatus>,
+    pub goal: Goal,
+}
+
+/// What one look found.
+struct Look {
+    observed: ObservedState,
+    now: BootTime,
+}
+
+impl<R: Runtime, H: Host> Controller<R, H> {
+    /// Runs until the goal is reached or `shutdown` resolves; containers keep running.
+    ///
+    /// # Guarantees
+    /// Steps of one workload never overlap; a slow one keeps no other workload from being reconciled. The status goes
+    /// to `report` at every change, before the loop waits.
+    pub async fn run(
+        mut self,
+        report: watch::Sender<Option<Arc<Status>>>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Ended {
+        let mut hints = self.edge.runtime.hints();
+        let mut flights = Flights::default();
+        let mut cooling = Cooling::default();
+        let mut failures = 0_u32;
+        let mut complaint = String::new();
+        let mut wake = "start";
+        let mut manifests_end = false;
+        tokio::pin!(shutdown);
+        loop {
+            hints.borrow_and_update();
+            self.policy.borrow_and_update();
+            let desired = self.desired.borrow_and_update().clone();
+            let mut next = RESYNC;
+            match (&desired, self.look(desired.as_deref()).await) {
+                (_, Err(error)) => {
+                    failures = failures.saturating_add(1);
+                    let text = Chain(&error).to_string();
+                    // A persisting failure is told when it starts and when its text changes.
+                    if text != complaint {
+                        warn!(
+                            error = text,
+                            "the runtime cannot be observed; containers keep running"
+                        );
+                        complaint.clone_from(&text);
+                        self.say_unreachable(&report, &text);
+                    }
+                    next = RETRY.0.saturating_mul(1 << failures.min(10)).min(RETRY.1);
+                    if self.goal != Goal::Keep && failures > 5 {
+                        return Ended::Unreachable(text);
+                    }
+                }
+                (None, Ok(_)) if !matches!(self.goal, Goal::Down { .. }) => {
+                    debug!(wake, "manifests are not read yet");
+                }
+                (desired, Ok(look)) => {
+                    if !complaint.is_empty() {
+                        info!("the runtime answers again");
+                        complaint.clear();
+                    }
+                    failures = 0;
+                    let empty = DesiredState::default();
+                    let desired = desired.as_deref().unwrap_or(&empty);
+                    let plan = self.plan(desired, &look);
+                    debug!(wake, steps = plan.steps.len(), "pass");
+                    self.dispatch(&plan, &mut flights, &cooling, look.now);
+                    self.say(&report, desired, &look, &plan);
+                    // What is absent may still have to be confirmed.
+                    let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
+                    if flights.is_empty()
+                        && is_last
+                        && let Some(ended) = self.ended(&plan, &look, &cooling)
+                    {
+                        return ended;
+                    }
+                    let due = plan.wake.into_iter().chain(cooling.due(look.now)).min();
+                    if let Some(due) = due {
+                        next = next.min(due.since(look.now).max(Duration::from_millis(1)));
+                    }
+                    if self.goal != Goal::Keep && flights.is_empty() {
+                        // What is believed after a second of running is looked at again then.
+                        next = next.min(BELIEVED);
+                    }
+                }
+            }
+            let deadline = Instant::now() + next;
+            // While steps are under way most hints are their own echo.
+            let quiet = if flights.is_empty() { HINT_QUIET } else { HINT_QUIET_BUSY };
+            let hints_from = Instant::now() + quiet;
+            // Every arm is cancel-safe: watch channels keep what is unseen, a set keeps what is done, and a timer is
+            // made anew from the plan.
+            wake = tokio::select! {
+                () = &mut shutdown => {
+                    flights.finish_soon(&mut cooling, self.edge.host.now()).await;
+                    return Ended::Shutdown;
+                }
+                changed = self.desired.changed(), if !manifests_end => {
+                    // Read once and for all when the other end is gone.
+                    manifests_end = changed.is_err();
+                    // An edit acts at once, whatever failed before it.
+                    cooling = Cooling::default();
+                    "manifests"
+                }
+                Ok(()) = self.policy.changed() => "configuration",
+                Ok(()) = async { tokio::time::sleep_until(hints_from).await; hints.changed().await } => "runtime",
+                Some(()) = flights.landed(&mut cooling, &*self.edge.host) => "steps",
+                () = tokio::time::sleep_until(deadline) => "timer",
+            };
+        }
+    }
+
+    fn plan(&self, desired: &DesiredState, look: &Look) -> Plan {
+        match &self.goal {
+            Goal::Keep | Goal::Converge { .. } => {
+                plan::diff(desired, &look.observed, &self.policy.borrow(), look.now)
+            }
+            Goal::Down { names } => plan::down(&look.observed, names.as_ref()),
+        }
+    }
+
+    /// Sends off every connected part of the plan that touches nothing which is under way.
+    fn dispatch(&self, plan: &Plan, flights: &mut Flights, cooling: &Cooling, now: BootTime) {
+        for part in parts(plan) {
+            let keys = keys(&part);
+            let sweeps = keys.iter().any(|it| matches!(it, Key::Leftover(_)));
+            // What looks left behind may be just what a step under way is making.
+            if sweeps && !flights.is_empty() {
+                continue;
+            }
+            if keys.iter().any(|key| flights.busy.contains(key) || cooling.is_cooling(key, now)) {
+                continue;
+            }
+            flights.send(&self.edge, part, keys);
+        }
+    }
+
+    /// Whether a one-shot goal is reached.
+    fn ended(&self, plan: &Plan, look: &Look, cooling: &Cooling) -> Option<Ended> {
+        match &self.goal {
+            Goal::Keep => None,
+            Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
+            Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
+            Goal::Converge { wait } => {
+                if !plan.is_empty() {
+                    return (!wait && cooling.is_cooling_any(look.now))
+                        .then_some(Ended::NotConverged);
+                }
+                // A removal that acts soon, or a joiner that follows soon, is worth the wait.
+                let soon = plan.standings.values().any(|it| {
+                    matches!(it.reason, "removal-pending" | "donor-changed") && plan.wake.is_some()
+                });
+                let mut converged = true;
+                let mut young = false;
+                for (name, standing) in &plan.standings {
+                    match standing.phase {
+                        Phase::Running if standing.up_to_date && standing.reason.is_empty() => {
+                            let instance = standing
+                                .instance
+                                .as_ref()
+                                .and_then(|id| look.observed.instances.get(id));
+                            let run = instance.and_then(|it| it.run.as_ref());
+                            young |= run.is_some_and(|it| look.now.since(it.at) < BELIEVED);
+                        }
+                        Phase::Completed | Phase::Stopped => {}
+                        // Neither wanted nor given: none of this command's business.
+                        Phase::Held if standing.reason == "unclaimed" => {}
+                        Phase::Running
+                        | Phase::Starting
+                        | Phase::Waiting
+                        | Phase::BackingOff
+                        | Phase::Held
+                        | Phase::Invalid
+                        | Phase::Stopping
+                        | Phase::Failed => {
+                            debug!(name = %name, phase = %standing.phase, reason = standing.reason, "not as wanted");
+                            converged = false;
+                        }
+                    }
+                }
+                match (soon || young, converged) {
+                    (true, _) => None,
+                    (false, true) => Some(Ended::Converged),
+                    (false, false) if *wait => None,
+                    (false, false) => Some(Ended::NotConverged),
+                }
+            }
+        }
+    }
+
+    /// Looks at everything that is ours, and at what the manifests name.
+    async fn look(&self, desired: Option<&DesiredState>) -> Result<Look, Error> {
+        observe(&self.edge, desired, self.mounts_not_shared.clone()).await
+    }
+
+    fn say(
+        &self,
+        report: &watch::Sender<Option<Arc<Status>>>,
+        desired: &DesiredState,
+        look: &Look,
+        plan: &Plan,
+    ) {
+        let around = Around {
+            controller: self.identity.clone(),
+            runtime: RuntimeStatus { state: "ready".to_owned(), message: String::new() },
+            now: look.now,
+            wall_clock_of: due_times(plan, &*self.edge.host, look.now),
+        };
+        let status = status::status(desired, &look.observed, plan, &around);
+        report.send_if_modified(|before| {
+            let changed = before.as_deref() != Some(&status);
+            if changed {
+                *before = Some(Arc::new(status));
+            }
+            changed
+        });
+    }
+
+    fn say_unreachable(&self, report: &watch::Sender<Option<Arc<Status>>>, message: &str) {
+        report.send_modify(|before| {
+            let mut status = before.as_deref().cloned().unwrap_or_else(|| {
+                let around = Around { controller: self.identity.clone(), ..Around::default() };
+                status::status(
+                    &DesiredState::default(),
+                    &ObservedState::default(),
+                    &Plan::default(),
+                    &around,
+                )
+            });
+            status.runtime =
+                RuntimeStatus { state: "unreachable".to_owned(), message: message.to_owned() };
+            *before = Some(Arc::new(status));
+        });
+    }
+}
+
+/// Wall clock of the times that the status names.
+pub fn due_times<H: Host>(plan: &Plan, host: &H, now: BootTime) -> BTreeMap<BootTime, String> {
+    plan.standings
+        .values()
+        .filter_map(|it| it.until)
+        .map(|at| (at, host.wall_clock_after(at.since(now))))
+        .collect()
+}
+
+/// What there is where no engine has ever run: the images of the archives and what the manifests name on the host.
+pub async fn observe_nothing<R: Runtime, H: Host>(
+    edge: &Arc<Edge<R, H>>,
+    desired: &DesiredState,
+    mounts_not_shared: Option<String>,
+) -> Result<(ObservedState, BootTime), Error> {
+    let objects = Objects::default();
+    assemble(edge, Some(desired), objects, mounts_not_shared).await.map(|it| (it.observed, it.now))
+}
+
+/// Looks at everything once, as a pass does.
+pub async fn observe_once<R: Runtime, H: Host>(
+    edge: &Arc<Edge<R, H>>,
+    desired: Option<&DesiredState>,
+    mounts_not_shared: Option<String>,
+) -> Result<(ObservedState, BootTime), Error> {
+    observe(edge, desired, mounts_not_shared).await.map(|it| (it.observed, it.now))
+}
+
+async fn observe<R: Runtime, H: Host>(
+    edge: &Arc<Edge<R, H>>,
+    desired: Option<&DesiredState>,
+    mounts_not_shared: Option<String>,
+) -> Result<Look, Error> {
+    let objects = edge.runtime.observe(&wanted_images(desired)).await?;
+    assemble(edge, desired, objects, mounts_not_shared).await
+}
+
+fn wanted_images(desired: Option<&DesiredState>) -> BTreeSet<String> {
+    let wanted = desired.into_iter().flat_map(|it| it.workloads.values());
+    wanted.filter_map(|it| Some(it.workload.as_ref()?.spec.image.full())).collect()
+}
+
+/// Puts what the runtime says together with what the host, the archives and the run directory say.
+async fn assemble<R: Runtime, H: Host>(
+    edge: &Arc<Edge<R, H>>,
+    desired: Option<&DesiredState>,
+    objects: Objects,
+    mounts_not_shared: Option<String>,
+) -> Result<Look, Error> {
+    let images = wanted_images(desired);
+    let workloads: Vec<_> = desired
+        .into_iter()
+        .flat_map(|it| it.workloads.values())
+        .filter_map(|it| it.workload.clone())
+        .collect();
+    let mut ask = Ask::default();
+    let stored = objects.containers.iter().filter_map(|it| it.workload.as_ref());
+    for mount in stored.chain(workloads.iter().map(AsRef::as_ref)).flat_map(|it| &it.spec.mounts) {
+        if mount.kind == MountKind::Bind
+            && let Some(source) = &mount.source
+        {
+            ask.paths.insert(source.as_path().to_owned());
+        }
+    }
+    ask.pids = objects.containers.iter().filter_map(|it| it.task.pid()).collect();
+    let missing: BTreeSet<String> =
+        images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
+    let blocking = Arc::clone(edge);
+    let (facts, records, archived, logs) = tokio::task::spawn_blocking(move || {
+        let facts = blocking.host.observe(&ask)?;
+        let records = Records {
+            strikes: blocking.run.strikes()?,
+            removals: blocking.run.removals()?,
+            approvals: blocking.run.approvals()?.into_values().flatten().collect(),
+        };
+        let archived =
+            blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
+        let logs = directories(&blocking.log_directory);
+        Ok::<_, Error>((facts, records, archived, logs))
+    })
+    .await
+    .map_err(|_| Error::Lost)??;
+    let now = edge.host.now();
+
+    let mut observed = ObservedState {
+        boot_id: facts.boot_id.clone(),
+        images: objects.images.clone(),
+        mount_sources: facts.paths.clone(),
+        mounts_not_shared,
+        strikes: records.strikes,
+        removals: records.removals,
+        approvals: records.approvals,
+        orphans: objects.orphans.clone(),
+        ..ObservedState::default()
+    };
+    observed.images.extend(archived.images);
+    observed.archive_problems = archived.problems.iter().map(ToString::to_string).collect();
+    for container in objects.containers {
+        let instance = instance(container, &facts);
+        observed.instances.insert(instance.id.clone(), instance);
+    }
+    observed.leftovers =
+        leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
+    Ok(Look { observed, now })
+}
+
+/// What is kept under the run directory.
+struct Records {
+    strikes: BTreeMap<Name, Strikes>,
+    removals: Vec<Removal>,
+    approvals: BTreeSet<Approval>,
+}
+
+fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
+    let Container {
+        id,
+        name,
+        revision,
+        origin,
+        workload,
+        defaults,
+        image,
+        has_snapshot,
+        run,
+        end,
+        task,
+    } = container;
+    Instance {
+        published: facts.published.get(&id).copied().unwrap_or_default(),
+        view: task.pid().and_then(|pid| facts.views.get(&pid).copied()),
+        workload: workload.map(Arc::new),
+        id,
+        name,
+        revision,
+        origin,
+        defaults,
+        image,
+        has_snapshot,
+        run,
+        end,
+        task,
+    }
+}
+
+/// What nothing owns: published paths without a process, and the rest without an instance.
+fn leftovers(
+    observed: &ObservedState,
+    desired: Option<&DesiredState>,
+    facts: &crate::host::Facts,
+    logs: &[InstanceId],
+    leases: &BTreeSet<String>,
+    snapshots: &BTreeSet<String>,
+) -> BTreeSet<Leftover> {
+    let mut leftovers = BTreeSet::new();
+    let ended = |id: &InstanceId| observed.instances.get(id).is_none_or(|it| it.task == Task::None);
+    leftovers
+        .extend(facts.published.keys().filter(|id| ended(id)).cloned().map(Leftover::Published));
+    leftovers.extend(
+        logs.iter().filter(|id| !observed.instances.contains_key(*id)).cloned().map(Leftover::Logs),
+    );
+    leftovers.extend(leases.iter().cloned().map(Leftover::Lease));
+    leftovers.extend(snapshots.iter().cloned().map(Leftover::Snapshot));
+    let known = |name: &Name| {
+        desired.is_some_and(|it| it.workloads.contains_key(name))
+            || observed.instances.values().any(|it| &it.name == name)
+    };
+    leftovers
+        .extend(observed.strikes.keys().filter(|it| !known(it)).cloned().map(Leftover::Strikes));
+    leftovers
+}
+
+/// Names of the directories below a path that can be instances'; a missing path has none.
+fn directories(path: &std::path::Path) -> Vec<InstanceId> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// What a part of a plan must have for itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Workload(Name),
+    /// Two imports of one image would share a lease.
+    Image(String),
+    Leftover(String),
+}
+
+fn keys(part: &[(StepId, Step)]) -> BTreeSet<Key> {
+    let key = |step: &Step| match &step.name {
+        Some(name) => Key::Workload(name.clone()),
+        None => Key::Leftover(step.action.subject()),
+    };
+    let image = |step: &Step| match &step.action {
+        Action::Import { image } => Some(Key::Image(image.name.clone())),
+        Action::Prepare(_)
+        | Action::Update(_)
+        | Action::Stop(_)
+        | Action::Resume { .. }
+        | Action::Finish(_)
+        | Action::Start(_)
+        | Action::Remove { .. }
+        | Action::RemoveOrphan { .. }
+        | Action::Sweep(_) => None,
+    };
+    part.iter().flat_map(|(_, step)| [Some(key(step)), image(step)]).flatten().collect()
+}
+
+/// The connected parts of a plan: steps that share a workload, an instance or an edge belong together.
+fn parts(plan: &Plan) -> Vec<Vec<(StepId, Step)>> {
+    // Union-find over steps; a plan has few.
+    let mut root: Vec<usize> = (0..plan.steps.len()).collect();
+    fn find(root: &mut [usize], mut at: usize) -> usize {
+        while root[at] != at {
+            root[at] = root[root[at]];
+            at = root[at];
+        }
+        at
+    }
+    let mut by_name: BTreeMap<&Name, usize> = BTreeMap::new();
+    for (at, step) in plan.steps.iter().enumerate() {
+        let others = step
+            .requires
+            .iter()
+            .map(|it| it.0)
+            .chain(step.name.as_ref().and_then(|it| by_name.get(it).copied()));
+        for other in others.collect::<Vec<_>>() {
+            let (a, b) = (find(&mut root, at), find(&mut root, other));
+            root[a.max(b)] = a.min(b);
+        }
+        if let Some(name) = &step.name {
+            by_name.insert(name, at);
+        }
+    }
+    let mut parts: BTreeMap<usize, Vec<(StepId, Step)>> = BTreeMap::new();
+    for (at, step) in plan.steps.iter().enumerate() {
+        let root = find(&mut root, at);
+        parts.entry(root).or_default().push((StepId(at), step.clone()));
+    }
+    parts.into_values().collect()
+}
+
+/// Parts of plans that are under way.
+#[derive(Default)]
+struct Flights {
+    busy: BTreeSet<Key>,
+    walks: JoinSet<(BTreeSet<Key>, Vec<Outcome>)>,
+}
+
+impl Flights {
+    fn is_empty(&self) -> bool {
+        self.busy.is_empty()
+    }
+
+    fn send<R: Runtime, H: Host>(
+        &mut self,
+        edge: &Arc<Edge<R, H>>,
+        part: Vec<(StepId, Step)>,
+        keys: BTreeSet<Key>,
+    ) {
+        self.busy.extend(keys.iter().cloned());
+        let edge = Arc::clone(edge);
+        self.walks.spawn(async move { (keys, edge.walk(part).await) });
+    }
+
+    /// Waits for the next one to end; `None` at once when nothing is under way.
+    async fn landed<H: Host>(&mut self, cooling: &mut Cooling, host: &H) -> Option<()> {
+        match self.walks.join_next().await? {
+            Ok((keys, outcomes)) => {
+                for key in &keys {
+                    self.busy.remove(key);
+                }
+                cooling.learn(&keys, &outcomes, host.now());
+            }
+            Err(error) => {
+                // A bug; nothing is known about what it did, so everything is looked at again.
+                warn!(error = %error, "a part of a plan ended unexpectedly");
+                if self.walks.is_empty() {
+                    self.busy.clear();
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Gives what is under way a moment to end by itself; what does not is repaired by the next controller.
+    async fn finish_soon(&mut self, _: &mut Cooling, _: BootTime) {
+        let all = async { while self.walks.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_secs(5), all).await.is_err() {
+            debug!("steps are under way; the next controller takes them up");
+        }
+    }
+}
+
+/// Failures of steps that no strike stands for: how long they are left alone.
+#[derive(Default)]
+struct Cooling {
+    until: BTreeMap<Key, (u32, BootTime)>,
+}
+
+impl Cooling {
+    fn learn(&mut self, keys: &BTreeSet<Key>, outcomes: &[Outcome], now: BootTime) {
+        let failed = outcomes.iter().any(|it| it.result.is_err());
+        for key in keys {
+            if failed {
+                let count = self.until.get(key).map_or(0, |it| it.0).saturating_add(1);
+                let delay = crate::backoff::Delays::default().after(count);
+                self.until.insert(key.clone(), (count, now + delay));
+            } else {
+                self.until.remove(key);
+            }
+        }
+    }
+
+    fn is_cooling(&self, key: &Key, now: BootTime) -> bool {
+        self.until.get(key).is_some_and(|it| it.1 > now)
+    }
+
+    fn is_cooling_any(&self, now: BootTime) -> bool {
+        self.until.values().any(|it| it.1 > now)
+    }
+
+    /// Nothing of what is left got better in several tries.
+    fn has_given_up(&self) -> bool {
+        self.until.values().any(|it| it.0 >= 5)
+    }
+
+    fn due(&self, now: BootTime) -> Option<BootTime> {
+        self.until.values().map(|it| it.1).filter(|it| *it > now).min()
+    }
+}

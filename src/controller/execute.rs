@@ -1,0 +1,642 @@
+//! Carries out steps: straight lines of effects, each a named boundary, with an undo where one is due.
+//!
+//! Decides nothing and looks nothing up: a step carries all that it needs. A failed step stops those that require it,
+//! never others.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::backoff::{Failure, Strikes};
+use crate::host::{self, Ask, Host};
+use crate::image::Archives;
+use crate::observed::{
+    EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task,
+};
+use crate::plan::{
+    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StepId, StopInstance, accept,
+};
+use crate::rundir::RunDirectory;
+use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
+use crate::status::{Chain, classify};
+use crate::workload::{InstanceId, Name, Signal, StopTimeout};
+
+/// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
+pub const CONCURRENCY: usize = 8;
+
+/// How long a process may take to die after SIGKILL, at each of the three ways of sending it.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// Every effect boundary, in the order in which a start, a replacement and a removal pass them.
+pub const EFFECTS: &[&str] = &[
+    "import",
+    "prepare/lease",
+    "prepare/snapshot",
+    "prepare/container",
+    "prepare/release",
+    "stop/signal",
+    "stop/end",
+    "stop/task",
+    "stop/unpublish",
+    "finish/end",
+    "finish/task",
+    "finish/unpublish",
+    "finish/strikes",
+    "start/directory",
+    "start/shm",
+    "start/spec",
+    "start/task",
+    "start/namespace",
+    "start/run",
+    "start/start",
+    "update",
+    "resume",
+    "remove/ledger",
+    "remove/container",
+    "remove/unpublish",
+    "remove/logs",
+    "sweep",
+];
+
+/// Passes a boundary: with the feature `abort-after-effect`, the n-th one (`EVENKEEL_ABORT_AFTER=n`) is the last.
+#[cfg(feature = "abort-after-effect")]
+fn boundary(effect: &'static str) {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
+    let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+    let limit =
+        std::env::var("EVENKEEL_ABORT_AFTER").ok().and_then(|text| text.parse::<u64>().ok());
+    if limit == Some(passed) {
+        warn!(effect, passed, "aborting as asked");
+        std::process::abort();
+    }
+}
+
+#[cfg(not(feature = "abort-after-effect"))]
+fn boundary(effect: &'static str) {
+    debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
+}
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    #[error(transparent)]
+    RunDirectory(#[from] crate::rundir::Error),
+    #[error(transparent)]
+    Archive(#[from] crate::image::ArchiveProblem),
+    #[error("failed to start `{id}`: {}", mismatch.message)]
+    Mismatch { id: InstanceId, mismatch: Mismatch },
+    #[error("failed to end `{id}`: its process is still there after SIGKILL")]
+    StillThere { id: InstanceId },
+    #[error("failed to remove `{path}`")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("a step that it requires failed")]
+    Skipped,
+    #[error("the step ended unexpectedly")]
+    Lost,
+}
+
+/// What became of a step.
+#[derive(Debug)]
+pub struct Outcome {
+    pub step: Step,
+    pub result: Result<(), Error>,
+    pub lasted: Duration,
+}
+
+/// Everything that effects are made with.
+pub struct Edge<R, H> {
+    pub runtime: R,
+    pub host: Arc<H>,
+    pub run: RunDirectory,
+    pub archives: Arc<Mutex<Archives>>,
+    pub log_directory: PathBuf,
+    /// The kernel's name of this boot.
+    pub boot_id: String,
+    permits: Semaphore,
+    ledger: Mutex<()>,
+}
+
+impl<R: Runtime, H: Host> Edge<R, H> {
+    pub fn new(
+        runtime: R,
+        host: Arc<H>,
+        run: RunDirectory,
+        archives: Archives,
+        log_directory: PathBuf,
+        boot_id: String,
+    ) -> Self {
+        let permits = Semaphore::new(CONCURRENCY);
+        let archives = Arc::new(Mutex::new(archives));
+        Self {
+            runtime,
+            host,
+            run,
+            archives,
+            log_directory,
+            boot_id,
+            permits,
+            ledger: Mutex::new(()),
+        }
+    }
+
+    /// Walks a connected part of a plan: every step after those it requires, independent ones at the same time.
+    /// Returns an outcome per step.
+    pub async fn walk(self: Arc<Self>, steps: Vec<(StepId, Step)>) -> Vec<Outcome> {
+        let mut waiting: BTreeMap<StepId, Step> = steps.into_iter().collect();
+        let mut running = JoinSet::new();
+        let mut outcomes = Vec::new();
+        let mut failed: Vec<StepId> = Vec::new();
+        let mut done: Vec<StepId> = Vec::new();
+        loop {
+            let next: Vec<StepId> = waiting.keys().copied().collect();
+            for id in next {
+                let Some(step) = waiting.get(&id) else { continue };
+                if step.requires.iter().any(|it| failed.contains(it)) {
+                    failed.push(id);
+                    if let Some(step) = waiting.remove(&id) {
+                        outcomes.push(Outcome {
+                            step,
+                            result: Err(Error::Skipped),
+                            lasted: Duration::ZERO,
+                        });
+                    }
+                } else if step.requires.iter().all(|it| done.contains(it)) {
+                    if let Some(step) = waiting.remove(&id) {
+                        let edge = Arc::clone(&self);
+                        running.spawn(async move {
+                            let begun = edge.host.now();
+                            tokio::time::sleep(step.pause).await;
+                            let result = edge.carry_out(&step).await;
+                            let lasted = edge.host.now().since(begun);
+                            (id, Outcome { step, result, lasted })
+                        });
+                    }
+                }
+            }
+            match running.join_next().await {
+                None => return outcomes,
+                Some(Ok((id, outcome))) => {
+                    if outcome.result.is_ok() {
+                        done.push(id)
+                    } else {
+                        failed.push(id)
+                    }
+                    report(&outcome);
+                    outcomes.push(outcome);
+                }
+                // A panic in a step: what requires it never runs, and the next pass looks again.
+                Some(Err(error)) => {
+                    warn!(error = %error, "a step ended unexpectedly");
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&self, step: &Step) -> Result<(), Error> {
+        // Waiting for a process to end makes nothing, and must not keep others from being made.
+        let permit = match &step.action {
+            Action::Stop(_) => None,
+            Action::Import { .. }
+            | Action::Prepare(_)
+            | Action::Update(_)
+            | Action::Resume { .. }
+            | Action::Finish(_)
+            | Action::Start(_)
+            | Action::Remove { .. }
+            | Action::RemoveOrphan { .. }
+            | Action::Sweep(_) => self.permits.acquire().await.ok(),
+        };
+        let result = match &step.action {
+            Action::Import { image } => self.import(image).await,
+            Action::Prepare(prepare) => self.prepare(prepare).await,
+            Action::Update(it) => {
+                let update = Update {
+                    origin: Some(it.origin.clone()),
+                    workload: Some(it.workload.clone()),
+                    ..Update::default()
+                };
+                self.runtime.update(&it.id, &update).await?;
+                boundary("update");
+                Ok(())
+            }
+            Action::Resume { id } => {
+                self.runtime.resume_task(id).await?;
+                boundary("resume");
+                Ok(())
+            }
+            Action::Stop(stop) => self.stop(stop).await,
+            Action::Finish(finish) => self.finish(step.name.as_ref(), finish).await,
+            Action::Start(start) => self.start(step.name.as_ref(), start).await,
+            Action::Remove { id, by_absence } => {
+                if let Some(it) = by_absence {
+                    let at = self.host.now();
+                    self.record_removal(Removal {
+                        source: it.source.clone(),
+                        name: it.name.clone(),
+                        at,
+                        of: it.of,
+                    })?;
+                    boundary("remove/ledger");
+                }
+                self.remove(id).await
+            }
+            Action::RemoveOrphan { id } => {
+                self.runtime.readopt(id).await?;
+                self.kill(id).await?;
+                self.runtime.delete_task(id).await?;
+                self.remove(id).await
+            }
+            Action::Sweep(leftover) => self.sweep(leftover).await,
+        };
+        drop(permit);
+        result
+    }
+
+    async fn import(&self, image: &Image) -> Result<(), Error> {
+        if image.place == ImagePlace::Store {
+            return Ok(());
+        }
+        let archives = Arc::clone(&self.archives);
+        let wanted = image.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            archives.lock().unwrap_or_else(PoisonError::into_inner).import(&wanted)
+        });
+        let mut import = opened.await.map_err(|_| Error::Lost)??;
+        // Blobs that no image refers to yet are collected unless a lease holds them.
+        let lease = format!("evenkeel-import-{}", image.digest.replace(':', "-"));
+        self.runtime.lease(&lease).await?;
+        while let Some(blob) = import.next()? {
+            self.runtime.put_blob(&lease, blob).await?;
+        }
+        self.runtime.put_image(&lease, import.image()).await?;
+        self.runtime.remove_lease(&lease).await?;
+        boundary("import");
+        Ok(())
+    }
+
+    async fn prepare(&self, prepare: &Prepare) -> Result<(), Error> {
+        let instance = NewInstance {
+            id: prepare.id.clone(),
+            revision: prepare.revision.clone(),
+            origin: prepare.origin.clone(),
+            workload: prepare.workload.clone(),
+            defaults: prepare.defaults.clone(),
+            image: prepare.image.clone(),
+        };
+        // Without a lease the snapshot could be collected before its container exists.
+        let lease = format!("evenkeel-{}", prepare.id);
+        self.runtime.lease(&lease).await?;
+        boundary("prepare/lease");
+        self.runtime.prepare_snapshot(&lease, &instance).await?;
+        boundary("prepare/snapshot");
+        if !prepare.snapshot_only {
+            self.runtime.create(&lease, &instance).await?;
+            boundary("prepare/container");
+        }
+        self.runtime.remove_lease(&lease).await?;
+        boundary("prepare/release");
+        Ok(())
+    }
+
+    async fn start(&self, name: Option<&Name>, start: &Start) -> Result<(), Error> {
+        match self.try_start(start).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.undo_start(start).await;
+                if let Some(name) = name {
+                    self.record_failed_start(name, start, &error).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_start(&self, start: &Start) -> Result<(), Error> {
+        for path in &start.make_directories {
+            self.on_host(path.clone(), |host, path| host.make_directory(&path)).await?;
+            boundary("start/directory");
+        }
+        if let Some(size) = start.publish {
+            self.on_host(start.id.clone(), move |host, id| host.publish_shm(&id, size)).await?;
+            boundary("start/shm");
+        }
+        let update = Update {
+            origin: start.origin.clone(),
+            workload: start.workload.clone(),
+            spec: Some(start.spec.clone()),
+            ..Update::default()
+        };
+        self.runtime.update(&start.id, &update).await?;
+        boundary("start/spec");
+        let log = match &start.log {
+            Log::None => LogTarget::None,
+            Log::Files { directory, max_size, max_files } => LogTarget::Files {
+                directory: directory.clone(),
+                max_size: max_size.get(),
+                max_files: *max_files,
+            },
+        };
+        let pid = self.runtime.create_task(&start.id, &log).await?;
+        boundary("start/task");
+        if start.publish.is_some() {
+            self.on_host(start.id.clone(), move |host, id| host.publish_namespace(&id, pid))
+                .await?;
+            boundary("start/namespace");
+        }
+        self.look(start, pid).await?;
+        // Written before the start, so that a run can never be taken for one that did not happen.
+        let run = Run {
+            n: start.run,
+            boot: self.boot_id.clone(),
+            at: self.host.now(),
+            started: self.host.wall_clock(),
+        };
+        self.runtime.update(&start.id, &Update { run: Some(run), ..Update::default() }).await?;
+        boundary("start/run");
+        self.runtime.start_task(&start.id).await?;
+        boundary("start/start");
+        Ok(())
+    }
+
+    /// Compares what the created process sees with what was wanted, while it does not run yet.
+    async fn look(&self, start: &Start, pid: u32) -> Result<(), Error> {
+        let ask = Ask { pids: [pid].into(), ..Ask::default() };
+        let facts = self.on_host(ask, |host, ask| host.observe(&ask)).await?;
+        let mismatch = |reason, message: &str| Error::Mismatch {
+            id: start.id.clone(),
+            mismatch: Mismatch { reason, message: message.to_owned() },
+        };
+        let Some(seen) = facts.views.get(&pid) else {
+            return Err(mismatch("process-vanished", "its process ended before it was started"));
+        };
+        accept(&start.expect, seen, facts.host_view.as_ref(), |id| {
+            facts.published.get(id).map_or((None, None), |it| (it.ns_inode, it.shm))
+        })
+        .map_err(|mismatch| Error::Mismatch { id: start.id.clone(), mismatch })
+    }
+
+    /// Takes back what a failed start has made. What cannot be taken back is seen, and swept, by the next pass.
+    async fn undo_start(&self, start: &Start) {
+        if let Err(error) = self.runtime.delete_task(&start.id).await {
+            warn!(name = %start.id, error = %Chain(&error), "failed to take back a start");
+        }
+        if start.publish.is_some()
+            && let Err(error) = self.on_host(start.id.clone(), |host, id| host.unpublish(&id)).await
+        {
+            warn!(name = %start.id, error = %Chain(&error), "failed to take back a start");
+        }
+    }
+
+    /// A failed start is a failed run: it is counted, and kept on the container for after a reboot.
+    async fn record_failed_start(&self, name: &Name, start: &Start, error: &Error) {
+        if error.is_unreachable() {
+            // Nothing is known about it; the next pass looks again.
+            return;
+        }
+        let (code, reason) = error.classify();
+        let failure = Failure {
+            code,
+            reason: reason.to_owned(),
+            message: Chain(error).to_string(),
+            at: self.host.wall_clock(),
+        };
+        let strikes = Strikes {
+            revision: start.revision.clone(),
+            count: start.strikes_if_failed,
+            at: self.host.now(),
+            failure: Some(failure),
+        };
+        if let Err(error) = self.run.set_strikes(name, Some(&strikes)) {
+            warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
+        }
+        let at = self.host.wall_clock();
+        let run = Run {
+            n: start.run,
+            boot: self.boot_id.clone(),
+            at: self.host.now(),
+            started: at.clone(),
+        };
+        let end = End { n: start.run, code, reason: reason.to_owned(), at, lasted_ms: 0 };
+        let update = Update { run: Some(run), end: Some(end), ..Update::default() };
+        if let Err(error) = self.runtime.update(&start.id, &update).await {
+            warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
+        }
+    }
+
+    async fn stop(&self, stop: &StopInstance) -> Result<(), Error> {
+        let id = &stop.id;
+        if stop.paused {
+            // A paused process would not see the signal before it is resumed.
+            self.runtime.resume_task(id).await?;
+        }
+        let limit = match stop.timeout {
+            StopTimeout::After(span) => span.0,
+            // A process that is given for ever is asked again at every pass.
+            StopTimeout::Never => Duration::from_secs(60 * 60),
+        };
+        let mut ended = None;
+        if !limit.is_zero() {
+            self.runtime.kill(id, stop.signal, false).await?;
+            boundary("stop/signal");
+            ended = self.runtime.wait(id, limit).await?;
+        }
+        let ended = match ended {
+            Some(task) => task,
+            None => self.kill(id).await?,
+        };
+        let (code, at) = match ended {
+            Task::Stopped { code, at } => (code, at),
+            // The task is gone, or never ran: nobody knows how it ended.
+            Task::None
+            | Task::Created { .. }
+            | Task::Running { .. }
+            | Task::Paused { .. }
+            | Task::Unknown => (255, self.host.wall_clock()),
+        };
+        let lasted_ms = self.lasted(stop.started);
+        let end = End { n: stop.run, code, reason: STOPPED.to_owned(), at, lasted_ms };
+        self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
+        boundary("stop/end");
+        self.runtime.delete_task(id).await?;
+        boundary("stop/task");
+        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+        boundary("stop/unpublish");
+        Ok(())
+    }
+
+    /// SIGKILL to the main process, then to all of them.
+    async fn kill(&self, id: &InstanceId) -> Result<Task, Error> {
+        for all in [false, true] {
+            self.runtime.kill(id, Signal::KILL, all).await?;
+            if let Some(task) = self.runtime.wait(id, KILL_WAIT).await? {
+                return Ok(task);
+            }
+        }
+        Err(Error::StillThere { id: id.clone() })
+    }
+
+    async fn finish(&self, name: Option<&Name>, finish: &Finish) -> Result<(), Error> {
+        let id = &finish.id;
+        if finish.run > 0 {
+            let (code, reason, at) = match &finish.exit {
+                Some((code, at)) => (*code, EXITED, at.clone()),
+                None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
+            };
+            let lasted_ms = self.lasted(finish.started);
+            let end = End { n: finish.run, code, reason: reason.to_owned(), at, lasted_ms };
+            // Before the task goes: containerd may be the only one that knows the code.
+            self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
+            boundary("finish/end");
+        }
+        self.runtime.delete_task(id).await?;
+        boundary("finish/task");
+        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+        boundary("finish/unpublish");
+        if let Some(name) = name.filter(|_| finish.strikes > 0) {
+            let strikes = Strikes {
+                revision: finish.revision.clone(),
+                count: finish.strikes,
+                at: self.host.now(),
+                failure: None,
+            };
+            self.run.set_strikes(name, Some(&strikes))?;
+            boundary("finish/strikes");
+        }
+        Ok(())
+    }
+
+    fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
+        started.map_or(0, |it| {
+            u64::try_from(self.host.now().since(it).as_millis()).unwrap_or(u64::MAX)
+        })
+    }
+
+    async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
+        self.runtime.remove(id).await?;
+        boundary("remove/container");
+        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+        boundary("remove/unpublish");
+        self.remove_logs(id).await?;
+        boundary("remove/logs");
+        self.use_up_approval(id)?;
+        Ok(())
+    }
+
+    async fn remove_logs(&self, id: &InstanceId) -> Result<(), Error> {
+        let path = self.log_directory.join(id.as_str());
+        match tokio::fs::remove_dir_all(&path).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(Error::Remove { path, cause }),
+        }
+    }
+
+    async fn sweep(&self, leftover: &Leftover) -> Result<(), Error> {
+        match leftover {
+            Leftover::Lease(id) => self.runtime.remove_lease(id).await?,
+            Leftover::Snapshot(key) => self.runtime.remove_snapshot(key).await?,
+            Leftover::Published(id) => {
+                self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?
+            }
+            Leftover::Logs(id) => self.remove_logs(id).await?,
+            Leftover::Cgroup(_) => {}
+            Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
+        }
+        boundary("sweep");
+        Ok(())
+    }
+
+    /// Counts a removal by absence, and forgets those that count no more.
+    fn record_removal(&self, removal: Removal) -> Result<(), Error> {
+        // Two removals at the same time must not lose one of them.
+        let _one = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removals = self.run.removals()?;
+        removals.retain(|it| removal.at.since(it.at) < PRUNE_WINDOW);
+        removals.push(removal);
+        Ok(self.run.set_removals(&removals)?)
+    }
+
+    /// An approval is for one instance, and gone with it.
+    fn use_up_approval(&self, id: &InstanceId) -> Result<(), Error> {
+        let _one = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        for (token, mut approvals) in self.run.approvals()? {
+            let before = approvals.len();
+            approvals.retain(|it| it.instance != *id);
+            if approvals.is_empty() {
+                self.run.withdraw_approval(&token)?;
+            } else if approvals.len() < before {
+                self.run.approve(&token, &approvals)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a synchronous verb of the host where it may block.
+    async fn on_host<A, T>(
+        &self,
+        argument: A,
+        verb: impl FnOnce(&H, A) -> Result<T, host::Error> + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        A: Send + 'static,
+        T: Send + 'static,
+    {
+        let host = Arc::clone(&self.host);
+        match tokio::task::spawn_blocking(move || verb(&host, argument)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Error::Lost),
+        }
+    }
+}
+
+impl Error {
+    /// The runtime does not answer: nothing is known about the workload.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Runtime(error) if error.is_unreachable())
+    }
+
+    /// The compatible exit code and our reason.
+    pub fn classify(&self) -> (u32, &'static str) {
+        match self {
+            Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
+            Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
+            Self::Archive(_) => (128, "image-import-failed"),
+            Self::Runtime(error) => classify(&Chain(error).to_string()),
+            Self::Host(_)
+            | Self::RunDirectory(_)
+            | Self::StillThere { .. }
+            | Self::Remove { .. }
+            | Self::Skipped
+            | Self::Lost => (128, "start-failed"),
+        }
+    }
+}
+
+fn report(outcome: &Outcome) {
+    let Outcome { step, result, lasted } = outcome;
+    let name = step.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let (action, subject, cause) = (step.action.verb(), step.action.subject(), &step.cause);
+    let ms = lasted.as_millis();
+    match result {
+        Ok(()) => info!(name, action, subject, cause = %cause, ms, "step done"),
+        Err(Error::Skipped) => debug!(name, action, subject, cause = %cause, "step skipped"),
+        Err(error) => {
+            warn!(name, action, subject, cause = %cause, error = %Chain(error), "step failed")
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Images in archives: OCI layouts and what `docker save` writes, plain or compressed with gzip.
+//!
+//! Unpacks nothing and writes nothing: an archive is indexed by name and digest, and its blobs are handed out as
+//! streams. What is in a blob is checked by whoever stores it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use self::index::{Index, Packed, Part, Place};
+use self::source::Source;
+use crate::content::{Blob, NewImage};
+use crate::observed::{Image, ImagePlace};
+
+mod index;
+mod source;
+mod tar;
+
+/// Archives of one directory that are looked at; a box has a handful.
+const ARCHIVE_LIMIT: usize = 1000;
+
+/// The archives in some directories. What was read is remembered as long as the file stays the same.
+#[derive(Debug)]
+pub struct Archives {
+    directories: Vec<PathBuf>,
+    known: BTreeMap<PathBuf, Known>,
+}
+
+/// What [`Archives::find`] found.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Found {
+    /// Of the names asked for, those that an archive has.
+    pub images: BTreeMap<String, Image>,
+    /// What is wrong with archives, whether they were asked for or not.
+    pub problems: Vec<ArchiveProblem>,
+}
+
+/// Why an archive, or an image in it, cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}`: {message}", path.display())]
+pub struct ArchiveProblem {
+    pub path: PathBuf,
+    pub message: String,
+}
+
+impl ArchiveProblem {
+    fn new(path: &Path, message: impl fmt::Display) -> Self {
+        Self { path: path.to_owned(), message: message.to_string() }
+    }
+}
+
+/// What tells a file from what it was before. A copy with the times set back still has another ctime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    stamp: Stamp,
+    index: Result<Arc<Index>, ArchiveProblem>,
+}
+
+impl Archives {
+    /// Reads nothing yet. Directories need not exist.
+    pub fn new(directories: Vec<PathBuf>) -> Self {
+        Self { directories, known: BTreeMap::new() }
+    }
+
+    /// Looks for images by their full names; a name with a digest is found by the digest alone. Of two archives that
+    /// have one name, the first by path counts.
+    ///
+    /// Costs one `stat` for each archive that has not changed; new ones are read, which may take long: not for async
+    /// threads.
+    pub fn find(&mut self, names: &BTreeSet<String>) -> Found {
+        let mut found = Found::default();
+        if names.is_empty() {
+            return found;
+        }
+        self.refresh(&mut found.problems);
+        for (path, known) in &self.known {
+            let index = match &known.index {
+                Ok(index) => index,
+                Err(problem) => {
+                    found.problems.push(problem.clone());
+                    continue;
+                }
+            };
+            found.problems.extend(index.problems.iter().map(|it| ArchiveProblem::new(path, it)));
+            for name in names {
+                let Some(packed) = index.find(name) else { continue };
+                let image = Image {
+                    name: name.clone(),
+                    digest: packed.target.digest.to_string(),
+                    config: packed.config.clone(),
+                    place: ImagePlace::Archive(path.clone()),
+                };
+                match found.images.get(name) {
+                    None => {
+                        found.images.insert(name.clone(), image);
+                    }
+                    Some(first) if first.digest == image.digest => {}
+                    Some(first) => {
+                        let ImagePlace::Archive(used) = &first.place else { continue };
+                        let message =
+                            format!("`{name}` is in `{}` as well, which is used", used.display());
+                        found.problems.push(ArchiveProblem::new(path, message));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Opens the archive of an image that was found, to hand out its blobs.
+    pub fn import(&self, image: &Image) -> Result<Import, ArchiveProblem> {
+        let ImagePlace::Archive(path) = &image.place else {
+            return Err(ArchiveProblem::new(Path::new(&image.name), "is not in an archive"));
+        };
+        let known = self.known.get(path).and_then(|it| Some((&it.stamp, it.index.as_ref().ok()?)));
+        let packed =
+            known.and_then(|(stamp, index)| Some((stamp, index.by_digest(&image.digest)?)));
+        let Some((stamp, packed)) = packed else {
+            return Err(ArchiveProblem::new(path, format!("has no `{}` any more", image.name)));
+        };
+        let (file, metadata) = open(path)?;
+        if Stamp::of(&metadata) != *stamp {
+            return Err(changed(path));
+        }
+        Import::new(path, file, &image.name, packed)
+    }
+
+    /// Brings what is known up to date.
+    fn refresh(&mut self, problems: &mut Vec<ArchiveProblem>) {
+        let mut paths = BTreeSet::new();
+        for directory in &self.directories {
+            if let Err(problem) = list(directory, &mut paths) {
+                problems.push(problem);
+            }
+        }
+        self.known.retain(|path, _| paths.contains(path));
+        for path in paths {
+            let stamp = match std::fs::metadata(&path) {
+                Ok(metadata) => Stamp::of(&metadata),
+                Err(error) => {
+                    self.known.remove(&path);
+                    if error.kind() != std::io::ErrorKind::NotFound {
+                        problems.push(ArchiveProblem::new(&path, error));
+                    }
+                    continue;
+                }
+            };
+            if self.known.get(&path).is_none_or(|known| known.stamp != stamp) {
+                let index = read(&path, &stamp).map(Arc::new);
+                self.known.insert(path, Known { stamp, index });
+            }
+        }
+    }
+}
+
+/// The archives of one directory.
+fn list(directory: &Path, paths: &mut BTreeSet<PathBuf>) -> Result<(), ArchiveProblem> {
+    let problem = |error: std::io::Error| ArchiveProblem::new(directory, error);
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(problem)?,
+    };
+    let mut count = 0;
+    for entry in entries {
+        let name = entry.map_err(problem)?.file_name();
+        let bytes = name.as_bytes();
+        // A name that begins with a dot is of a file that is being copied.
+        if bytes.starts_with(b".") || !(bytes.ends_with(b".tar") || bytes.ends_with(b".tar.gz")) {
+            continue;
+        }
+        count += 1;
+        if count > ARCHIVE_LIMIT {
+            let message =
+                format!("has more than {ARCHIVE_LIMIT} archives; the rest is not looked at");
+            return Err(ArchiveProblem::new(directory, message));
+        }
+        paths.insert(directory.join(name));
+    }
+    Ok(())
+}
+
+fn read(path: &Path, stamp: &Stamp) -> Result<Index, ArchiveProblem> {
+    let (file, metadata) = open(path)?;
+    if Stamp::of(&metadata) != *stamp {
+        return Err(changed(path));
+    }
+    let broken = |error: std::io::Error| ArchiveProblem::new(path, error);
+    let index = Index::read(&file).map_err(broken)?;
+    if Stamp::of(&file.metadata().map_err(broken)?) == *stamp {
+        Ok(index)
+    } else {
+        Err(changed(path))
+    }
+}
+
+/// Opens a regular file; anything else could block.
+fn open(path: &Path) -> Result<(File, Metadata), ArchiveProblem> {
+    let problem = |error: std::io::Error| ArchiveProblem::new(path, error);
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).expect("the flags are small numbers");
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(problem)?;
+    let metadata = file.metadata().map_err(problem)?;
+    if metadata.is_file() {
+        Ok((file, metadata))
+    } else {
+        Err(ArchiveProblem::new(path, "is not a regular file"))
+    }
+}
+
+fn changed(path: &Path) -> ArchiveProblem {
+    ArchiveProblem::new(path, "changed while it was read; it is read again when it is complete")
+}
+
+/// The blobs of one image, in the order in which they stand in the archive. Reading them blocks.
+#[derive(Debug)]
+pub struct Import {
+    path: PathBuf,
+    image: NewImage,
+    /// From the last to the first.
+    parts: Vec<Part>,
+    current: Current,
+}
+
+impl Import {
+    fn new(path: &Path, file: File, name: &str, packed: &Packed) -> Result<Self, ArchiveProblem> {
+        let source = Source::open(file).map_err(|error| ArchiveProblem::new(path, error))?;
+        let mut parts = packed.parts.clone();
+        parts.sort_by_key(|part| match part.place {
+            Place::Archive { offset } => offset,
+            Place::Memory(_) => 0,
+        });
+        parts.reverse();
+        let image = NewImage {
+            name: name.to_owned(),
+            digest: packed.target.digest.to_string(),
+            media_type: packed.target.media_type.clone(),
+            size: packed.target.size,
+            config: packed.config.clone(),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            image,
+            parts,
+            current: Current { source, left: 0, memory: None },
+        })
+    }
+
+    /// What is to be recorded once all blobs are stored.
+    pub fn image(&self) -> &NewImage {
+        &self.image
+    }
+
+    /// The next blob. What was not read of the one before is skipped.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "each blob borrows the archive, which an iterator cannot say"
+    )]
+    pub fn next(&mut self) -> Result<Option<Blob<'_>>, ArchiveProblem> {
+        let Some(Part { digest, size, labels, place }) = self.parts.pop() else { return Ok(None) };
+        let current = &mut self.current;
+        current.left = size;
+        match place {
+            Place::Memory(bytes) => current.memory = Some(std::io::Cursor::new(bytes)),
+            Place::Archive { offset } => {
+                current.memory = None;
+                current
+                    .source
+                    .skip_to(offset)
+                    .map_err(|error| ArchiveProblem::new(&self.path, error))?;
+            }
+        }
+        Ok(Some(Blob { digest: digest.to_string(), size, labels, content: current }))
+    }
+}
+
+/// The content of one blob.
+#[derive(Debug)]
+struct Current {
+    source: Source,
+    left: u64,
+    memory: Option<std::io::Cursor<Arc<[u8]>>>,
+}
+
+impl Read for Current {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(memory) = &mut self.memory {
+            return memory.read(buffer);
+        }
+        let n = (&mut self.source).take(self.left).read(buffer)?;
+        self.left -= u64::try_from(n).unwrap_or(u64::MAX);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests;

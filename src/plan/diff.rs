@@ -1,0 +1,1430 @@
+//! [`diff`]: wishes, targets and gates of every workload, then one decision each, then the steps with their edges.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Action, Again, ByAbsence, Cause, Decision, Expect, ExpectNamespace, ExpectShm, Finish, Fit,
+    Have, Hold, Log, PRUNE_WINDOW, Phase, Plan, Policy, Prepare, Relabel, Standing, Start, StepId,
+    StopInstance, Want, decide, stop_signal,
+};
+use crate::backoff::Delays;
+use crate::desired::{Absence, BootTime, DesiredState, Origin};
+use crate::observed::{
+    Approval, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
+};
+use crate::oci::{self, Lowering};
+use crate::workload::{
+    DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name,
+    OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
+};
+
+/// Plans everything that brings `observed` to `desired`.
+///
+/// # Guarantees
+/// Equal inputs give equal plans. Nothing that does not carry our labels or lie under our directories is in one. On a
+/// converged state it is empty.
+pub fn diff(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    policy: &Policy,
+    now: BootTime,
+) -> Plan {
+    Planner::new(desired, observed, policy, now).plan()
+}
+
+/// Plans the removal of the named workloads, or of everything that is ours: joiners first, then what is left over.
+pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
+    let mut plan = Plan::default();
+    let chosen = |name: &Name| names.is_none_or(|names| names.contains(name));
+    let instances: Vec<&Instance> =
+        observed.instances.values().filter(|it| chosen(&it.name)).collect();
+    let mut removed: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
+    // Joiners come before what they join, whatever their names are.
+    for instance in donors_last(&instances) {
+        let joiners: Vec<StepId> = instances
+            .iter()
+            .filter(|it| {
+                it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor())
+                    == Some(&instance.name)
+            })
+            .flat_map(|it| removed.get(&it.name).cloned().unwrap_or_default())
+            .collect();
+        let step = remove_steps(&mut plan, instance, &Cause::Down, joiners, None);
+        removed.entry(&instance.name).or_default().push(step);
+    }
+    if names.is_none() {
+        sweep(&mut plan, observed, |_| true);
+    }
+    plan
+}
+
+/// One workload on its way through the planner.
+struct Case<'a> {
+    name: &'a Name,
+    /// The instance that stands for it: the one that runs, or ran last.
+    current: Option<&'a Instance>,
+    /// Other instances of the name.
+    others: Vec<&'a Instance>,
+    wish: Wish<'a>,
+}
+
+/// What is to become of a workload, before it is known whether it can.
+#[derive(Clone)]
+enum Wish<'a> {
+    /// Follow this manifest.
+    Follow(Arc<Workload>, &'a Origin),
+    /// Go on as last applied, for this reason.
+    Keep {
+        reason: &'static str,
+        message: String,
+    },
+    Remove {
+        cause: Cause,
+        by_absence: Option<ByAbsence>,
+    },
+    Unclaimed,
+    /// There is a document with problems and nothing to keep.
+    Invalid,
+}
+
+/// The revision that is wanted of a workload.
+struct Target<'a> {
+    workload: Arc<Workload>,
+    id: InstanceId,
+    revision: Revision,
+    /// It exists already.
+    instance: Option<&'a Instance>,
+    image: Option<Image>,
+    defaults: IpcDefaults,
+    ipc: Ipc,
+    changes: Vec<String>,
+}
+
+/// Why a start cannot be tried now.
+#[derive(Debug, Clone)]
+struct Obstacle {
+    reason: &'static str,
+    message: String,
+}
+
+/// How a donor will stand when its own steps are done.
+#[derive(Clone)]
+struct Donor {
+    id: InstanceId,
+    /// The step of this plan after which it runs; `None`: it runs already.
+    started_by: Option<StepId>,
+    /// When the running one was started.
+    since: Option<BootTime>,
+    initial_delay: Duration,
+    ipc: Ipc,
+}
+
+struct Planner<'a> {
+    desired: &'a DesiredState,
+    observed: &'a ObservedState,
+    policy: &'a Policy,
+    now: BootTime,
+    plan: Plan,
+    cases: BTreeMap<Name, Case<'a>>,
+    /// Workloads that run, or will when the steps so far are done, by name.
+    donors: BTreeMap<Name, Donor>,
+    /// Steps that remove or stop a workload for good, for those who have to wait for it.
+    removals: BTreeMap<Name, Vec<StepId>>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(
+        desired: &'a DesiredState,
+        observed: &'a ObservedState,
+        policy: &'a Policy,
+        now: BootTime,
+    ) -> Self {
+        Self {
+            desired,
+            observed,
+            policy,
+            now,
+            plan: Plan::default(),
+            cases: BTreeMap::new(),
+            donors: BTreeMap::new(),
+            removals: BTreeMap::new(),
+        }
+    }
+
+    fn plan(mut self) -> Plan {
+        self.gather();
+        self.limit_removals();
+        self.hold_donors_in_use();
+        for name in self.order() {
+            self.plan_one(&name);
+        }
+        self.plan_removals();
+        for id in self.observed.orphans.keys() {
+            self.plan.push(
+                None,
+                Action::RemoveOrphan { id: id.clone() },
+                Cause::Orphaned,
+                Vec::new(),
+            );
+        }
+        let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
+        sweep(&mut self.plan, self.observed, |name| !wanted.contains(name));
+        self.plan
+    }
+
+    /// One case per name that is wanted or there.
+    fn gather(&mut self) {
+        let mut instances: BTreeMap<&Name, Vec<&Instance>> = BTreeMap::new();
+        for instance in self.observed.instances.values() {
+            instances.entry(&instance.name).or_default().push(instance);
+        }
+        let names: BTreeSet<&Name> =
+            self.desired.workloads.keys().chain(instances.keys().copied()).collect();
+        for name in names {
+            let mut all = instances.remove(name).unwrap_or_default();
+            // The one that runs stands for the workload, else the one that ran last; IDs make it one answer.
+            all.sort_by_key(|it| {
+                (
+                    it.task.pid().is_some(),
+                    it.task != Task::None,
+                    it.run.as_ref().map(|run| run.at),
+                    it.id.clone(),
+                )
+            });
+            let current = all.pop();
+            let wish = self.wish(name, current);
+            self.cases.insert(name.clone(), Case { name, current, others: all, wish });
+        }
+    }
+
+    fn wish(&self, name: &Name, current: Option<&'a Instance>) -> Wish<'a> {
+        match (self.desired.workloads.get(name), current) {
+            (Some(wanted), current) => match (&wanted.workload, current) {
+                (Some(workload), _) if workload.spec.state == WantedState::Absent => {
+                    Wish::Remove { cause: Cause::WantedAbsent, by_absence: None }
+                }
+                (Some(workload), _) => Wish::Follow(Arc::clone(workload), &wanted.origin),
+                (None, Some(_)) => Wish::Keep {
+                    reason: "manifest-invalid",
+                    message: format!(
+                        "its manifest has problems ({}); it goes on as last applied",
+                        wanted.origin
+                    ),
+                },
+                (None, None) => Wish::Invalid,
+            },
+            (None, Some(instance)) => self.wish_for_absent(name, instance),
+            (None, None) => Wish::Invalid,
+        }
+    }
+
+    fn wish_for_absent(&self, name: &Name, instance: &'a Instance) -> Wish<'a> {
+        let approval = Approval { name: name.clone(), instance: instance.id.clone() };
+        let absence = self.desired.removal(name, &instance.origin, self.now);
+        match absence {
+            Absence::Unclaimed => Wish::Unclaimed,
+            _ if self.observed.approvals.contains(&approval) => {
+                Wish::Remove { cause: Cause::Approved, by_absence: None }
+            }
+            Absence::Never => Wish::Keep {
+                reason: "source-is-a-file",
+                message: format!(
+                    "{} is a single file, and its absence there removes nothing",
+                    instance.origin.source
+                ),
+            },
+            Absence::Held { code, path, message, .. } => {
+                Wish::Keep { reason: code, message: format!("{}: {message}", path.display()) }
+            }
+            Absence::Pending { .. } => Wish::Keep {
+                reason: "removal-pending",
+                message: "its document is absent; it is removed once the source is quiet"
+                    .to_owned(),
+            },
+            Absence::Acts => Wish::Remove {
+                cause: Cause::Gone { origin: instance.origin.clone() },
+                by_absence: Some(ByAbsence {
+                    name: name.clone(),
+                    source: instance.origin.source.clone(),
+                    of: self.size_of(&instance.origin),
+                }),
+            },
+        }
+    }
+
+    /// How many workloads a source has now, those it lost included.
+    fn size_of(&self, origin: &Origin) -> usize {
+        let wanted =
+            self.desired.workloads.iter().filter(|(_, it)| it.origin.source == origin.source);
+        let there = self.observed.instances.values().filter(|it| it.origin.source == origin.source);
+        wanted.map(|(name, _)| name).chain(there.map(|it| &it.name)).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Holds removals by absence that are more than a source may lose at once, all of them: half a deletion is no
+    /// better than a whole one. Lists every hold that a person can release.
+    fn limit_removals(&mut self) {
+        let mut leaving: BTreeMap<_, Vec<(Name, usize)>> = BTreeMap::new();
+        for case in self.cases.values() {
+            if let Wish::Remove { by_absence: Some(it), .. } = &case.wish {
+                leaving.entry(it.source.clone()).or_default().push((case.name.clone(), it.of));
+            }
+        }
+        for (source, names) in leaving {
+            let recent = || {
+                self.observed
+                    .removals
+                    .iter()
+                    .filter(|it| it.source == source && self.now.since(it.at) < PRUNE_WINDOW)
+            };
+            let peak =
+                recent().map(|it| it.of).chain(names.iter().map(|it| it.1)).max().unwrap_or(0);
+            let share =
+                peak.saturating_mul(usize::try_from(self.policy.prune_limit).unwrap_or(0)) / 100;
+            let allowed = share.max(1);
+            let gone = recent().map(|it| &it.name).collect::<BTreeSet<_>>().len();
+            if gone + names.len() <= allowed {
+                continue;
+            }
+            for (name, _) in names {
+                if let Some(case) = self.cases.get_mut(&name) {
+                    case.wish = Wish::Keep {
+                        reason: "prune-limit",
+                        message: format!(
+                            "more than {} % of the {peak} workloads of {source} would go by absence",
+                            self.policy.prune_limit
+                        ),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The spec that a workload goes by: the wanted one, or the last applied one while it is held.
+    fn effective(case: &Case<'a>) -> Option<Arc<Workload>> {
+        match &case.wish {
+            Wish::Follow(workload, _) => Some(Arc::clone(workload)),
+            Wish::Keep { .. } | Wish::Unclaimed => case.current.and_then(|it| it.workload.clone()),
+            Wish::Remove { .. } | Wish::Invalid => None,
+        }
+    }
+
+    /// Holds every donor that would be removed or made unjoinable while somebody's effective spec joins it.
+    fn hold_donors_in_use(&mut self) {
+        // Each round holds at least one more donor, and a held donor may itself be a joiner.
+        for _ in 0..=self.cases.len() {
+            let mut joiners: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
+            for case in self.cases.values() {
+                let workload = Self::effective(case);
+                if let Some(donor) =
+                    workload.as_ref().and_then(|it| it.spec.ipc_mode.as_ref()?.donor())
+                {
+                    joiners.entry(donor.clone()).or_default().insert(case.name.clone());
+                }
+            }
+            let mut changed = false;
+            for (donor, by) in joiners {
+                let Some(case) = self.cases.get_mut(&donor) else { continue };
+                let Some(current) = case.current else { continue };
+                let names: Vec<&str> = by.iter().map(Name::as_str).collect();
+                let message = match &case.wish {
+                    Wish::Remove { cause, .. } => {
+                        format!("{cause}, but in use by {}", names.join(", "))
+                    }
+                    Wish::Follow(wanted, _) => {
+                        let before = current
+                            .workload
+                            .as_ref()
+                            .is_some_and(|it| it.spec.ipc(&current.defaults).is_joinable());
+                        // A joiner names a donor that says so itself, so the default does not come into it.
+                        if !before || wanted.spec.ipc(&self.policy.ipc).is_joinable() {
+                            continue;
+                        }
+                        format!(
+                            "the new manifest makes it impossible to join, but it is in use by {}",
+                            names.join(", ")
+                        )
+                    }
+                    Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => continue,
+                };
+                case.wish = Wish::Keep { reason: "donor-in-use", message };
+                changed = true;
+            }
+            if !changed {
+                break;
+            }
+        }
+    }
+
+    /// Donors before joiners, otherwise by name.
+    fn order(&self) -> Vec<Name> {
+        let mut done = BTreeSet::new();
+        let mut order = Vec::new();
+        for name in self.cases.keys() {
+            // Walks up the chain first; a cycle, which no valid manifest has, ends at a name seen before.
+            let mut chain = vec![name.clone()];
+            while let Some(donor) = chain
+                .last()
+                .and_then(|it| Self::effective(self.cases.get(it)?))
+                .and_then(|it| it.spec.ipc_mode.as_ref()?.donor().cloned())
+            {
+                if chain.contains(&donor)
+                    || done.contains(&donor)
+                    || !self.cases.contains_key(&donor)
+                {
+                    break;
+                }
+                chain.push(donor);
+            }
+            for name in chain.into_iter().rev() {
+                if done.insert(name.clone()) {
+                    order.push(name);
+                }
+            }
+        }
+        order
+    }
+
+    fn plan_one(&mut self, name: &Name) {
+        let Some(case) = self.cases.get(name) else { return };
+        let (current, others, wish) = (case.current, case.others.clone(), case.wish.clone());
+        match wish {
+            Wish::Invalid => self.stand(
+                name,
+                Phase::Invalid,
+                Some(Obstacle {
+                    reason: "manifest-invalid",
+                    message: "its manifest has problems".to_owned(),
+                }),
+                false,
+                None,
+            ),
+            Wish::Unclaimed => {
+                let source = current.map(|it| it.origin.source.to_string()).unwrap_or_default();
+                let message = format!(
+                    "its source {source} was not given; `evenkeel down --source {source}` removes it"
+                );
+                self.stand(
+                    name,
+                    Phase::Held,
+                    Some(Obstacle { reason: "unclaimed", message }),
+                    false,
+                    current,
+                );
+            }
+            // In `plan_removals`, when it is known which joiners go first.
+            Wish::Remove { .. } => {}
+            Wish::Keep { reason, message } => {
+                let Some(current) = current else { return };
+                if let Absence::Pending { until } =
+                    self.desired.removal(name, &current.origin, self.now)
+                    && reason == "removal-pending"
+                {
+                    self.wake_at(until);
+                }
+                let hold = Obstacle { reason, message };
+                self.hold_releasable(name, current, &hold);
+                match &current.workload {
+                    Some(workload) => {
+                        let target = self.same(current, workload);
+                        self.carry_out(name, Some(current), &target, Some(hold));
+                    }
+                    None => self.stand(name, Phase::Held, Some(hold), false, Some(current)),
+                }
+            }
+            Wish::Follow(workload, origin) => self.follow(name, current, &workload, origin),
+        }
+        // What is superseded goes once the workload runs as wanted, or was never more than prepared.
+        self.remove_superseded(name, current, &others);
+    }
+
+    /// The instance itself as its own target: it goes on as it was last applied.
+    fn same(&self, instance: &'a Instance, workload: &Arc<Workload>) -> Target<'a> {
+        Target {
+            workload: Arc::clone(workload),
+            id: instance.id.clone(),
+            revision: instance.revision.clone(),
+            instance: Some(instance),
+            image: Some(instance.image.clone()),
+            defaults: instance.defaults.clone(),
+            ipc: workload.spec.ipc(&instance.defaults),
+            changes: Vec::new(),
+        }
+    }
+
+    fn follow(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        workload: &Arc<Workload>,
+        origin: &Origin,
+    ) {
+        let target = self.target(name, current, workload);
+        let stopped = workload.spec.state == WantedState::Stopped;
+        let is_current = target.instance.is_some()
+            && target.instance.map(|it| &it.id) == current.map(|it| &it.id);
+        if is_current || current.is_none() || stopped {
+            if is_current && let Some(current) = current {
+                self.update_in_place(name, current, workload, origin);
+            }
+            if stopped
+                && !is_current
+                && let Some(current) = current
+            {
+                // It stays stopped as it is; the new revision is made when it is to run.
+                let kept =
+                    Target { workload: Arc::clone(workload), ..self.same(current, workload) };
+                self.carry_out(name, Some(current), &kept, None);
+            } else {
+                self.carry_out(name, current, &target, None);
+            }
+            return;
+        }
+        // Another revision is wanted. What is there goes on, restarts included, until the other one can start.
+        let obstacle = self.obstacle(&target).or_else(|| self.joiners_obstacle(name, &target));
+        match (obstacle, current) {
+            (Some(obstacle), Some(current)) => match current.workload.clone() {
+                Some(stored) => {
+                    let kept = self.same(current, &stored);
+                    self.carry_out(name, Some(current), &kept, None);
+                    self.remark(name, obstacle);
+                }
+                None => self.stand(name, Phase::Held, Some(obstacle), false, Some(current)),
+            },
+            (_, current) => self.carry_out(name, current, &target, None),
+        }
+    }
+
+    /// Which instance a manifest means, by meaning: one that is there and would come out the same, or a new one.
+    fn target(
+        &self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        workload: &Arc<Workload>,
+    ) -> Target<'a> {
+        let full = workload.spec.image.full();
+        let mut image = self.observed.images.get(&full).cloned();
+        if image.is_none() {
+            // Unknown is not changed: what cannot be resolved now is what it was.
+            image = current.filter(|it| it.image.name == full).map(|it| it.image.clone());
+        }
+        let policy = &self.policy.ipc;
+        let candidates = self.observed.instances.values().filter(|it| &it.name == name);
+        let mut equal: Vec<&'a Instance> = candidates
+            .filter(|it| image.as_ref().is_none_or(|image| image.digest == it.image.digest))
+            .filter(|it| {
+                it.workload
+                    .as_ref()
+                    .is_some_and(|stored| stored.changes(&it.defaults, workload, policy).is_empty())
+            })
+            .collect();
+        equal.sort_by_key(|it| (Some(&it.id) != current.map(|it| &it.id), it.id.clone()));
+        if let Some(instance) = equal.first().copied() {
+            let mut same = self.same(instance, workload);
+            same.image = Some(instance.image.clone());
+            return same;
+        }
+        let digest = image.as_ref().map_or("", |it| it.digest.as_str());
+        let revision = workload.revision(digest);
+        let changes = current.map_or_else(Vec::new, |it| {
+            let mut changes = it
+                .workload
+                .as_ref()
+                .map_or_else(Vec::new, |stored| stored.changes(&it.defaults, workload, policy));
+            if let Some(image) = &image
+                && image.digest != it.image.digest
+                && image.name == it.image.name
+            {
+                changes.insert(
+                    0,
+                    format!("image: {} → {}", short(&it.image.digest), short(&image.digest)),
+                );
+            }
+            changes
+        });
+        let id = InstanceId::new(name, &revision);
+        Target {
+            // An instance of this revision whose manifest cannot be read any more is still that revision.
+            instance: self.observed.instances.get(&id),
+            id,
+            revision,
+            image,
+            defaults: policy.clone(),
+            ipc: workload.spec.ipc(policy),
+            workload: Arc::clone(workload),
+            changes,
+        }
+    }
+
+    /// Writes settings that the process does not notice.
+    fn update_in_place(
+        &mut self,
+        name: &Name,
+        current: &Instance,
+        workload: &Arc<Workload>,
+        origin: &Origin,
+    ) {
+        let mut fields = Vec::new();
+        if current.origin != *origin {
+            fields.push(format!("origin: {} → {origin}", current.origin));
+        }
+        if current.workload.as_deref() != Some(workload) {
+            fields.push("manifest".to_owned());
+        }
+        if !fields.is_empty() {
+            let relabel = Relabel {
+                id: current.id.clone(),
+                origin: origin.clone(),
+                workload: (**workload).clone(),
+            };
+            self.plan.push(
+                Some(name),
+                Action::Update(Box::new(relabel)),
+                Cause::Updated(fields),
+                Vec::new(),
+            );
+        }
+    }
+
+    /// What is missing for a start of this target, besides its donor.
+    fn obstacle(&self, target: &Target<'a>) -> Option<Obstacle> {
+        let no = |reason, message: String| Some(Obstacle { reason, message });
+        let Some(image) = &target.image else {
+            let name = target.workload.spec.image.full();
+            let broken: String =
+                self.observed.archive_problems.iter().map(|it| format!("; {it}")).collect();
+            return no(
+                "image-missing",
+                format!(
+                    "image {name} is neither in containerd nor in an archive of the images directory{broken}"
+                ),
+            );
+        };
+        for mount in &target.workload.spec.mounts {
+            let (MountKind::Bind, Some(source), false) = (mount.kind, &mount.source, mount.create)
+            else {
+                continue;
+            };
+            if !self.observed.mount_sources.contains_key(source.as_path()) {
+                return no("mount-source-missing", format!("bind source {source} does not exist"));
+            }
+        }
+        if let Some(why) = &self.observed.mounts_not_shared
+            && matches!(target.ipc.shm, Shm::Published(_) | Shm::Donor)
+        {
+            return no("mounts-not-shared", why.clone());
+        }
+        let published = published_paths(&self.policy.run_directory, &target.id);
+        if let Err(error) = oci::check(&self.lowering(target, image, &published)) {
+            return no(error.reason, error.message);
+        }
+        self.donor_obstacle(&target.ipc.mode)
+    }
+
+    /// Why a joiner cannot join now.
+    fn donor_obstacle(&self, mode: &IpcMode) -> Option<Obstacle> {
+        let donor = mode.donor()?;
+        match self.donors.get(donor) {
+            Some(it) if it.ipc.is_joinable() => None,
+            Some(_) => Some(Obstacle {
+                reason: "donor-not-joinable",
+                message: format!("its donor `{donor}` runs in a mode that cannot be joined"),
+            }),
+            None => Some(Obstacle {
+                reason: "waiting-for-donor",
+                message: format!("its donor `{donor}` does not run"),
+            }),
+        }
+    }
+
+    /// Why a donor cannot be replaced now: a running joiner could not start again.
+    fn joiners_obstacle(&self, name: &Name, target: &Target<'a>) -> Option<Obstacle> {
+        if !target.ipc.is_joinable() {
+            return None;
+        }
+        for case in self.cases.values() {
+            let Some(current) = case.current.filter(|it| it.task.pid().is_some()) else { continue };
+            let Some(workload) = Self::effective(case) else { continue };
+            if workload.spec.ipc_mode.as_ref().and_then(IpcMode::donor) != Some(name) {
+                continue;
+            }
+            let joiner = match &case.wish {
+                Wish::Follow(wanted, _) => self.target(case.name, Some(current), wanted),
+                Wish::Keep { .. } | Wish::Unclaimed | Wish::Remove { .. } | Wish::Invalid => {
+                    self.same(current, &workload)
+                }
+            };
+            // The donor itself is what this is about: it is joinable in its wanted spec.
+            if let Some(why) = self.obstacle(&joiner).filter(|it| !it.reason.contains("donor")) {
+                return Some(Obstacle {
+                    reason: "joiner-not-startable",
+                    message: format!(
+                        "its joiner `{}` could not be started again: {}",
+                        case.name, why.message
+                    ),
+                });
+            }
+        }
+        None
+    }
+
+    fn delays(&self, workload: &Workload) -> Delays {
+        Delays::of(&workload.spec.restart.backoff, self.policy.delays)
+    }
+
+    /// Decides about one workload and writes its steps. `hold`: why it goes on as last applied.
+    fn carry_out(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        target: &Target<'a>,
+        hold: Option<Obstacle>,
+    ) {
+        let stopped = target.workload.spec.state == WantedState::Stopped;
+        let want = match (&hold, stopped) {
+            (None, false) => Want::Running,
+            (None, true) => Want::Stopped,
+            (Some(_), false) => Want::HeldRunning,
+            (Some(_), true) => Want::HeldStopped,
+        };
+        let same =
+            target.instance.map(|it| &it.id) == current.map(|it| &it.id) && current.is_some();
+        let have = current.map_or(Have::Nothing, have);
+        let outdated = if same { current.and_then(|it| self.outdated(it, target)) } else { None };
+        let fit = match (&outdated, current, same) {
+            (_, Some(_), false) => Fit::Changed,
+            (Some(_), _, _) => Fit::Outdated,
+            _ => Fit::Current,
+        };
+        let mut obstacle = self.obstacle(target);
+        let (again, until) = self.again(name, current, target, have, fit);
+        let mut due = until;
+        let mut ready = obstacle.is_none();
+        if fit == Fit::Outdated && obstacle.is_none() {
+            let donor = outdated.clone().unwrap_or_else(|| name.clone());
+            if target.workload.spec.restart.on_donor_change == OnDonorChange::Keep {
+                ready = false;
+                obstacle = Some(Obstacle {
+                    reason: "donor-changed",
+                    message: format!(
+                        "its donor `{donor}` has another IPC namespace; `onDonorChange: keep` leaves it"
+                    ),
+                });
+            } else if let Some(at) =
+                self.follows_at(current, target, &donor, name).filter(|at| *at > self.now)
+            {
+                ready = false;
+                due = Some(at);
+                obstacle = Some(Obstacle {
+                    reason: "donor-changed",
+                    message: format!(
+                        "its donor `{donor}` has another IPC namespace; it follows soon"
+                    ),
+                });
+            }
+        }
+        let decision = decide(want, have, fit, ready, again);
+        let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
+        match decision {
+            Decision::Leave(phase) => {
+                let remark = match (phase, &obstacle) {
+                    (Phase::Running | Phase::Held, Some(it)) if it.reason == "donor-changed" => {
+                        obstacle.clone()
+                    }
+                    (Phase::Completed, _) => {
+                        Some(Obstacle { reason: "completed", message: String::new() })
+                    }
+                    (Phase::Failed, _) => Some(self.failure(name, current)),
+                    _ => None,
+                };
+                let up_to_date = fit != Fit::Changed
+                    && remark.as_ref().is_none_or(|it| it.reason != "donor-changed");
+                self.stand(name, phase, hold.or(remark), up_to_date, current);
+                if let Some(due) = due.filter(|_| fit == Fit::Outdated) {
+                    self.wake_at(due);
+                }
+                if have == Have::Running {
+                    self.offer(name, current, target, None);
+                }
+            }
+            Decision::Wait(phase) => {
+                let backing_off = again == Again::Later && obstacle.is_none();
+                let remark = if have == Have::Unknown {
+                    Some(Obstacle {
+                        reason: "runtime-not-answering",
+                        message: "the runtime does not say how it is; it is left alone".to_owned(),
+                    })
+                } else if backing_off {
+                    Some(self.failure(name, current))
+                } else {
+                    message(&obstacle, &hold)
+                };
+                self.stand(name, phase, hold.clone().or(remark), fit != Fit::Changed, current);
+                self.wait_until(name, due.filter(|_| backing_off));
+            }
+            Decision::Create
+            | Decision::Start
+            | Decision::Replace
+            | Decision::Restart
+            | Decision::FinishAndStart => {
+                let start = self.start_steps(name, current, target, decision, outdated.as_ref());
+                self.stand(name, Phase::Running, hold, true, target.instance.or(current));
+                self.offer(name, current, target, start);
+            }
+            Decision::Resume => {
+                if let Some(current) = current {
+                    let resume = Action::Resume { id: current.id.clone() };
+                    let step = self.plan.push(Some(name), resume, Cause::Paused, Vec::new());
+                    self.offer(name, Some(current), target, Some(step));
+                }
+                self.stand(name, Phase::Running, hold, fit == Fit::Current, current);
+            }
+            Decision::FinishAndWait => {
+                self.finish_step(name, current, target);
+                let remark = if again == Again::Later {
+                    Some(self.failure(name, current))
+                } else {
+                    obstacle
+                };
+                let phase = if again == Again::Later { Phase::BackingOff } else { Phase::Waiting };
+                self.stand(name, phase, hold.or(remark), true, current);
+                self.wait_until(name, due);
+            }
+            Decision::FinishAs(phase) => {
+                self.finish_step(name, current, target);
+                let remark = (phase == Phase::Failed).then(|| self.failure(name, current));
+                self.stand(name, phase, hold.or(remark), true, current);
+            }
+            Decision::Stop => {
+                if let Some(current) = current {
+                    self.stop_step(name, current, &Cause::WantedStopped, Vec::new());
+                }
+                self.stand(name, Phase::Stopped, hold, fit == Fit::Current, current);
+            }
+            Decision::Remove => {}
+        }
+    }
+
+    /// Whether the policy lets the target start, and when.
+    fn again(
+        &self,
+        name: &Name,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        have: Have,
+        fit: Fit,
+    ) -> (Again, Option<BootTime>) {
+        let delays = self.delays(&target.workload);
+        let strikes = self.observed.strikes.get(name).filter(|it| it.revision == target.revision);
+        let late = |due: BootTime| {
+            if due > self.now { (Again::Later, Some(due)) } else { (Again::Now, None) }
+        };
+        let by_strikes = || strikes.map_or((Again::Now, None), |it| late(it.due(&delays)));
+        let Some(current) = current.filter(|_| fit != Fit::Changed) else {
+            return by_strikes();
+        };
+        let (code, count_due) = match (have, &current.task, &current.end) {
+            (Have::Exited, Task::Stopped { code, .. }, _) => (*code, true),
+            (Have::Lost, _, _) => (255, true),
+            // What was stopped on purpose did not end by itself.
+            (Have::Ended, _, Some(end)) if end.reason == STOPPED => return by_strikes(),
+            (Have::Ended, _, Some(end)) => (end.code, false),
+            _ => return by_strikes(),
+        };
+        let restart = &target.workload.spec.restart;
+        let run = current.run.as_ref();
+        if restart.on_boot && run.is_some_and(|it| it.boot != self.observed.boot_id) {
+            return (Again::Now, None);
+        }
+        let retries = run.map_or(0, |it| it.n.saturating_sub(1));
+        let exhausted = restart.max_retries.is_some_and(|max| retries >= u64::from(max));
+        match restart.policy.unwrap_or(self.policy.restart) {
+            RestartPolicy::Never | RestartPolicy::OnFailure if code == 0 => {
+                (Again::Completed, None)
+            }
+            RestartPolicy::Never => (Again::Failed, None),
+            RestartPolicy::OnFailure if exhausted => (Again::Failed, None),
+            RestartPolicy::OnFailure | RestartPolicy::Always if count_due => {
+                late(self.now + delays.after(self.strikes_after(name, current, target)))
+            }
+            RestartPolicy::OnFailure | RestartPolicy::Always => by_strikes(),
+        }
+    }
+
+    /// Failures in a row once the run that just ended is counted.
+    fn strikes_after(&self, name: &Name, current: &Instance, target: &Target<'a>) -> u32 {
+        let delays = self.delays(&target.workload);
+        let before = self.observed.strikes.get(name).filter(|it| it.revision == current.revision);
+        let lasted = current
+            .run
+            .as_ref()
+            .filter(|it| it.boot == self.observed.boot_id)
+            .map(|it| self.now.since(it.at));
+        if lasted.is_some_and(|it| it >= delays.reset_after) {
+            return 1;
+        }
+        before.map_or(0, |it| it.count).saturating_add(1)
+    }
+
+    fn failure(&self, name: &Name, current: Option<&Instance>) -> Obstacle {
+        if let Some(failure) = self.observed.strikes.get(name).and_then(|it| it.failure.as_ref()) {
+            return Obstacle {
+                reason: "start-failed",
+                message: format!("{}: {}", failure.reason, failure.message),
+            };
+        }
+        let task = current.map(|it| (&it.task, &it.end));
+        match task {
+            Some((Task::Stopped { code, .. }, _)) => {
+                Obstacle { reason: "exited", message: format!("exited with code {code}") }
+            }
+            Some((_, Some(end))) if end.reason == "exited" => {
+                Obstacle { reason: "exited", message: format!("exited with code {}", end.code) }
+            }
+            Some((_, Some(end))) if end.reason != "exit-unknown" => {
+                Obstacle { reason: "start-failed", message: end.reason.clone() }
+            }
+            _ => Obstacle {
+                reason: "exit-unknown",
+                message: "its last run ended in an unknown way".to_owned(),
+            },
+        }
+    }
+
+    /// Whether a running joiner sits in another namespace or /dev/shm than its donor has: the donor's name.
+    fn outdated(&self, current: &Instance, target: &Target<'a>) -> Option<Name> {
+        let donor = target.ipc.mode.donor()?;
+        current.task.pid()?;
+        let root = self.donors.get(donor)?;
+        if root.started_by.is_some() {
+            // It gets a new namespace in this very plan.
+            return Some(donor.clone());
+        }
+        let instance = self.observed.instances.get(&root.id)?;
+        // Not readable is not outdated.
+        let (mine, theirs) = (current.view?, instance.view?);
+        let other_shm = target.ipc.shm == Shm::Donor && mine.shm != theirs.shm;
+        (mine.ipc_ns != theirs.ipc_ns || other_shm).then(|| donor.clone())
+    }
+
+    /// When a joiner follows its donor: once the donor has run for its own first delay, and not more often than the
+    /// joiner's own delay. `None`: the donor starts in this plan, and a pause stands before the step.
+    fn follows_at(
+        &self,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        donor: &Name,
+        name: &Name,
+    ) -> Option<BootTime> {
+        let root = self.donors.get(donor)?;
+        let delays = self.delays(&target.workload);
+        let count = self.observed.strikes.get(name).map_or(1, |it| it.count.max(1));
+        let own = current
+            .and_then(|it| it.run.as_ref())
+            .filter(|it| it.boot == self.observed.boot_id)
+            .map(|it| it.at + delays.after(count));
+        let donors = root.since.map(|it| it + root.initial_delay);
+        if root.started_by.is_some() { None } else { own.max(donors) }
+    }
+
+    /// The steps that end with the target running; the last of them.
+    fn start_steps(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        target: &Target<'a>,
+        decision: Decision,
+        outdated: Option<&Name>,
+    ) -> Option<StepId> {
+        let image = target.image.clone()?;
+        let boot = current.is_some_and(|it| {
+            target.workload.spec.restart.on_boot
+                && it.run.as_ref().is_some_and(|run| run.boot != self.observed.boot_id)
+        });
+        let cause = match (decision, current.map(have), outdated) {
+            (Decision::Create, _, _) => Cause::Added,
+            (Decision::Replace, _, _) => Cause::Changed(target.changes.clone()),
+            (Decision::Restart, _, Some(donor)) => Cause::DonorChanged { donor: donor.clone() },
+            (_, Some(Have::Lost), _) => Cause::Lost,
+            (_, Some(Have::Created), _) => Cause::Interrupted,
+            (_, Some(Have::Exited | Have::Ended), _) if boot => Cause::Boot,
+            (_, Some(Have::Exited | Have::Ended), _) => current.map_or(Cause::NotStarted, ended),
+            _ => Cause::NotStarted,
+        };
+        let mut before: Vec<StepId> = Vec::new();
+        let missing = target.instance.is_none_or(|it| !it.has_snapshot);
+        if missing {
+            if let ImagePlace::Archive(_) = image.place {
+                let known = self.plan.steps.iter().position(
+                    |step| matches!(&step.action, Action::Import { image: it } if it.name == image.name),
+                );
+                let import = known.map_or_else(
+                    || {
+                        self.plan.push(
+                            Some(name),
+                            Action::Import { image: image.clone() },
+                            cause.clone(),
+                            Vec::new(),
+                        )
+                    },
+                    StepId,
+                );
+                before.push(import);
+            }
+            let origin = self.desired.workloads.get(name).map(|it| it.origin.clone());
+            let prepare = Prepare {
+                id: target.id.clone(),
+                revision: target.revision.clone(),
+                origin: origin.or_else(|| current.map(|it| it.origin.clone()))?,
+                workload: (*target.workload).clone(),
+                defaults: target.defaults.clone(),
+                image: image.clone(),
+                snapshot_only: target.instance.is_some(),
+            };
+            let why =
+                if target.instance.is_some() { Cause::SnapshotMissing } else { cause.clone() };
+            before =
+                vec![self.plan.push(Some(name), Action::Prepare(Box::new(prepare)), why, before)];
+        }
+        // A joiner's process must not outlive the start of its donor into the wrong namespace.
+        let donor = target.ipc.mode.donor().and_then(|it| self.donors.get(it)).cloned();
+        let pause = match (&donor, decision) {
+            (Some(donor), Decision::Restart) if donor.started_by.is_some() => donor.initial_delay,
+            _ => Duration::ZERO,
+        };
+        if let Some(current) = current {
+            match (decision, have(current)) {
+                (_, Have::Running | Have::Paused) => {
+                    let mut requires = before.clone();
+                    requires.extend(donor.as_ref().and_then(|it| it.started_by));
+                    let stop = self.stop_step(name, current, &cause, requires);
+                    if let Some(step) = self.plan.steps.get_mut(stop.0) {
+                        step.pause = pause;
+                    }
+                    before = vec![stop];
+                }
+                (_, Have::Exited | Have::Lost | Have::Created) => {
+                    before.push(self.finish_with(name, current, target, Vec::new()))
+                }
+                (_, Have::Nothing | Have::Unstarted | Have::Ended | Have::Unknown) => {}
+            }
+        }
+        before.extend(donor.as_ref().and_then(|it| it.started_by));
+        let start = self.start(name, target, &image, donor.as_ref())?;
+        before.sort_unstable();
+        before.dedup();
+        let started = self.plan.push(Some(name), Action::Start(Box::new(start)), cause, before);
+        if decision == Decision::Replace
+            && let Some(current) = current
+        {
+            let by = Cause::Superseded { by: target.id.clone() };
+            let remove = Action::Remove { id: current.id.clone(), by_absence: None };
+            self.plan.push(Some(name), remove, by, vec![started]);
+        }
+        Some(started)
+    }
+
+    fn lowering<'b>(
+        &'b self,
+        target: &'b Target<'a>,
+        image: &'b Image,
+        published: &'b crate::observed::PublishedPaths,
+    ) -> Lowering<'b> {
+        Lowering {
+            id: &target.id,
+            workload: &target.workload,
+            ipc: &target.ipc,
+            image: &image.config,
+            cgroup_parent: &self.policy.cgroup_parent,
+            published,
+        }
+    }
+
+    fn start(
+        &self,
+        name: &Name,
+        target: &Target<'a>,
+        image: &Image,
+        donor: Option<&Donor>,
+    ) -> Option<Start> {
+        let owner = donor.map_or(&target.id, |it| &it.id);
+        let published = published_paths(&self.policy.run_directory, owner);
+        let spec = oci::lower(&self.lowering(target, image, &published)).ok()?;
+        let namespace = match &target.ipc.mode {
+            IpcMode::None | IpcMode::Private | IpcMode::Shareable => ExpectNamespace::Own,
+            IpcMode::Host => ExpectNamespace::Host,
+            IpcMode::Container(_) => ExpectNamespace::Of(owner.clone()),
+        };
+        let (shm, publish) = match target.ipc.shm {
+            Shm::Absent => (ExpectShm::Absent, None),
+            Shm::Runtime(_) => (ExpectShm::Own, None),
+            Shm::Published(size) => (ExpectShm::Of(target.id.clone()), Some(size)),
+            Shm::Host => (ExpectShm::Host, None),
+            Shm::Donor => (ExpectShm::Of(owner.clone()), None),
+            Shm::User => (ExpectShm::Any, None),
+        };
+        let own = &target.workload.spec.log;
+        let log = match own.driver.unwrap_or_default() {
+            LogDriver::None => Log::None,
+            LogDriver::Files => Log::Files {
+                directory: self.policy.log_directory.join(target.id.as_str()),
+                max_size: own.max_size.unwrap_or(self.policy.log.max_size),
+                max_files: own.max_files.unwrap_or(self.policy.log.max_files),
+            },
+        };
+        let mounts = &target.workload.spec.mounts;
+        let make_directories = mounts
+            .iter()
+            .filter(|it| it.kind == MountKind::Bind && it.create)
+            .filter_map(|it| it.source.as_ref())
+            .filter(|it| !self.observed.mount_sources.contains_key(it.as_path()))
+            .map(|it| it.as_path().to_owned())
+            .collect();
+        let strikes = self.observed.strikes.get(name).filter(|it| it.revision == target.revision);
+        Some(Start {
+            id: target.id.clone(),
+            revision: target.revision.clone(),
+            run: target.instance.and_then(|it| it.run.as_ref()).map_or(0, |it| it.n) + 1,
+            spec: Box::new(spec),
+            publish,
+            expect: Expect { namespace, shm },
+            log,
+            make_directories,
+            strikes_if_failed: strikes.map_or(0, |it| it.count).saturating_add(1),
+            origin: None,
+            workload: None,
+        })
+    }
+
+    fn stop_step(
+        &mut self,
+        name: &Name,
+        current: &Instance,
+        cause: &Cause,
+        requires: Vec<StepId>,
+    ) -> StepId {
+        let stop = stop_of(current);
+        self.plan.push(Some(name), Action::Stop(stop), cause.clone(), requires)
+    }
+
+    fn finish_step(&mut self, name: &Name, current: Option<&'a Instance>, target: &Target<'a>) {
+        if let Some(current) = current {
+            self.finish_with(name, current, target, Vec::new());
+        }
+    }
+
+    fn finish_with(
+        &mut self,
+        name: &Name,
+        current: &'a Instance,
+        target: &Target<'a>,
+        requires: Vec<StepId>,
+    ) -> StepId {
+        let created = matches!(current.task, Task::Created { .. });
+        let exit = match &current.task {
+            Task::Stopped { code, at } => Some((*code, at.clone())),
+            Task::None
+            | Task::Created { .. }
+            | Task::Running { .. }
+            | Task::Paused { .. }
+            | Task::Unknown => None,
+        };
+        let cause = if created { Cause::Interrupted } else { ended(current) };
+        let finish = Finish {
+            id: current.id.clone(),
+            revision: current.revision.clone(),
+            run: if created { 0 } else { current.run.as_ref().map_or(1, |it| it.n) },
+            exit,
+            started: current
+                .run
+                .as_ref()
+                .filter(|it| it.boot == self.observed.boot_id)
+                .map(|it| it.at),
+            strikes: if created { 0 } else { self.strikes_after(name, current, target) },
+        };
+        self.plan.push(Some(name), Action::Finish(finish), cause, requires)
+    }
+
+    /// Makes a workload known to its joiners, as running already or after a step.
+    fn offer(
+        &mut self,
+        name: &Name,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        started_by: Option<StepId>,
+    ) {
+        let resumed = started_by.is_some_and(|it| {
+            matches!(self.plan.steps.get(it.0).map(|it| &it.action), Some(Action::Resume { .. }))
+        });
+        let runs = started_by.is_none() || resumed;
+        let instance = if runs { current } else { target.instance };
+        let id = if runs { current.map_or(&target.id, |it| &it.id) } else { &target.id };
+        let mut donor = Donor {
+            id: id.clone(),
+            started_by: if resumed { None } else { started_by },
+            since: instance.filter(|_| runs).and_then(|it| it.run.as_ref()).map(|it| it.at),
+            initial_delay: self.delays(&target.workload).initial,
+            ipc: target.ipc.clone(),
+        };
+        // A donor without its published namespace cannot be joined, whatever its mode says.
+        let publishes = |it: &Instance| it.published.ns && it.published.shm.is_some();
+        if runs && matches!(donor.ipc.shm, Shm::Published(_)) && !current.is_some_and(publishes) {
+            return;
+        }
+        // Joiners of a joiner use the paths of the root.
+        if let Some(root) = target.ipc.mode.donor() {
+            let Some(root) = self.donors.get(root) else { return };
+            donor.id = root.id.clone();
+            donor.started_by = donor.started_by.or(root.started_by);
+        }
+        self.donors.insert(name.clone(), donor);
+    }
+
+    fn remove_superseded(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        others: &[&'a Instance],
+    ) {
+        let touched: BTreeSet<&InstanceId> =
+            self.plan.steps.iter().filter_map(|it| it.action.instance()).collect();
+        let Some(current) = current else { return };
+        let runs = current.task.pid().is_some();
+        let spare: Vec<&Instance> =
+            others.iter().copied().filter(|it| !touched.contains(&it.id)).collect();
+        for instance in spare {
+            // What ran before is kept until what replaces it runs.
+            if runs || instance.run.is_none() || instance.task.pid().is_some() {
+                let cause = Cause::Superseded { by: current.id.clone() };
+                let step = remove_steps(&mut self.plan, instance, &cause, Vec::new(), None);
+                self.removals.entry(name.clone()).or_default().push(step);
+            }
+        }
+    }
+
+    /// Removals, joiners before donors.
+    fn plan_removals(&mut self) {
+        let leaving: Vec<(&Name, Cause, Option<ByAbsence>)> = self
+            .cases
+            .values()
+            .filter_map(|case| match &case.wish {
+                Wish::Remove { cause, by_absence } => {
+                    Some((case.name, cause.clone(), by_absence.clone()))
+                }
+                Wish::Follow(..) | Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => None,
+            })
+            .collect();
+        let instances: Vec<&'a Instance> = leaving
+            .iter()
+            .filter_map(|(name, _, _)| self.cases.get(*name))
+            .flat_map(|case| case.others.iter().copied().chain(case.current))
+            .collect();
+        let mut counted = BTreeSet::new();
+        for instance in donors_last(&instances) {
+            let Some((name, cause, by_absence)) = leaving.iter().find(|it| *it.0 == instance.name)
+            else {
+                continue;
+            };
+            if instance.task == Task::Unknown {
+                let why = Obstacle {
+                    reason: "runtime-not-answering",
+                    message: "the runtime does not say how it is; it is left alone".to_owned(),
+                };
+                self.stand(name, Phase::Stopping, Some(why), false, Some(instance));
+                continue;
+            }
+            let joiners: Vec<StepId> = instances
+                .iter()
+                .filter(|it| {
+                    it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor())
+                        == Some(&instance.name)
+                })
+                .flat_map(|it| self.removals.get(&it.name).cloned().unwrap_or_default())
+                .collect();
+            // Several instances of one workload are one removal.
+            let by_absence = by_absence.clone().filter(|_| counted.insert((*name).clone()));
+            let step = remove_steps(&mut self.plan, instance, cause, joiners, by_absence);
+            self.removals.entry((*name).clone()).or_default().push(step);
+        }
+        for (name, _, _) in leaving {
+            if self.desired.workloads.contains_key(name) && !self.plan.standings.contains_key(name)
+            {
+                let absent = Obstacle { reason: "absent", message: String::new() };
+                self.stand(name, Phase::Stopped, Some(absent), true, None);
+            }
+        }
+    }
+
+    /// Lists a removal that a person can release.
+    fn hold_releasable(&mut self, name: &Name, current: &Instance, hold: &Obstacle) {
+        let by_absence = !self.desired.workloads.contains_key(name);
+        if !by_absence
+            || matches!(hold.reason, "donor-in-use" | "removal-pending" | "source-is-a-file")
+        {
+            return;
+        }
+        let approval = Approval { name: name.clone(), instance: current.id.clone() };
+        let source = &current.origin.source;
+        match self.plan.holds.iter_mut().find(|it| it.source == *source && it.code == hold.reason) {
+            Some(group) => {
+                group.removals.insert(approval);
+                group.token = token(&group.removals);
+            }
+            None => {
+                let removals = BTreeSet::from([approval]);
+                self.plan.holds.push(Hold {
+                    token: token(&removals),
+                    code: hold.reason,
+                    message: hold.message.clone(),
+                    source: source.clone(),
+                    removals,
+                });
+            }
+        }
+    }
+
+    fn stand(
+        &mut self,
+        name: &Name,
+        phase: Phase,
+        why: Option<Obstacle>,
+        up_to_date: bool,
+        instance: Option<&Instance>,
+    ) {
+        let (reason, message) = why.map_or(("", String::new()), |it| (it.reason, it.message));
+        let standing = Standing {
+            phase,
+            reason,
+            message,
+            up_to_date,
+            instance: instance.map(|it| it.id.clone()),
+            until: None,
+        };
+        self.plan.standings.insert(name.clone(), standing);
+    }
+
+    /// Says why what runs is not what is wanted.
+    fn remark(&mut self, name: &Name, why: Obstacle) {
+        if let Some(standing) = self.plan.standings.get_mut(name) {
+            standing.reason = why.reason;
+            standing.message = why.message;
+            standing.up_to_date = false;
+        }
+    }
+
+    fn wait_until(&mut self, name: &Name, until: Option<BootTime>) {
+        if let Some(until) = until {
+            if let Some(standing) = self.plan.standings.get_mut(name) {
+                standing.until = Some(until);
+            }
+            self.wake_at(until);
+        }
+    }
+
+    fn wake_at(&mut self, at: BootTime) {
+        self.plan.wake = Some(self.plan.wake.map_or(at, |it| it.min(at)));
+    }
+}
+
+/// What is there of a workload, from its instance.
+fn have(instance: &Instance) -> Have {
+    let ended = |run: u64| instance.end.as_ref().is_some_and(|end| end.n >= run);
+    match (&instance.task, &instance.run) {
+        (Task::Unknown, _) => Have::Unknown,
+        (Task::Created { .. }, _) => Have::Created,
+        (Task::Running { .. }, _) => Have::Running,
+        (Task::Paused { .. }, _) => Have::Paused,
+        (Task::Stopped { .. }, _) => Have::Exited,
+        (Task::None, None) => Have::Unstarted,
+        (Task::None, Some(run)) if ended(run.n) => Have::Ended,
+        (Task::None, Some(_)) => Have::Lost,
+    }
+}
+
+fn ended(instance: &Instance) -> Cause {
+    match (&instance.task, &instance.end) {
+        (Task::Stopped { code, .. }, _) => Cause::Ended { code: *code },
+        (Task::None, Some(end)) if instance.run.as_ref().is_some_and(|run| run.n <= end.n) => {
+            Cause::Ended { code: end.code }
+        }
+        _ => Cause::Lost,
+    }
+}
+
+fn stop_of(instance: &Instance) -> StopInstance {
+    let workload = instance.workload.as_deref();
+    StopInstance {
+        id: instance.id.clone(),
+        signal: stop_signal(workload, &instance.image.config),
+        timeout: workload.and_then(|it| it.spec.stop.timeout).unwrap_or(DEFAULT_STOP_TIMEOUT),
+        paused: matches!(instance.task, Task::Paused { .. }),
+        run: instance.run.as_ref().map_or(1, |it| it.n),
+        started: instance.run.as_ref().map(|it| it.at),
+    }
+}
+
+/// Stops what runs, then removes everything; the last step.
+fn remove_steps(
+    plan: &mut Plan,
+    instance: &Instance,
+    cause: &Cause,
+    mut requires: Vec<StepId>,
+    by_absence: Option<ByAbsence>,
+) -> StepId {
+    let name = Some(&instance.name);
+    if !matches!(instance.task, Task::None) {
+        requires = vec![plan.push(name, Action::Stop(stop_of(instance)), cause.clone(), requires)];
+    }
+    plan.push(name, Action::Remove { id: instance.id.clone(), by_absence }, cause.clone(), requires)
+}
+
+/// Joiners before what they join, otherwise by ID.
+fn donors_last<'a>(instances: &[&'a Instance]) -> Vec<&'a Instance> {
+    let donor = |it: &Instance| {
+        it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor().cloned())
+    };
+    let depth = |it: &Instance| {
+        let mut depth = 0;
+        let mut next = donor(it);
+        // A chain cannot be longer than there are instances.
+        while let Some(name) = next.filter(|_| depth <= instances.len()) {
+            depth += 1;
+            next = instances.iter().find(|it| it.name == name).and_then(|it| donor(it));
+        }
+        depth
+    };
+    let mut sorted: Vec<(usize, &'a Instance)> =
+        instances.iter().map(|it| (depth(it), *it)).collect();
+    sorted.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.id.cmp(&b.1.id)));
+    sorted.into_iter().map(|it| it.1).collect()
+}
+
+/// Steps for what no instance owns.
+fn sweep(plan: &mut Plan, observed: &ObservedState, gone: impl Fn(&Name) -> bool) {
+    use crate::observed::Leftover;
+    for leftover in &observed.leftovers {
+        if let Leftover::Strikes(name) = leftover
+            && !gone(name)
+        {
+            continue;
+        }
+        plan.push(None, Action::Sweep(leftover.clone()), Cause::Leftover, Vec::new());
+    }
+}
+
+/// The first hex digits of a digest, for people.
+fn short(digest: &str) -> &str {
+    digest.get(..19).unwrap_or(digest)
+}
+
+/// 8 hex digits that stand for exactly this set.
+fn token(removals: &BTreeSet<Approval>) -> String {
+    let mut digest = Sha256::new();
+    for it in removals {
+        digest.update(format!("{} {}\n", it.name, it.instance));
+    }
+    digest.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,810 @@
+use std::fmt::Write as _;
+
+use super::*;
+
+const WANTS: [Want; 6] = [
+    Want::Running,
+    Want::Stopped,
+    Want::Absent,
+    Want::HeldRunning,
+    Want::HeldStopped,
+    Want::Unclaimed,
+];
+const HAVES: [Have; 9] = [
+    Have::Nothing,
+    Have::Unstarted,
+    Have::Created,
+    Have::Running,
+    Have::Paused,
+    Have::Exited,
+    Have::Lost,
+    Have::Ended,
+    Have::Unknown,
+];
+const FITS: [Fit; 3] = [Fit::Current, Fit::Outdated, Fit::Changed];
+const AGAINS: [Again; 4] = [Again::Now, Again::Later, Again::Completed, Again::Failed];
+
+/// Every combination; runs of equal decisions share a line, `*` stands for what makes no difference.
+#[test]
+fn the_decision_table_is_the_committed_one() {
+    let mut table = String::from(
+        "# want × have × fit × ready × again → decision; UPDATE=1 rewrites this file\n",
+    );
+    for want in WANTS {
+        for have in HAVES {
+            let every = |fit: Fit| {
+                let mut all = Vec::new();
+                for ready in [true, false] {
+                    for again in AGAINS {
+                        all.push((ready, again, decide(want, have, fit, ready, again)));
+                    }
+                }
+                all
+            };
+            let decisions = |fit| every(fit).into_iter().map(|it| it.2).collect::<Vec<_>>();
+            let same = FITS.iter().all(|fit| decisions(*fit) == decisions(Fit::Current));
+            for fit in if same { &FITS[..1] } else { &FITS[..] } {
+                let fit_text = if same { "*".to_owned() } else { format!("{fit:?}") };
+                let rows = every(*fit);
+                let first = rows[0].2;
+                if rows.iter().all(|it| it.2 == first) {
+                    writeln!(
+                        table,
+                        "{:<12} {:<10} {fit_text:<9} *         *          → {first:?}",
+                        format!("{want:?}"),
+                        format!("{have:?}")
+                    )
+                    .unwrap();
+                    continue;
+                }
+                for (ready, again, decision) in rows {
+                    let ready = if ready { "ready" } else { "not ready" };
+                    writeln!(
+                        table,
+                        "{:<12} {:<10} {fit_text:<9} {ready:<9} {:<10} → {decision:?}",
+                        format!("{want:?}"),
+                        format!("{have:?}"),
+                        format!("{again:?}"),
+                    )
+                    .unwrap();
+                }
+            }
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/decisions.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, &table).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == table,
+        "tests/decisions.txt differs; read it again after UPDATE=1\n{table}"
+    );
+}
+
+mod model {
+    //! Observed states and a model of what steps do to them.
+
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
+    use super::super::*;
+    use crate::backoff::Strikes;
+    use crate::desired::{DesiredState, SourceState, Wanted};
+    use crate::observed::{
+        EXITED, End, Image, ImageConfig, ImagePlace, Instance, ObservedState, Published, Run,
+        STOPPED, Task, View,
+    };
+    use crate::workload::{IpcDefaults, Shm};
+
+    pub(super) const BOOT: &str = "boot-1";
+
+    pub(super) fn now() -> BootTime {
+        BootTime(Duration::from_secs(1000))
+    }
+
+    pub(super) fn policy() -> Policy {
+        Policy {
+            ipc: IpcDefaults::default(),
+            restart: RestartPolicy::Always,
+            delays: Delays::default(),
+            log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+            prune_limit: 50,
+            run_directory: PathBuf::from("/run/evenkeel"),
+            log_directory: PathBuf::from("/var/lib/evenkeel/logs"),
+            cgroup_parent: "/evenkeel".to_owned(),
+        }
+    }
+
+    pub(super) fn source() -> Source {
+        Source::new(Path::new("/"), Path::new("/manifests"))
+    }
+
+    pub(super) fn origin(name: &str) -> Origin {
+        Origin { source: source(), file: PathBuf::from(format!("{name}.yaml")), document: 0 }
+    }
+
+    /// A workload from the inside of its spec as JSON, with an image and a command.
+    pub(super) fn workload(name: &str, spec: &str) -> Arc<Workload> {
+        let mut value: serde_json::Value = serde_json::from_str(&format!("{{{spec}}}")).unwrap();
+        let fields = value.as_object_mut().unwrap();
+        fields.entry("image").or_insert("busybox".into());
+        fields.entry("command").or_insert(serde_json::json!(["sleep", "1000"]));
+        let whole = serde_json::json!({ "name": name, "spec": value });
+        Arc::new(serde_json::from_value(whole).unwrap())
+    }
+
+    /// A desired state of one source with these workloads; `None` has problems.
+    pub(super) fn desired(workloads: &[(&str, Option<&str>)]) -> DesiredState {
+        let wanted = |name: &str, spec: &Option<&str>| Wanted {
+            origin: origin(name),
+            workload: spec.map(|spec| workload(name, spec)),
+        };
+        let state = SourceState {
+            prunes: true,
+            blockers: Vec::new(),
+            partial: Vec::new(),
+            absence_acts_at: BootTime::default(),
+            absent: BTreeMap::new(),
+            confirmed: now(),
+            documents: workloads.len(),
+        };
+        DesiredState {
+            sources: [(source(), state)].into(),
+            workloads: workloads
+                .iter()
+                .map(|(name, spec)| (name.parse().unwrap(), wanted(name, spec)))
+                .collect(),
+            problems: Vec::new(),
+        }
+    }
+
+    pub(super) fn image(name: &str, digest: &str, place: ImagePlace) -> Image {
+        Image {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+            config: ImageConfig::default(),
+            place,
+        }
+    }
+
+    pub(super) fn empty() -> ObservedState {
+        let name = "docker.io/library/busybox:latest";
+        ObservedState {
+            boot_id: BOOT.to_owned(),
+            images: [(name.to_owned(), image(name, "sha256:aaaa", ImagePlace::Store))].into(),
+            ..ObservedState::default()
+        }
+    }
+
+    /// Does what a plan's steps say, as if each succeeds.
+    pub(super) fn apply(observed: &mut ObservedState, plan: &Plan) {
+        let mut inode = 1 + observed
+            .instances
+            .values()
+            .filter_map(|it| it.view)
+            .map(|it| it.ipc_ns)
+            .max()
+            .unwrap_or(100);
+        for (at, step) in plan.steps.iter().enumerate() {
+            assert!(step.requires.iter().all(|it| it.0 < at), "{plan}");
+            match &step.action {
+                Action::Import { image } => {
+                    let known = observed
+                        .images
+                        .get_mut(&image.name)
+                        .expect("only known images are imported");
+                    known.place = ImagePlace::Store;
+                }
+                Action::Prepare(it) if it.snapshot_only => {
+                    observed.instances.get_mut(&it.id).expect("it is there").has_snapshot = true;
+                }
+                Action::Prepare(it) => {
+                    let instance = Instance {
+                        id: it.id.clone(),
+                        name: it.workload.name.clone(),
+                        revision: it.revision.clone(),
+                        origin: it.origin.clone(),
+                        workload: Some(Arc::new(it.workload.clone())),
+                        defaults: it.defaults.clone(),
+                        image: Image { place: ImagePlace::Store, ..it.image.clone() },
+                        has_snapshot: true,
+                        run: None,
+                        end: None,
+                        task: Task::None,
+                        published: Published::default(),
+                        view: None,
+                    };
+                    assert!(
+                        observed.instances.insert(it.id.clone(), instance).is_none(),
+                        "made twice: {plan}"
+                    );
+                }
+                Action::Update(it) => {
+                    let instance = observed.instances.get_mut(&it.id).expect("it is there");
+                    instance.origin = it.origin.clone();
+                    instance.workload = Some(Arc::new(it.workload.clone()));
+                }
+                Action::Stop(it) => {
+                    let instance = observed.instances.get_mut(&it.id).expect("it is there");
+                    instance.task = Task::None;
+                    instance.view = None;
+                    instance.published = Published::default();
+                    instance.end = Some(End {
+                        n: it.run,
+                        code: 143,
+                        reason: STOPPED.to_owned(),
+                        at: String::new(),
+                        lasted_ms: 0,
+                    });
+                }
+                Action::Resume { id } => {
+                    let instance = observed.instances.get_mut(id).expect("it is there");
+                    instance.task =
+                        Task::Running { pid: instance.task.pid().expect("it was paused") };
+                }
+                Action::Finish(it) => {
+                    let instance = observed.instances.get_mut(&it.id).expect("it is there");
+                    instance.task = Task::None;
+                    instance.published = Published::default();
+                    if it.run > 0 {
+                        let code = it.exit.as_ref().map_or(255, |it| it.0);
+                        instance.end = Some(End {
+                            n: it.run,
+                            code,
+                            reason: EXITED.to_owned(),
+                            at: String::new(),
+                            lasted_ms: 0,
+                        });
+                        let strikes = Strikes {
+                            revision: it.revision.clone(),
+                            count: it.strikes,
+                            at: now(),
+                            failure: None,
+                        };
+                        observed.strikes.insert(instance.name.clone(), strikes);
+                    }
+                }
+                Action::Start(it) => {
+                    inode += 1;
+                    let view = match &it.expect.namespace {
+                        ExpectNamespace::Of(donor) => {
+                            observed.instances[donor].view.expect("the donor runs")
+                        }
+                        ExpectNamespace::Own | ExpectNamespace::Host => {
+                            View { ipc_ns: inode, shm: Some(inode), shm_root: None }
+                        }
+                    };
+                    let instance = observed.instances.get_mut(&it.id).expect("it is there");
+                    assert_eq!(instance.task, Task::None, "started twice: {plan}");
+                    let others = |other: &Instance| other.task.pid().is_some();
+                    instance.task = Task::Running { pid: u32::try_from(inode).unwrap() };
+                    instance.run = Some(Run {
+                        n: it.run,
+                        boot: BOOT.to_owned(),
+                        at: now(),
+                        started: String::new(),
+                    });
+                    instance.view = Some(view);
+                    if it.publish.is_some() {
+                        instance.published = Published {
+                            directory: true,
+                            shm: view.shm,
+                            shm_mounts: 1,
+                            ns: true,
+                            ns_inode: Some(view.ipc_ns),
+                        };
+                    }
+                    let name = instance.name.clone();
+                    let running = observed
+                        .instances
+                        .values()
+                        .filter(|it| it.name == name && others(it))
+                        .count();
+                    assert_eq!(running, 1, "two instances of {name} run: {plan}");
+                }
+                Action::Remove { id, .. } => {
+                    let gone = observed.instances.remove(id).expect("it is there");
+                    assert_eq!(gone.task, Task::None, "removed while it runs: {plan}");
+                }
+                Action::RemoveOrphan { id } => drop(observed.orphans.remove(id)),
+                Action::Sweep(it) => drop(observed.leftovers.remove(it)),
+            }
+        }
+    }
+
+    /// Plans and applies until nothing is left to do; panics when that takes more than a few passes.
+    pub(super) fn converge(desired: &DesiredState, observed: &mut ObservedState) -> Plan {
+        for _ in 0..4 {
+            let plan = diff(desired, observed, &policy(), now());
+            if plan.is_empty() {
+                return plan;
+            }
+            apply(observed, &plan);
+        }
+        panic!("does not converge:\n{}", diff(desired, observed, &policy(), now()));
+    }
+
+    pub(super) fn running(observed: &ObservedState) -> Vec<String> {
+        let running = observed.instances.values().filter(|it| it.task.pid().is_some());
+        running.map(|it| it.name.to_string()).collect()
+    }
+
+    pub(super) fn pid(observed: &ObservedState, name: &str) -> u32 {
+        let mut of = observed.instances.values().filter(|it| it.name.as_str() == name);
+        of.find_map(|it| it.task.pid()).unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    pub(super) fn published_size(plan: &Plan) -> Option<Bytes> {
+        plan.steps
+            .iter()
+            .find_map(|it| if let Action::Start(start) = &it.action { start.publish } else { None })
+    }
+
+    pub(super) fn joinable(workload: &Workload) -> bool {
+        matches!(workload.spec.ipc(&IpcDefaults::default()).shm, Shm::Published(_))
+    }
+}
+
+use model::{apply, converge, desired, empty, pid, policy, running};
+
+fn standing<'a>(plan: &'a Plan, name: &str) -> &'a Standing {
+    &plan.standings[&name.parse::<Name>().unwrap()]
+}
+
+const PAIR: [(&str, Option<&str>); 2] = [
+    ("donor", Some(r#""ipcMode": "shareable""#)),
+    ("joiner", Some(r#""ipcMode": "container:donor""#)),
+];
+
+#[test]
+fn a_new_manifest_is_prepared_and_started() {
+    let mut observed = empty();
+    let plan = diff(&desired(&[("web", Some(""))]), &observed, &policy(), model::now());
+    let verbs: Vec<&str> = plan.steps.iter().map(|it| it.action.verb()).collect();
+    assert_eq!(verbs, ["prepare", "start"]);
+    assert_eq!(plan.steps[1].requires, [StepId(0)]);
+    assert_eq!(plan.steps[0].cause, Cause::Added);
+    apply(&mut observed, &plan);
+    assert_eq!(running(&observed), ["web"]);
+    assert!(diff(&desired(&[("web", Some(""))]), &observed, &policy(), model::now()).is_empty());
+}
+
+#[test]
+fn an_image_of_an_archive_is_imported_once_for_all() {
+    let mut observed = empty();
+    let name = "docker.io/library/busybox:latest";
+    let place = crate::observed::ImagePlace::Archive("/images/busybox.tar".into());
+    observed.images.insert(name.to_owned(), model::image(name, "sha256:aaaa", place));
+    let plan =
+        diff(&desired(&[("a", Some("")), ("b", Some(""))]), &observed, &policy(), model::now());
+    assert_eq!(plan.steps.iter().filter(|it| it.action.verb() == "import").count(), 1, "{plan}");
+    converge(&desired(&[("a", Some("")), ("b", Some(""))]), &mut observed);
+}
+
+#[test]
+fn donors_start_before_joiners_whatever_their_names() {
+    let wanted = desired(&[
+        ("a", Some(r#""ipcMode": "container:z""#)),
+        ("m", Some(r#""ipcMode": "container:a""#)),
+        ("z", Some(r#""ipcMode": "shareable""#)),
+    ]);
+    let mut observed = empty();
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    assert!(model::published_size(&plan).is_some());
+    apply(&mut observed, &plan);
+    let views: std::collections::BTreeSet<u64> =
+        observed.instances.values().map(|it| it.view.unwrap().ipc_ns).collect();
+    assert_eq!(views.len(), 1, "all share one namespace");
+    assert!(diff(&wanted, &observed, &policy(), model::now()).is_empty());
+}
+
+#[test]
+fn an_edit_replaces_just_that_one_and_names_the_field() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some("")), ("b", Some(""))]), &mut observed);
+    let (a, b) = (pid(&observed, "a"), pid(&observed, "b"));
+    let edited = desired(&[("a", Some(r#""args": ["x"]"#)), ("b", Some(""))]);
+    let plan = diff(&edited, &observed, &policy(), model::now());
+    let verbs: Vec<&str> = plan.steps.iter().map(|it| it.action.verb()).collect();
+    assert_eq!(verbs, ["prepare", "stop", "start", "remove"], "{plan}");
+    assert!(plan.to_string().contains(r#"args: (none) → ["x"]"#), "{plan}");
+    converge(&edited, &mut observed);
+    assert_ne!(pid(&observed, "a"), a);
+    assert_eq!(pid(&observed, "b"), b);
+    assert_eq!(observed.instances.len(), 2);
+}
+
+#[test]
+fn the_same_meaning_changes_nothing_but_settings_in_place() {
+    let mut observed = empty();
+    converge(
+        &desired(&[(
+            "a",
+            Some(r#""shmSize": "64Mi", "env": [{"name": "A", "value": "1"}, {"name": "B"}]"#),
+        )]),
+        &mut observed,
+    );
+    let same = desired(&[(
+        "a",
+        Some(
+            r#""shmSize": 67108864, "env": [{"name": "B", "value": ""}, {"name": "A", "value": "1"}], "hostname": "a", "stop": {"timeout": "1s"}"#,
+        ),
+    )]);
+    let plan = diff(&same, &observed, &policy(), model::now());
+    assert_eq!(plan.steps.len(), 1, "{plan}");
+    assert_eq!(plan.steps[0].action.verb(), "update");
+    converge(&same, &mut observed);
+}
+
+#[test]
+fn changed_defaults_recreate_nothing_and_explicit_ones_mean_the_same() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    let mut other = policy();
+    other.ipc = IpcDefaults {
+        mode: crate::workload::IpcMode::Shareable,
+        shm_size: Bytes::new(1 << 20).unwrap(),
+    };
+    assert!(diff(&desired(&[("a", Some(""))]), &observed, &other, model::now()).is_empty());
+    let explicit = desired(&[("a", Some(r#""ipcMode": "private", "shmSize": "64Mi""#))]);
+    let plan = diff(&explicit, &observed, &other, model::now());
+    assert!(plan.steps.iter().all(|it| it.action.verb() == "update"), "{plan}");
+    let now_shareable = desired(&[("a", Some(r#""ipcMode": "shareable""#))]);
+    let plan = diff(&now_shareable, &observed, &policy(), model::now());
+    assert!(plan.to_string().contains("ipcMode: private → shareable"), "{plan}");
+}
+
+#[test]
+fn nothing_running_is_touched_while_its_replacement_cannot_start() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    for (spec, reason) in [
+        (r#""image": "nowhere:1""#, "image-missing"),
+        (
+            r#""mounts": [{"type": "bind", "source": "/nowhere", "target": "/x"}]"#,
+            "mount-source-missing",
+        ),
+    ] {
+        let plan = diff(&desired(&[("a", Some(spec))]), &observed, &policy(), model::now());
+        assert!(plan.is_empty(), "{plan}");
+        let it = standing(&plan, "a");
+        assert_eq!((it.phase, it.reason, it.up_to_date), (Phase::Running, reason, false));
+    }
+}
+
+#[test]
+fn an_invalid_manifest_keeps_what_runs_and_starts_it_after_a_reboot() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    let broken = desired(&[("a", None), ("new", None)]);
+    let plan = diff(&broken, &observed, &policy(), model::now());
+    assert!(plan.is_empty());
+    assert_eq!(standing(&plan, "a").phase, Phase::Held);
+    assert_eq!(standing(&plan, "new").phase, Phase::Invalid);
+    observed.boot_id = "boot-2".to_owned();
+    for instance in observed.instances.values_mut() {
+        instance.task = crate::observed::Task::None;
+    }
+    converge_after_boot(&broken, &mut observed);
+    assert_eq!(running(&observed), ["a"]);
+}
+
+/// The first pass records the lost run and, with the strikes of a first failure, waits 100 ms.
+fn converge_after_boot(
+    desired: &crate::desired::DesiredState,
+    observed: &mut crate::observed::ObservedState,
+) {
+    for pass in 0..4_u64 {
+        let now = model::now() + Duration::from_secs(pass);
+        let plan = diff(desired, observed, &policy(), now);
+        apply(observed, &plan);
+    }
+    assert!(diff(desired, observed, &policy(), model::now() + Duration::from_secs(9)).is_empty());
+}
+
+#[test]
+fn a_donor_in_use_is_not_removed_made_absent_or_made_private() {
+    let mut observed = empty();
+    converge(&desired(&PAIR), &mut observed);
+    let before = (pid(&observed, "donor"), pid(&observed, "joiner"));
+    // The joiner's document is invalid once its donor is gone or cannot be joined.
+    for wanted in [
+        desired(&[("joiner", None)]),
+        desired(&[("donor", Some(r#""ipcMode": "private""#)), ("joiner", None)]),
+        desired(&[("donor", Some(r#""ipcMode": "shareable", "state": "absent""#)), PAIR[1]]),
+    ] {
+        let plan = diff(&wanted, &observed, &policy(), model::now());
+        assert!(plan.is_empty(), "{plan}");
+        let it = standing(&plan, "donor");
+        assert_eq!((it.phase, it.reason), (Phase::Held, "donor-in-use"), "{it:?}");
+        assert!(it.message.contains("joiner"), "{}", it.message);
+        assert!(plan.holds.is_empty(), "approve does not release it");
+    }
+    assert_eq!((pid(&observed, "donor"), pid(&observed, "joiner")), before);
+}
+
+#[test]
+fn a_donor_and_its_joiner_leave_together_joiner_first() {
+    let mut observed = empty();
+    converge(&desired(&[PAIR[0], PAIR[1], ("c", Some("")), ("d", Some(""))]), &mut observed);
+    let wanted = desired(&[("c", Some("")), ("d", Some(""))]);
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    let removed: Vec<String> = plan
+        .steps
+        .iter()
+        .filter(|it| it.action.verb() == "remove")
+        .map(|it| it.name.clone().unwrap().to_string())
+        .collect();
+    assert_eq!(removed, ["joiner", "donor"]);
+    converge(&wanted, &mut observed);
+}
+
+#[test]
+fn a_replaced_donor_is_followed_by_its_joiner() {
+    let mut observed = empty();
+    converge(&desired(&PAIR), &mut observed);
+    let before = pid(&observed, "joiner");
+    let wanted =
+        desired(&[("donor", Some(r#""ipcMode": "shareable", "shmSize": "1Mi""#)), PAIR[1]]);
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    let start = plan.steps.iter().position(|it| it.action.verb() == "start").unwrap();
+    let stop = plan
+        .steps
+        .iter()
+        .position(|it| it.name.as_ref().is_some_and(|it| it.as_str() == "joiner"))
+        .unwrap();
+    assert!(plan.steps[stop].requires.contains(&StepId(start)), "{plan}");
+    assert_eq!(plan.steps[stop].pause, Duration::from_millis(100));
+    converge(&wanted, &mut observed);
+    assert_ne!(pid(&observed, "joiner"), before);
+    let inodes: std::collections::BTreeSet<u64> =
+        observed.instances.values().map(|it| it.view.unwrap().ipc_ns).collect();
+    assert_eq!(inodes.len(), 1);
+}
+
+#[test]
+fn a_donor_is_not_replaced_while_a_running_joiner_could_not_start_again() {
+    let mut observed = empty();
+    let joiner = r#""ipcMode": "container:donor", "mounts": [{"type": "bind", "source": "/data", "target": "/x"}]"#;
+    observed.mount_sources.insert("/data".into(), crate::observed::FileKind::Directory);
+    converge(&desired(&[PAIR[0], ("joiner", Some(joiner))]), &mut observed);
+    observed.mount_sources.clear();
+    let wanted = desired(&[
+        ("donor", Some(r#""ipcMode": "shareable", "shmSize": "1Mi""#)),
+        ("joiner", Some(joiner)),
+    ]);
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    assert!(plan.is_empty(), "{plan}");
+    assert_eq!(standing(&plan, "donor").reason, "joiner-not-startable");
+}
+
+#[test]
+fn a_joiner_waits_for_a_donor_that_does_not_run_and_keeps_running_when_it_stops() {
+    let mut observed = empty();
+    let stopped =
+        desired(&[("donor", Some(r#""ipcMode": "shareable", "state": "stopped""#)), PAIR[1]]);
+    let plan = diff(&stopped, &observed, &policy(), model::now());
+    assert!(plan.is_empty(), "{plan}");
+    assert_eq!(standing(&plan, "joiner").reason, "waiting-for-donor");
+    converge(&desired(&PAIR), &mut observed);
+    let before = pid(&observed, "joiner");
+    converge(&stopped, &mut observed);
+    assert_eq!(running(&observed), ["joiner"]);
+    assert_eq!(pid(&observed, "joiner"), before);
+}
+
+#[test]
+fn removing_one_of_four_removes_it_and_removing_three_is_held() {
+    let all = ["a", "b", "c", "d"].map(|it| (it, Some("")));
+    let mut observed = empty();
+    converge(&desired(&all), &mut observed);
+    let plan = diff(&desired(&all[..3]), &observed, &policy(), model::now());
+    assert_eq!(plan.steps.len(), 2, "{plan}");
+    let three = desired(&all[..1]);
+    let plan = diff(&three, &observed, &policy(), model::now());
+    assert!(plan.is_empty(), "{plan}");
+    assert_eq!(plan.holds.len(), 1);
+    assert_eq!(plan.holds[0].code, "prune-limit");
+    assert_eq!(plan.holds[0].removals.len(), 3);
+    observed.approvals = plan.holds[0].removals.clone();
+    converge(&three, &mut observed);
+    assert_eq!(running(&observed), ["a"]);
+}
+
+#[test]
+fn a_slow_deletion_does_not_pass_one_by_one() {
+    let all = ["a", "b", "c", "d"].map(|it| (it, Some("")));
+    let mut observed = empty();
+    converge(&desired(&all), &mut observed);
+    for left in [3, 2] {
+        let wanted = desired(&all[..left]);
+        let plan = diff(&wanted, &observed, &policy(), model::now());
+        for step in &plan.steps {
+            if let Action::Remove { by_absence: Some(it), .. } = &step.action {
+                let removal = crate::observed::Removal {
+                    source: it.source.clone(),
+                    name: it.name.clone(),
+                    at: model::now(),
+                    of: it.of,
+                };
+                observed.removals.push(removal);
+            }
+        }
+        apply(&mut observed, &plan);
+        assert_eq!(running(&observed).len(), left);
+    }
+    let plan = diff(&desired(&all[..1]), &observed, &policy(), model::now());
+    assert!(plan.is_empty() && plan.holds.len() == 1, "{plan}");
+    let later = model::now() + PRUNE_WINDOW + Duration::from_secs(1);
+    assert!(!diff(&desired(&all[..1]), &observed, &policy(), later).is_empty());
+}
+
+#[test]
+fn an_instance_of_a_source_that_was_not_given_is_left_alone() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    let mut other = desired(&[]);
+    other.sources.clear();
+    let plan = diff(&other, &observed, &policy(), model::now());
+    assert!(plan.is_empty());
+    assert_eq!(standing(&plan, "a").reason, "unclaimed");
+}
+
+#[test]
+fn an_ended_run_follows_its_policy() {
+    use crate::observed::Task;
+    let cases = [
+        ("always", 0, Phase::BackingOff),
+        ("always", 3, Phase::BackingOff),
+        ("on-failure", 0, Phase::Completed),
+        ("on-failure", 3, Phase::BackingOff),
+        ("never", 0, Phase::Completed),
+        ("never", 3, Phase::Failed),
+    ];
+    for (policy_word, code, phase) in cases {
+        let spec = format!(r#""restart": {{"policy": "{policy_word}"}}"#);
+        let wanted = desired(&[("a", Some(&spec))]);
+        let mut observed = empty();
+        converge(&wanted, &mut observed);
+        for instance in observed.instances.values_mut() {
+            instance.task = Task::Stopped { code, at: String::new() };
+        }
+        let plan = diff(&wanted, &observed, &policy(), model::now());
+        assert_eq!(plan.steps.len(), 1, "{plan}");
+        assert_eq!(plan.steps[0].action.verb(), "finish");
+        assert_eq!(standing(&plan, "a").phase, phase, "{policy_word} {code}");
+        apply(&mut observed, &plan);
+        let later = diff(&wanted, &observed, &policy(), model::now() + Duration::from_millis(100));
+        let starts = later.steps.iter().any(|it| it.action.verb() == "start");
+        assert_eq!(starts, phase == Phase::BackingOff, "{policy_word} {code}: {later}");
+        // A run that nobody saw end is a failure, never one that did not happen.
+        let mut lost = empty();
+        converge(&wanted, &mut lost);
+        for instance in lost.instances.values_mut() {
+            instance.task = Task::None;
+        }
+        let plan = diff(&wanted, &lost, &policy(), model::now());
+        let expected = if policy_word == "never" { Phase::Failed } else { Phase::BackingOff };
+        assert_eq!(standing(&plan, "a").phase, expected, "{policy_word}, lost");
+    }
+}
+
+#[test]
+fn what_the_runtime_does_not_say_is_left_alone() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    for instance in observed.instances.values_mut() {
+        instance.task = crate::observed::Task::Unknown;
+    }
+    for wanted in [
+        desired(&[("a", Some(""))]),
+        desired(&[("a", Some(r#""args": ["x"]"#))]),
+        desired(&[("b", Some(""))]),
+    ] {
+        let plan = diff(&wanted, &observed, &policy(), model::now());
+        assert!(
+            plan.steps.iter().all(|it| it.name.as_ref().is_some_and(|it| it.as_str() == "b")),
+            "{plan}"
+        );
+        assert_eq!(standing(&plan, "a").reason, "runtime-not-answering");
+    }
+}
+
+#[test]
+fn down_removes_joiners_first_and_sweeps_what_is_left() {
+    let mut observed = empty();
+    converge(&desired(&PAIR), &mut observed);
+    observed.leftovers.insert(Leftover::Lease("evenkeel-x".to_owned()));
+    let plan = down(&observed, None);
+    apply(&mut observed, &plan);
+    assert!(observed.instances.is_empty() && observed.leftovers.is_empty());
+    let order: Vec<String> =
+        plan.steps.iter().filter_map(|it| it.name.as_ref().map(ToString::to_string)).collect();
+    assert_eq!(order, ["joiner", "joiner", "donor", "donor"]);
+}
+
+#[test]
+fn only_what_can_be_joined_publishes() {
+    assert!(model::joinable(&model::workload("a", r#""ipcMode": "shareable""#)));
+    let own = r#""ipcMode": "shareable", "mounts": [{"type": "tmpfs", "target": "/dev/shm"}]"#;
+    assert!(!model::joinable(&model::workload("a", own)));
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One of a few specs per name, so that pairs of states differ in every way that matters.
+    fn wish() -> impl Strategy<Value = Vec<(String, Option<String>)>> {
+        let spec = prop_oneof![
+            Just(String::new()),
+            Just(r#""args": ["x"]"#.to_owned()),
+            Just(r#""ipcMode": "shareable""#.to_owned()),
+            Just(r#""ipcMode": "shareable", "shmSize": "1Mi""#.to_owned()),
+            Just(r#""state": "stopped""#.to_owned()),
+            Just(r#""state": "absent""#.to_owned()),
+            Just(r#""restart": {"policy": "never"}"#.to_owned()),
+        ];
+        let joiner =
+            prop_oneof![Just(r#""ipcMode": "container:a""#.to_owned()), Just(String::new())];
+        (
+            proptest::option::of(spec.clone()),
+            proptest::option::of(spec),
+            proptest::option::of(joiner),
+            any::<bool>(),
+        )
+            .prop_map(|(a, b, c, broken)| {
+                // A joiner of something that cannot be joined is an invalid document, as the loader finds.
+                let joinable = a
+                    .as_deref()
+                    .is_some_and(|it| it.contains("shareable") && !it.contains("state"));
+                let c = c.map(|it| {
+                    if it.contains("container") && (!joinable || broken) { None } else { Some(it) }
+                });
+                [("a", a.map(Some)), ("b", b.map(Some)), ("c", c)]
+                    .into_iter()
+                    .filter_map(|(name, spec)| Some((name.to_owned(), spec?)))
+                    .collect()
+            })
+    }
+
+    fn as_desired(wish: &[(String, Option<String>)]) -> crate::desired::DesiredState {
+        let borrowed: Vec<(&str, Option<&str>)> =
+            wish.iter().map(|(n, s)| (n.as_str(), s.as_deref())).collect();
+        desired(&borrowed)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn any_wish_after_any_other_converges_and_stays(first in wish(), second in wish()) {
+            let mut observed = empty();
+            for wish in [&first, &second] {
+                let wanted = as_desired(wish);
+                let plan = converge(&wanted, &mut observed);
+                prop_assert!(plan.is_empty());
+                // What is planned for a converged state under the same wish is nothing, again and again.
+                prop_assert_eq!(&diff(&wanted, &observed, &policy(), model::now()), &plan);
+            }
+        }
+
+        #[test]
+        fn a_joiner_never_runs_in_another_namespace_than_its_running_donor(first in wish(), second in wish()) {
+            let mut observed = empty();
+            for wish in [&first, &second] {
+                converge(&as_desired(wish), &mut observed);
+                let running = |name: &str| observed.instances.values().find(|it| it.name.as_str() == name && it.task.pid().is_some());
+                if let (Some(donor), Some(joiner)) = (running("a"), running("c"))
+                    && joiner.workload.as_ref().unwrap().spec.ipc_mode.as_ref().is_some_and(|it| it.donor().is_some())
+                    && donor.published.ns
+                {
+                    prop_assert_eq!(donor.view, joiner.view);
+                }
+            }
+        }
+    }
+}

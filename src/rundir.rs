@@ -1,0 +1,657 @@
+//! What we keep under the run directory, and the owner's name in the state directory.
+//!
+//! Small files that another process can read at any time: `plan` beside a controller must decide as it does. Every
+//! write is a rename, a write that would change nothing is left out, and a reboot forgets everything but the owner.
+//! The mounts below `<run>/ipc` belong to [`crate::host`]. Nothing is decided here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::FlockOperation;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::backoff::Strikes;
+use crate::host::linux;
+use crate::observed::{Approval, Removal};
+use crate::workload::Name;
+
+/// Largest file that is read; ours are far smaller, and a reader must not run out of memory on a foreign one.
+const LARGEST: u64 = 64 << 20;
+
+/// Where strikes, approvals, holds, the lock and the status are. Making one touches nothing.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    found: Mutex<Found>,
+}
+
+/// Files that could not be understood.
+#[derive(Debug, Default)]
+struct Found {
+    /// Known now; one that is read well again is forgotten, so that it is reported anew should it break again.
+    known: BTreeMap<PathBuf, String>,
+    fresh: Vec<Broken>,
+}
+
+/// A file that is treated as absent because it cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is treated as absent: {}", self.path.display(), self.reason)
+    }
+}
+
+/// A file of ours that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation} `{}`", path.display())]
+pub struct Error {
+    pub operation: &'static str,
+    pub path: PathBuf,
+    #[source]
+    pub cause: io::Error,
+}
+
+/// Why the controller's lock was not got.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another controller works on this run directory.
+    #[error("another evenkeel works on `{}`: {}", path.display(), by.as_ref().map_or_else(|| "it does not say which".to_owned(), ToString::to_string))]
+    Locked { path: PathBuf, by: Option<Holder> },
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// One process for ever: a pid alone is soon another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    pub pid: u32,
+    /// In ticks since boot.
+    pub start_time: u64,
+    pub boot_id: String,
+    /// Wall clock, RFC 3339, for people.
+    pub since: String,
+}
+
+impl Holder {
+    /// This process.
+    pub fn this() -> io::Result<Self> {
+        let pid = std::process::id();
+        let start_time = linux::start_time(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, start_time, boot_id: linux::boot_id()?, since: linux::wall_clock() })
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        linux::start_time(self.pid) == Some(self.start_time)
+            && linux::boot_id().is_ok_and(|it| it == self.boot_id)
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}, since {}", self.pid, self.since)
+    }
+}
+
+/// The controller's lock. It is free again when this is dropped or its process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// An operation by hand that the controller keeps away from: it says so and waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hold {
+    /// `stop`, `checkpoint`, …
+    pub operation: String,
+    /// Lets go when it ends; `None`: a person's word that stands until it is taken back or the box reboots.
+    pub holder: Option<Holder>,
+    /// Wall clock, RFC 3339, for people.
+    pub since: String,
+}
+
+impl Hold {
+    /// Whether it still counts.
+    pub fn stands(&self) -> bool {
+        self.holder.as_ref().is_none_or(Holder::is_alive)
+    }
+}
+
+impl RunDirectory {
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), found: Mutex::default() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Files that were found broken since the last call; each is named once.
+    pub fn take_broken(&self) -> Vec<Broken> {
+        std::mem::take(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner).fresh)
+    }
+
+    /// Takes the lock that keeps a second controller away.
+    ///
+    /// # Errors
+    /// At once when it is held: [`LockError::Locked`] names the holder.
+    pub fn lock(&self) -> Result<Lock, LockError> {
+        let path = self.path.join("lock");
+        let failed = |cause| Error { operation: "lock", path: path.clone(), cause };
+        make_directory(&self.path)?;
+        let mut file = lock_file().create(true).open(&path).map_err(failed)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let by = read_holder(&mut file);
+                return Err(LockError::Locked { path: self.path.clone(), by });
+            }
+            Err(error) => return Err(failed(error.into()).into()),
+        }
+        // Written in place: the lock is on this file, not on its name.
+        let text = Holder::this().and_then(|it| Ok(serde_json::to_string(&it)?)).map_err(failed)?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(format!("{text}\n").as_bytes()))
+            .map_err(failed)?;
+        Ok(Lock { _file: file })
+    }
+
+    /// Who holds the lock now; `None`: nobody. Leaves it as it is.
+    pub fn controller(&self) -> Result<Option<Holder>, Error> {
+        let path = self.path.join("lock");
+        let failed = |cause| Error { operation: "read", path: path.clone(), cause };
+        let mut file = match lock_file().open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            // Given back when the file is closed, right now.
+            Ok(()) => Ok(None),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let unknown = || {
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "it is held, but does not say by whom",
+                    )
+                };
+                read_holder(&mut file).ok_or_else(unknown).map(Some).map_err(failed)
+            }
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Failures in a row, by workload.
+    pub fn strikes(&self) -> Result<BTreeMap<Name, Strikes>, Error> {
+        let named = self.read_all("strikes")?;
+        Ok(named.into_iter().filter_map(|(name, it)| Some((name.parse().ok()?, it))).collect())
+    }
+
+    /// Records the strikes of a workload, or, with `None`, forgets them.
+    pub fn set_strikes(&self, name: &Name, strikes: Option<&Strikes>) -> Result<(), Error> {
+        let path = self.path.join("strikes").join(format!("{name}.json"));
+        strikes.map_or_else(|| remove(&path), |it| write_json(&path, it))
+    }
+
+    /// Removals by absence, as far back as somebody kept them.
+    pub fn removals(&self) -> Result<Vec<Removal>, Error> {
+        Ok(self.read(&self.path.join("removals.json"))?.unwrap_or_default())
+    }
+
+    pub fn set_removals(&self, removals: &[Removal]) -> Result<(), Error> {
+        let path = self.path.join("removals.json");
+        if removals.is_empty() { remove(&path) } else { write_json(&path, &removals) }
+    }
+
+    /// What a person released, by token.
+    pub fn approvals(&self) -> Result<BTreeMap<String, BTreeSet<Approval>>, Error> {
+        self.read_all("approvals")
+    }
+
+    /// Releases exactly that set.
+    pub fn approve(&self, token: &str, approvals: &BTreeSet<Approval>) -> Result<(), Error> {
+        write_json(&self.approval(token)?, approvals)
+    }
+
+    /// Takes a release back, or forgets one that was used.
+    pub fn withdraw_approval(&self, token: &str) -> Result<(), Error> {
+        remove(&self.approval(token)?)
+    }
+
+    fn approval(&self, token: &str) -> Result<PathBuf, Error> {
+        let directory = self.path.join("approvals");
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if token.is_empty() || token.len() > 64 || !token.chars().all(good) {
+            let cause =
+                io::Error::new(io::ErrorKind::InvalidInput, format!("`{token}` is not a token"));
+            return Err(Error { operation: "write an approval to", path: directory, cause });
+        }
+        Ok(directory.join(format!("{token}.json")))
+    }
+
+    /// Operations by hand that still count, by workload. Those of processes that are gone are left out.
+    pub fn holds(&self) -> Result<BTreeMap<Name, Hold>, Error> {
+        let named: BTreeMap<String, Hold> = self.read_all("holds")?;
+        let standing = named.into_iter().filter(|(_, hold)| hold.stands());
+        Ok(standing.filter_map(|(name, it)| Some((name.parse().ok()?, it))).collect())
+    }
+
+    /// Keeps the controller away from a workload, or, with `None`, lets it go.
+    pub fn set_hold(&self, name: &Name, hold: Option<&Hold>) -> Result<(), Error> {
+        let path = self.path.join("holds").join(format!("{name}.json"));
+        hold.map_or_else(|| remove(&path), |it| write_json(&path, it))
+    }
+
+    /// The last status that was written, by this or another process.
+    pub fn status<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
+        self.read(&self.path.join("status.json"))
+    }
+
+    pub fn set_status<T: Serialize>(&self, status: &T) -> Result<(), Error> {
+        write_json(&self.path.join("status.json"), status)
+    }
+
+    /// All files of a directory that end in `.json`, by the rest of their name.
+    fn read_all<T: DeserializeOwned>(&self, directory: &str) -> Result<BTreeMap<String, T>, Error> {
+        let path = self.path.join(directory);
+        let failed = |cause| Error { operation: "read", path: path.clone(), cause };
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut all = BTreeMap::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            // A dot: a write that was cut off.
+            let Some(name) = name
+                .to_str()
+                .filter(|it| !it.starts_with('.'))
+                .and_then(|it| it.strip_suffix(".json"))
+            else {
+                continue;
+            };
+            if let Some(value) = self.read(&entry.path())? {
+                all.insert(name.to_owned(), value);
+            }
+        }
+        Ok(all)
+    }
+
+    /// One file; a missing or broken one is `None`.
+    fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, Error> {
+        let parsed = match read_bounded(path) {
+            Ok(Some(bytes)) => {
+                Some(serde_json::from_slice(&bytes).map_err(|error| error.to_string()))
+            }
+            Ok(None) => Some(Err("it is far too large".to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(cause) => return Err(Error { operation: "read", path: path.to_owned(), cause }),
+        };
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match parsed {
+            Some(Err(reason)) => {
+                if found.known.insert(path.to_owned(), reason.clone()).as_ref() != Some(&reason) {
+                    found.fresh.push(Broken { path: path.to_owned(), reason });
+                }
+                Ok(None)
+            }
+            Some(Ok(value)) => {
+                found.known.remove(path);
+                Ok(Some(value))
+            }
+            None => {
+                found.known.remove(path);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The name of the installation that a state directory belongs to: made once and kept for ever, so that two of them
+/// never take each other's containers for their own.
+///
+/// # Errors
+/// Also when the file is there and empty or cut off: a new name would make strangers of our own containers, so a
+/// person has to say.
+pub fn owner(state_directory: &Path) -> Result<String, Error> {
+    let path = state_directory.join("owner");
+    let failed = |operation, cause| Error { operation, path: path.clone(), cause };
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let id = text.trim();
+            let whole = id.len() == 36 && id.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+            let broken = || {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "it has no owner's id; remove it to get a new one",
+                )
+            };
+            if whole { Ok(id.to_owned()) } else { Err(failed("read", broken())) }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = fs::read_to_string("/proc/sys/kernel/random/uuid")
+                .map_err(|cause| failed("write", cause))?;
+            write_atomically(&path, id.trim().as_bytes(), Durability::Disk)?;
+            Ok(id.trim().to_owned())
+        }
+        Err(error) => Err(failed("read", error)),
+    }
+}
+
+fn lock_file() -> fs::OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// What a held lock's file says. Between lock and write it names the holder before, which is dead.
+fn read_holder(file: &mut File) -> Option<Holder> {
+    let mut text = String::new();
+    file.take(LARGEST).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok().filter(Holder::is_alive)
+}
+
+/// The content, or `None` when there is more than [`LARGEST`].
+fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    Ok(u64::try_from(read).is_ok_and(|read| read <= LARGEST).then_some(bytes))
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+    let failed = |cause: serde_json::Error| Error {
+        operation: "write",
+        path: path.to_owned(),
+        cause: cause.into(),
+    };
+    let mut bytes = serde_json::to_vec(value).map_err(failed)?;
+    bytes.push(b'\n');
+    write_atomically(path, &bytes, Durability::Boot)
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            Err(Error { operation: "remove", path: path.to_owned(), cause })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a written file has to survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// A crash of ours: a tmpfs, which forgets with the boot anyhow.
+    Boot,
+    /// A power cut.
+    Disk,
+}
+
+/// Writes a file by rename, so that a reader sees the old content or the new one; leaves it alone when it has that
+/// content already. Missing directories are made, 0700.
+pub(crate) fn write_atomically(
+    path: &Path,
+    content: &[u8],
+    durability: Durability,
+) -> Result<(), Error> {
+    if fs::metadata(path)
+        .is_ok_and(|it| it.len() == u64::try_from(content.len()).unwrap_or(u64::MAX))
+        && fs::read(path).is_ok_and(|it| it == content)
+    {
+        return Ok(());
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    make_directory(directory)?;
+    // Always the same name: what a kill leaves is overwritten by the next write.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    let temporary = directory.join(name);
+    let written = (|| {
+        let mut file =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        if durability == Durability::Disk {
+            file.sync_all()?;
+        }
+        fs::rename(&temporary, path)?;
+        if durability == Durability::Disk {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
+    })();
+    written.map_err(|cause| {
+        // It may be what fills the disk.
+        fs::remove_file(&temporary).ok();
+        Error { operation: "write", path: path.to_owned(), cause }
+    })
+}
+
+/// Makes a directory that only root can enter, with its missing parents.
+pub(crate) fn make_directory(path: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|cause| Error { operation: "make the directory", path: path.to_owned(), cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::desired::{BootTime, Source};
+    use crate::workload::Revision;
+
+    fn fresh() -> (tempfile::TempDir, RunDirectory) {
+        let directory = tempfile::tempdir().unwrap();
+        let run = RunDirectory::new(&directory.path().join("run"));
+        (directory, run)
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn strikes(count: u32) -> Strikes {
+        Strikes {
+            revision: Revision::recorded("0123456789abcdef"),
+            count,
+            at: BootTime(Duration::from_millis(1500)),
+            failure: None,
+        }
+    }
+
+    fn approval(text: &str) -> Approval {
+        Approval { name: name(text), instance: format!("{text}-0123456789").parse().unwrap() }
+    }
+
+    #[test]
+    fn looking_makes_nothing() {
+        let (directory, run) = fresh();
+        assert!(run.strikes().unwrap().is_empty() && run.approvals().unwrap().is_empty());
+        assert!(run.holds().unwrap().is_empty() && run.removals().unwrap().is_empty());
+        assert_eq!(run.status::<String>().unwrap(), None);
+        assert_eq!(run.controller().unwrap(), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_another_process() {
+        let (_directory, run) = fresh();
+        let other = RunDirectory::new(run.path());
+        run.set_strikes(&name("a"), Some(&strikes(1))).unwrap();
+        run.set_strikes(&name("b"), Some(&strikes(2))).unwrap();
+        run.set_strikes(&name("b"), Some(&strikes(3))).unwrap();
+        let source = Source::new(Path::new("/"), Path::new("/etc/evenkeel"));
+        let removal =
+            Removal { source, name: name("a"), at: BootTime(Duration::from_secs(7)), of: 4 };
+        run.set_removals(std::slice::from_ref(&removal)).unwrap();
+        let released = BTreeSet::from([approval("a"), approval("b")]);
+        run.approve("3f9a", &released).unwrap();
+        run.set_status(&"fine").unwrap();
+        assert_eq!(
+            other.strikes().unwrap(),
+            BTreeMap::from([(name("a"), strikes(1)), (name("b"), strikes(3))])
+        );
+        assert_eq!(other.removals().unwrap(), [removal]);
+        assert_eq!(other.approvals().unwrap(), BTreeMap::from([("3f9a".to_owned(), released)]));
+        assert_eq!(other.status::<String>().unwrap().as_deref(), Some("fine"));
+        run.set_strikes(&name("b"), None).unwrap();
+        run.set_strikes(&name("b"), None).unwrap();
+        run.withdraw_approval("3f9a").unwrap();
+        run.set_removals(&[]).unwrap();
+        assert_eq!(other.strikes().unwrap().len(), 1);
+        assert!(other.approvals().unwrap().is_empty() && other.removals().unwrap().is_empty());
+    }
+
+    #[test]
+    fn directories_and_files_are_for_root_only() {
+        let (_directory, run) = fresh();
+        run.set_strikes(&name("a"), Some(&strikes(1))).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(run.path()), 0o700);
+        assert_eq!(mode(&run.path().join("strikes")), 0o700);
+        assert_eq!(mode(&run.path().join("strikes/a.json")), 0o600);
+    }
+
+    #[test]
+    fn the_same_content_is_not_written_again() {
+        let (_directory, run) = fresh();
+        let inode = || fs::metadata(run.path().join("status.json")).unwrap().ino();
+        run.set_status(&"fine").unwrap();
+        // Held open, so that its number is not given to the next file.
+        let _file = File::open(run.path().join("status.json")).unwrap();
+        let before = inode();
+        run.set_status(&"fine").unwrap();
+        assert_eq!(inode(), before);
+        run.set_status(&"good").unwrap();
+        assert_ne!(inode(), before);
+    }
+
+    #[test]
+    fn a_half_written_file_is_absent_and_named_once() {
+        let (_directory, run) = fresh();
+        run.set_strikes(&name("a"), Some(&strikes(1))).unwrap();
+        run.set_strikes(&name("b"), Some(&strikes(1))).unwrap();
+        let path = run.path().join("strikes/a.json");
+        let whole = fs::read(&path).unwrap();
+        for end in [0, 1, whole.len() / 2, whole.len() - 3] {
+            fs::write(&path, &whole[..end]).unwrap();
+            assert_eq!(run.strikes().unwrap().keys().map(Name::as_str).collect::<Vec<_>>(), ["b"]);
+        }
+        let broken = run.take_broken();
+        assert!(broken.iter().all(|it| it.path == path) && !broken.is_empty(), "{broken:?}");
+        assert!(broken[0].to_string().contains("strikes/a.json"));
+        assert_eq!(run.strikes().unwrap().len(), 1);
+        assert_eq!(run.take_broken(), [], "not again while it stays as it is");
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(run.strikes().unwrap().len(), 2);
+        fs::write(&path, "").unwrap();
+        assert_eq!(run.strikes().unwrap().len(), 1);
+        assert_eq!(run.take_broken().len(), 1, "it broke anew");
+    }
+
+    #[test]
+    fn what_a_kill_between_write_and_rename_leaves_is_not_read() {
+        let (_directory, run) = fresh();
+        run.approve("a", &BTreeSet::new()).unwrap();
+        fs::write(run.path().join("approvals/.b.json.new"), "[]").unwrap();
+        fs::write(run.path().join("approvals/notes.txt"), "x").unwrap();
+        assert_eq!(run.approvals().unwrap().len(), 1);
+        run.approve("b", &BTreeSet::new()).unwrap();
+        assert!(!run.path().join("approvals/.b.json.new").exists());
+    }
+
+    #[test]
+    fn a_token_cannot_leave_its_directory() {
+        let (_directory, run) = fresh();
+        for token in ["", "../x", "a/b", ".", "a b"] {
+            assert!(run.approve(token, &BTreeSet::new()).is_err(), "{token}");
+        }
+        assert!(!run.path().exists());
+    }
+
+    #[test]
+    fn a_second_controller_is_told_who_is_first() {
+        let (_directory, run) = fresh();
+        let lock = run.lock().unwrap();
+        let other = RunDirectory::new(run.path());
+        let Err(LockError::Locked { by: Some(by), .. }) = other.lock() else { panic!("locked") };
+        assert_eq!(by.pid, std::process::id());
+        assert_eq!(other.controller().unwrap(), Some(by));
+        let message = other.lock().unwrap_err().to_string();
+        assert!(message.contains(&std::process::id().to_string()), "{message}");
+        drop(lock);
+        assert_eq!(other.controller().unwrap(), None);
+        other.lock().unwrap();
+    }
+
+    #[test]
+    fn a_lock_file_of_a_dead_process_says_nothing() {
+        let (_directory, run) = fresh();
+        drop(run.lock().unwrap());
+        let path = run.path().join("lock");
+        let file = lock_file().open(&path).unwrap();
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+        for text in ["", "{", r#"{"pid":1,"startTime":1,"bootId":"x","since":"2026"}"#] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(run.lock(), Err(LockError::Locked { by: None, .. })), "{text}");
+            assert!(run.controller().unwrap_err().to_string().contains("lock"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_hold_ends_with_its_process() {
+        let (_directory, run) = fresh();
+        let this = Holder::this().unwrap();
+        let hold = |holder| Hold { operation: "stop".to_owned(), holder, since: "2026".to_owned() };
+        run.set_hold(&name("a"), Some(&hold(Some(this.clone())))).unwrap();
+        run.set_hold(&name("b"), Some(&hold(None))).unwrap();
+        let earlier = Holder { start_time: this.start_time + 1, ..this.clone() };
+        run.set_hold(&name("c"), Some(&hold(Some(earlier)))).unwrap();
+        let rebooted = Holder { boot_id: "another".to_owned(), ..this };
+        run.set_hold(&name("d"), Some(&hold(Some(rebooted)))).unwrap();
+        assert_eq!(run.holds().unwrap().keys().map(Name::as_str).collect::<Vec<_>>(), ["a", "b"]);
+        run.set_hold(&name("a"), None).unwrap();
+        assert_eq!(run.holds().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_owner_is_made_once_and_never_made_up_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let first = owner(&state).unwrap();
+        assert_eq!(first.len(), 36);
+        assert_eq!(owner(&state).unwrap(), first);
+        assert_ne!(owner(&directory.path().join("other")).unwrap(), first);
+        for broken in ["", &first[..20], "no id at all, but just as long ......"] {
+            fs::write(state.join("owner"), broken).unwrap();
+            assert!(owner(&state).unwrap_err().to_string().contains("owner"), "{broken}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("run"), "a file").unwrap();
+        let run = RunDirectory::new(&directory.path().join("run"));
+        let error = run.set_status(&"x").unwrap_err();
+        assert!(error.to_string().contains(run.path().to_str().unwrap()), "{error}");
+        assert!(run.lock().unwrap_err().to_string().contains(run.path().to_str().unwrap()));
+    }
+}

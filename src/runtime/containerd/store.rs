@@ -1,0 +1,478 @@
+//! Content, images and unpacking.
+//!
+//! Fetches nothing from anywhere: what is not in containerd comes through [`Store::write`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
+use containerd_client::services::v1::{
+    AbortRequest, ApplyRequest, CreateImageRequest, Image as ImageRecord, Info, InfoRequest,
+    ListImagesRequest, ReadContentRequest, UpdateImageRequest, UpdateRequest, WriteAction,
+    WriteContentRequest,
+};
+use containerd_client::types;
+use prost_types::FieldMask;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::link::{Fault, Link, Tolerate as _};
+use super::record::{name_filters, plain};
+use super::{LIST_LIMIT, METADATA_LIMIT};
+use crate::content::{
+    Blob, Descriptor, JSON_LIMIT, NewImage, Target, architecture, chain_ids, choose, parse_config,
+    parse_target,
+};
+use crate::observed::{Image, ImageConfig, ImagePlace};
+use crate::runtime::ErrorKind;
+
+/// What is sent at once; containerd takes at most 16 MiB, and each piece waits for its answer.
+const PIECE: usize = 1 << 20;
+
+/// One piece on its way to a slow disk that others write to as well.
+const PIECE_LIMIT: Duration = Duration::from_mins(1);
+
+/// A commit flushes the whole blob, and unpacking writes a whole layer: gigabytes to flash storage.
+const LAYER_LIMIT: Duration = Duration::from_mins(15);
+
+/// Another stream may write the same blob; it is asked again until that one has ended.
+const LOCKED_PAUSE: Duration = Duration::from_millis(100);
+const LOCKED_TRIES: u32 = 600;
+
+/// Indexes in indexes: two are unusual.
+const INDEX_DEPTH: usize = 4;
+
+/// Resolved images that are remembered; the oldest thing that a box has are a few dozen.
+const CACHE_LIMIT: usize = 512;
+
+/// Reads and writes images of one namespace.
+pub(super) struct Store {
+    link: Link,
+    snapshotter: String,
+    /// By the digest of the target: what a digest stands for never changes.
+    resolved: Mutex<BTreeMap<String, Arc<Resolved>>>,
+    /// One at a time: two that unpack one layer would remove each other's snapshot.
+    unpacking: tokio::sync::Mutex<()>,
+}
+
+/// What an image's target comes to on this box.
+struct Resolved {
+    config: ImageConfig,
+    config_digest: String,
+    layers: Vec<Descriptor>,
+    chain: Vec<String>,
+}
+
+impl Store {
+    pub(super) fn new(link: Link, snapshotter: String) -> Self {
+        Self {
+            link,
+            snapshotter,
+            resolved: Mutex::default(),
+            unpacking: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The records of the images asked for, by name, with the digest that each points at.
+    pub(super) async fn records(
+        &self,
+        names: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, String>, Fault> {
+        // Without a filter, all would come.
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let request = ListImagesRequest { filters: name_filters(names) };
+        let answer = self.link.answer(LIST_LIMIT, self.link.images().list(request)).await?;
+        let target = |it: ImageRecord| Some((it.name, it.target?.digest));
+        Ok(answer.images.into_iter().filter_map(target).collect())
+    }
+
+    /// Those of the records that a container can be made from: unpacked, or with everything there to do so.
+    pub(super) async fn usable(
+        &self,
+        records: BTreeMap<String, String>,
+        snapshots: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Image>, Fault> {
+        let mut images = BTreeMap::new();
+        for (name, digest) in records {
+            let Some(resolved) = self.resolve(&digest).await? else { continue };
+            let unpacked = resolved.chain.last().is_none_or(|top| snapshots.contains(top));
+            if unpacked || self.has_layers(&resolved).await? {
+                let image = Image {
+                    name: name.clone(),
+                    digest,
+                    config: resolved.config.clone(),
+                    place: ImagePlace::Store,
+                };
+                images.insert(name, image);
+            }
+        }
+        Ok(images)
+    }
+
+    /// Puts one blob into the content store under a lease; one that is there only gets the lease and its labels.
+    pub(super) async fn write(&self, lease: &str, blob: Blob<'_>) -> Result<(), Fault> {
+        let link = self.link.under(lease)?;
+        let reference = format!("evenkeel-{}", blob.digest);
+        let mut tries = 0;
+        let writing = loop {
+            match Writing::open(&link, &reference, &blob.digest, blob.size).await {
+                Ok(writing) => break writing,
+                Err(fault) if fault.kind == ErrorKind::Conflict => {
+                    return self.relabel(&link, &blob.digest, &blob.labels).await;
+                }
+                Err(fault) if fault.says("locked") && tries < LOCKED_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(LOCKED_PAUSE).await;
+                }
+                Err(fault) => return Err(fault),
+            }
+        };
+        match writing.send(&link, blob).await {
+            // Another one was faster.
+            Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
+            Err(fault) => {
+                // The rest of it would stay until the lease is gone; failing to tidy up changes nothing.
+                drop(
+                    link.answer(
+                        METADATA_LIMIT,
+                        link.content().abort(AbortRequest { r#ref: reference }),
+                    )
+                    .await,
+                );
+                Err(fault)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Records an image whose blobs are there, and unpacks it.
+    pub(super) async fn record(&self, lease: &str, image: &NewImage) -> Result<(), Fault> {
+        let target = types::Descriptor {
+            media_type: image.media_type.clone(),
+            digest: image.digest.clone(),
+            size: i64::try_from(image.size).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        let record =
+            ImageRecord { name: image.name.clone(), target: Some(target), ..Default::default() };
+        // The record comes first: with it, garbage collection leaves the blobs alone, and what is not unpacked yet
+        // can be unpacked later.
+        let request = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
+        let made = self
+            .link
+            .answer(METADATA_LIMIT, self.link.images().create(request))
+            .await
+            .unless_there()?;
+        if made.is_none() {
+            let mask = FieldMask { paths: vec!["target".to_owned()] };
+            let request = UpdateImageRequest {
+                image: Some(record),
+                update_mask: Some(mask),
+                source_date_epoch: None,
+            };
+            self.link.answer(METADATA_LIMIT, self.link.images().update(request)).await?;
+        }
+        self.unpack(lease, &image.digest).await
+    }
+
+    /// Makes the snapshots of an image's layers, as far as they are not there.
+    pub(super) async fn unpack(&self, lease: &str, digest: &str) -> Result<(), Fault> {
+        let link = self.link.under(lease)?;
+        let _one_at_a_time = self.unpacking.lock().await;
+        let Some(image) = self.resolve(digest).await? else {
+            return Err(Fault::missing(format!("the content of `{digest}` is not in containerd")));
+        };
+        let mut parent = String::new();
+        for (layer, (diff_id, chain)) in
+            image.layers.iter().zip(image.config.diff_ids.iter().zip(&image.chain))
+        {
+            if !self.has_snapshot(&link, chain).await? {
+                self.unpack_layer(&link, layer, diff_id, &parent, chain).await?;
+            }
+            parent.clone_from(chain);
+        }
+        if parent.is_empty() {
+            return Ok(());
+        }
+        // The snapshots live as long as the image does.
+        let label = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
+        let labels = BTreeMap::from([(label, parent)]);
+        self.label(&link, &image.config_digest, &labels).await
+    }
+
+    async fn unpack_layer(
+        &self,
+        link: &Link,
+        layer: &Descriptor,
+        diff_id: &str,
+        parent: &str,
+        chain: &str,
+    ) -> Result<(), Fault> {
+        let key = format!("evenkeel-unpack-{chain}");
+        let request = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.clone(),
+            parent: parent.to_owned(),
+            ..Default::default()
+        };
+        let prepare = || {
+            link.answer(METADATA_LIMIT, async { link.snapshots().prepare(request.clone()).await })
+        };
+        let prepared = match prepare().await.unless_there()? {
+            Some(prepared) => prepared,
+            // Somebody was killed while unpacking it; what is in there is not known.
+            None => {
+                self.remove_snapshot(link, &key).await?;
+                prepare().await?
+            }
+        };
+        let applied = self.apply(link, layer, diff_id, prepared.mounts).await;
+        let committed = match applied {
+            Ok(()) => {
+                let request = CommitSnapshotRequest {
+                    snapshotter: self.snapshotter.clone(),
+                    name: chain.to_owned(),
+                    key: key.clone(),
+                    ..Default::default()
+                };
+                link.answer(LAYER_LIMIT, link.snapshots().commit(request)).await.unless_there()
+            }
+            Err(fault) => Err(fault),
+        };
+        match committed {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => self.remove_snapshot(link, &key).await,
+            Err(fault) => {
+                // The first failure is what counts.
+                drop(self.remove_snapshot(link, &key).await);
+                Err(fault)
+            }
+        }
+    }
+
+    async fn apply(
+        &self,
+        link: &Link,
+        layer: &Descriptor,
+        diff_id: &str,
+        mounts: Vec<types::Mount>,
+    ) -> Result<(), Fault> {
+        let diff = types::Descriptor {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest.to_string(),
+            size: i64::try_from(layer.size).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        let request = ApplyRequest { diff: Some(diff), mounts, ..Default::default() };
+        let answer = link.answer(LAYER_LIMIT, link.diff().apply(request)).await?;
+        match answer.applied {
+            Some(applied) if applied.digest == diff_id => Ok(()),
+            _ => Err(Fault::refused(format!(
+                "layer `{}` is not what the image's configuration says",
+                layer.digest
+            ))),
+        }
+    }
+
+    async fn remove_snapshot(&self, link: &Link, key: &str) -> Result<(), Fault> {
+        let request =
+            RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
+        link.answer(METADATA_LIMIT, link.snapshots().remove(request))
+            .await
+            .unless_missing()
+            .map(drop)
+    }
+
+    async fn has_snapshot(&self, link: &Link, key: &str) -> Result<bool, Fault> {
+        let request =
+            StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
+        let answer =
+            link.answer(METADATA_LIMIT, link.snapshots().stat(request)).await.unless_missing()?;
+        Ok(answer.is_some())
+    }
+
+    async fn has_layers(&self, image: &Resolved) -> Result<bool, Fault> {
+        for layer in &image.layers {
+            let request = InfoRequest { digest: layer.digest.to_string() };
+            let info = self
+                .link
+                .answer(METADATA_LIMIT, self.link.content().info(request))
+                .await
+                .unless_missing()?;
+            if info.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// `None`: something of it is missing or cannot be read.
+    async fn resolve(&self, digest: &str) -> Result<Option<Arc<Resolved>>, Fault> {
+        if let Some(resolved) = self.cache().get(digest) {
+            return Ok(Some(Arc::clone(resolved)));
+        }
+        let mut next = digest.to_owned();
+        for _ in 0..INDEX_DEPTH {
+            let Some(bytes) = self.read(&next).await? else { return Ok(None) };
+            match parse_target(&bytes) {
+                Ok(Target::Index(index)) => match choose(&index, architecture()) {
+                    Some(entry) => next = entry.digest.to_string(),
+                    None => return Ok(None),
+                },
+                Ok(Target::Manifest(manifest)) => {
+                    let config_digest = manifest.config.digest.to_string();
+                    let Some(bytes) = self.read(&config_digest).await? else { return Ok(None) };
+                    let Ok(config) = parse_config(&bytes).map(|it| it.config) else {
+                        return Ok(None);
+                    };
+                    if config.diff_ids.len() != manifest.layers.len() {
+                        return Ok(None);
+                    }
+                    let chain = chain_ids(&config.diff_ids);
+                    let resolved = Arc::new(Resolved {
+                        config,
+                        config_digest,
+                        layers: manifest.layers,
+                        chain,
+                    });
+                    let mut cache = self.cache();
+                    if cache.len() >= CACHE_LIMIT {
+                        cache.clear();
+                    }
+                    cache.insert(digest.to_owned(), Arc::clone(&resolved));
+                    return Ok(Some(resolved));
+                }
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A small blob. `None`: it is not there, or far too large for what it should be.
+    async fn read(&self, digest: &str) -> Result<Option<Vec<u8>>, Fault> {
+        let size = i64::try_from(JSON_LIMIT).unwrap_or(i64::MAX);
+        let request = InfoRequest { digest: digest.to_owned() };
+        let info = self
+            .link
+            .answer(METADATA_LIMIT, self.link.content().info(request))
+            .await
+            .unless_missing()?;
+        if info.and_then(|it| it.info).is_none_or(|it| it.size > size) {
+            return Ok(None);
+        }
+        let request = ReadContentRequest { digest: digest.to_owned(), ..Default::default() };
+        let pieces = self
+            .link
+            .gather(LIST_LIMIT, self.link.content().read(request))
+            .await
+            .unless_missing()?;
+        Ok(pieces.map(|pieces| pieces.into_iter().flat_map(|it| it.data).collect()))
+    }
+
+    /// A blob that was there may lack the labels that keep what it refers to.
+    async fn relabel(
+        &self,
+        link: &Link,
+        digest: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Fault> {
+        if labels.is_empty() { Ok(()) } else { self.label(link, digest, labels).await }
+    }
+
+    async fn label(
+        &self,
+        link: &Link,
+        digest: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Fault> {
+        let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+        let info = Info { digest: digest.to_owned(), labels: plain(labels), ..Default::default() };
+        let request = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
+        link.answer(METADATA_LIMIT, link.content().update(request)).await.map(drop)
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Resolved>>> {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A blob that is being written. Its reference is locked until the stream ends.
+struct Writing {
+    requests: mpsc::Sender<WriteContentRequest>,
+    answers: tonic::Streaming<containerd_client::services::v1::WriteContentResponse>,
+}
+
+impl Writing {
+    /// Asks for the reference before anything is read of the blob. `Conflict`: it is there.
+    async fn open(link: &Link, reference: &str, digest: &str, size: u64) -> Result<Self, Fault> {
+        let (requests, queue) = mpsc::channel(1);
+        let status = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            r#ref: reference.to_owned(),
+            total: i64::try_from(size).unwrap_or(i64::MAX),
+            expected: digest.to_owned(),
+            ..Default::default()
+        };
+        let sent = requests.try_send(status);
+        debug_assert!(sent.is_ok(), "the queue is new and has room");
+        let call = async { link.content().write(ReceiverStream::new(queue)).await };
+        let mut answers = link.answer(PIECE_LIMIT, call).await?;
+        link.next(PIECE_LIMIT, &mut answers).await?;
+        Ok(Self { requests, answers })
+    }
+
+    /// Sends everything and commits. What an earlier attempt left under the reference is overwritten.
+    async fn send(mut self, link: &Link, blob: Blob<'_>) -> Result<(), Fault> {
+        let Blob { digest, size, labels, content } = blob;
+        let mut offset = 0_u64;
+        loop {
+            let mut data = vec![0; PIECE];
+            let length = fill(content, &mut data).map_err(|error| {
+                Fault::refused(format!("blob `{digest}` cannot be read: {error}"))
+            })?;
+            data.truncate(length);
+            let end = offset + u64::try_from(length).unwrap_or(u64::MAX);
+            let is_last = length < PIECE || end >= size;
+            if end > size || (is_last && end != size) {
+                return Err(Fault::refused(format!("blob `{digest}` is not {size} bytes long")));
+            }
+            let action = if is_last { WriteAction::Commit } else { WriteAction::Write };
+            let request = WriteContentRequest {
+                action: action.into(),
+                total: i64::try_from(size).unwrap_or(i64::MAX),
+                expected: digest.clone(),
+                offset: i64::try_from(offset).unwrap_or(i64::MAX),
+                data,
+                labels: if is_last { plain(&labels) } else { HashMap::new() },
+                ..Default::default()
+            };
+            // A closed queue means that the answer says why.
+            drop(self.requests.send(request).await);
+            let limit = if is_last { LAYER_LIMIT } else { PIECE_LIMIT };
+            link.next(limit, &mut self.answers).await?;
+            if is_last {
+                return Ok(());
+            }
+            offset = end;
+        }
+    }
+}
+
+/// Reads until the buffer is full or the end has come.
+fn fill(content: &mut dyn std::io::Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match content.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}

@@ -1,0 +1,494 @@
+//! What is told to people and programs: the status document, exit codes, reasons of failed starts, and how an error
+//! is printed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::desired::{BootTime, DesiredState, Origin};
+use crate::manifest::{Problem, Severity};
+use crate::observed::{EXIT_UNKNOWN, EXITED, End, ObservedState, STOPPED};
+use crate::plan::{Phase, Plan};
+use crate::workload::{Name, Shm};
+
+/// Prints an error with its causes, `outer: middle: inner`; the only way an error is shown.
+pub struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, ": {error}")?;
+            next = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// The exit codes of every command; of several that apply, the first in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The command line or the configuration is wrong.
+    Usage,
+    /// containerd, rights, lock: the surroundings do not allow it.
+    Environment,
+    /// There are problems in manifests.
+    Problems,
+    /// Not everything is as wanted.
+    NotConverged,
+    /// `plan`: there are changes.
+    Changes,
+    Success,
+}
+
+impl Exit {
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::Environment => 3,
+            Self::Problems => 1,
+            Self::NotConverged => 4,
+            Self::Changes => 5,
+            Self::Success => 0,
+        }
+    }
+}
+
+/// Docker's exit code and our reason for a start that the runtime refused, from its text.
+///
+/// The phase is looked at first, then the errno; never a substring of the whole text alone, because a missing bind
+/// source and a missing command both say "no such file or directory".
+pub fn classify(text: &str) -> (u32, &'static str) {
+    let missing =
+        text.contains("no such file or directory") || text.contains("executable file not found");
+    if let Some(command) = text.find("exec: \"").map(|at| &text[at..]) {
+        return match () {
+            () if command.contains("permission denied") || command.contains("is a directory") => {
+                (126, "command-not-executable")
+            }
+            () if missing => (127, "command-not-found"),
+            () => (128, "command-failed"),
+        };
+    }
+    if text.contains("error mounting") {
+        return match () {
+            () if text.contains("not a directory") => (127, "mount-type-mismatch"),
+            () if missing => (128, "mount-source-missing"),
+            () => (128, "mount-failed"),
+        };
+    }
+    if text.contains("namespace path") {
+        return (128, "donor-vanished");
+    }
+    (128, "start-failed")
+}
+
+/// What `status --output json` prints, and what the controller keeps in `<run>/status.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub api_version: String,
+    /// `Status`.
+    pub kind: String,
+    /// Who wrote it; absent when no controller runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<ControllerStatus>,
+    pub runtime: RuntimeStatus,
+    pub sources: Vec<SourceStatus>,
+    pub holds: Vec<HoldStatus>,
+    pub items: Vec<Item>,
+    /// Problems that belong to no workload.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<ProblemStatus>,
+}
+
+/// The process that keeps the status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerStatus {
+    pub pid: u32,
+    pub version: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// When the status last changed, RFC 3339.
+    pub updated_at: String,
+}
+
+/// How the runtime answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeStatus {
+    /// `ready` or `unreachable`.
+    pub state: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How a source of manifests stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    pub path: String,
+    /// `ready`, or `held`: nothing of it is removed.
+    pub state: String,
+    /// A stable code; empty while ready.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The file that holds it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file: String,
+}
+
+/// Removals that wait for `approve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldStatus {
+    pub token: String,
+    pub reason: String,
+    pub message: String,
+    pub source: String,
+    pub removals: Vec<crate::observed::Approval>,
+}
+
+/// One workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Item {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<OriginStatus>,
+    pub phase: Phase,
+    /// A stable kebab-case code; absent when there is nothing to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    pub up_to_date: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceStatus>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipc: Option<IpcStatus>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<ExitStatus>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_failure: Option<FailureStatus>,
+    /// Seconds from the time of the status until the next try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_retry_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<ProblemStatus>,
+}
+
+/// Where a workload's document stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OriginStatus {
+    pub source: String,
+    pub file: String,
+    pub document: usize,
+}
+
+impl From<&Origin> for OriginStatus {
+    fn from(origin: &Origin) -> Self {
+        Self {
+            source: origin.source.to_string(),
+            file: origin.file.display().to_string(),
+            document: origin.document,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    pub restarts: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IpcStatus {
+    pub mode: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_size: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub donor: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExitStatus {
+    pub code: u32,
+    pub reason: String,
+    pub at: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureStatus {
+    pub code: u32,
+    pub reason: String,
+    pub message: String,
+    pub at: String,
+}
+
+/// A problem as `validate --output json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemStatus {
+    pub file: String,
+    pub line: u32,
+    pub column: u32,
+    /// `error` or `warning`.
+    pub severity: String,
+    pub code: String,
+    pub pointer: String,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl From<&Problem> for ProblemStatus {
+    fn from(problem: &Problem) -> Self {
+        let severity = match problem.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        Self {
+            file: problem.position.file.display().to_string(),
+            line: problem.position.line,
+            column: problem.position.column,
+            severity: severity.to_owned(),
+            code: problem.code.to_owned(),
+            pointer: problem.pointer.clone(),
+            message: problem.message.clone(),
+            hint: problem.hint.clone(),
+            fix: problem.fix.clone(),
+        }
+    }
+}
+
+/// What the status is made of besides the plan and its inputs.
+#[derive(Debug, Clone, Default)]
+pub struct Around {
+    pub controller: Option<ControllerStatus>,
+    pub runtime: RuntimeStatus,
+    pub now: BootTime,
+    /// Turns a time since boot into the wall clock's.
+    pub wall_clock_of: BTreeMap<BootTime, String>,
+}
+
+/// How everything stands, once the plan's steps are taken for under way.
+pub fn status(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    plan: &Plan,
+    around: &Around,
+) -> Status {
+    let sources = desired
+        .sources
+        .iter()
+        .map(|(source, state)| match state.blockers.first() {
+            None => SourceStatus {
+                path: source.to_string(),
+                state: "ready".to_owned(),
+                reason: String::new(),
+                message: String::new(),
+                file: String::new(),
+            },
+            Some(blocker) => SourceStatus {
+                path: source.to_string(),
+                state: "held".to_owned(),
+                reason: blocker.code.to_owned(),
+                message: blocker.message.clone(),
+                file: blocker.path.display().to_string(),
+            },
+        })
+        .collect();
+    let holds = plan
+        .holds
+        .iter()
+        .map(|hold| HoldStatus {
+            token: hold.token.clone(),
+            reason: hold.code.to_owned(),
+            message: hold.message.clone(),
+            source: hold.source.to_string(),
+            removals: hold.removals.iter().cloned().collect(),
+        })
+        .collect();
+    let mut problems: Vec<&Problem> = desired.problems.iter().collect();
+    let items = plan
+        .standings
+        .keys()
+        .map(|name| {
+            let item = item(name, desired, observed, plan, around);
+            problems.retain(|it| !belongs(it, name, desired));
+            item
+        })
+        .collect();
+    Status {
+        api_version: crate::workload::API_VERSION.to_owned(),
+        kind: "Status".to_owned(),
+        controller: around.controller.clone(),
+        runtime: around.runtime.clone(),
+        sources,
+        holds,
+        items,
+        problems: problems.into_iter().map(ProblemStatus::from).collect(),
+    }
+}
+
+/// Whether a problem stands in the document of that workload.
+fn belongs(problem: &Problem, name: &Name, desired: &DesiredState) -> bool {
+    problem.workload.as_ref() == Some(name) && desired.workloads.contains_key(name)
+}
+
+fn item(
+    name: &Name,
+    desired: &DesiredState,
+    observed: &ObservedState,
+    plan: &Plan,
+    around: &Around,
+) -> Item {
+    let standing = &plan.standings[name];
+    let wanted = desired.workloads.get(name);
+    let instance = standing
+        .instance
+        .as_ref()
+        .and_then(|id| observed.instances.get(id))
+        .or_else(|| observed.instances.values().find(|it| &it.name == name));
+    let origin = wanted.map(|it| &it.origin).or(instance.map(|it| &it.origin));
+    // What is under way is told as such: it is not there yet.
+    let acts =
+        plan.steps.iter().filter(|it| it.name.as_ref() == Some(name)).map(|it| it.action.verb());
+    let (mut starts, mut stops) = (false, false);
+    for verb in acts {
+        starts |= matches!(verb, "start" | "prepare" | "import" | "resume");
+        stops |= matches!(verb, "stop" | "remove");
+    }
+    let running = instance.is_some_and(|it| it.task.pid().is_some());
+    let phase = match standing.phase {
+        Phase::Running if starts => Phase::Starting,
+        Phase::Stopped if stops && running => Phase::Stopping,
+        phase => phase,
+    };
+    let run = instance.and_then(|it| it.run.as_ref());
+    let strikes = observed.strikes.get(name);
+    let live = instance.and_then(|it| it.task.pid());
+    let end = instance.and_then(|it| it.end.as_ref());
+    let is_exit = |it: &&End| [EXITED, STOPPED, EXIT_UNKNOWN].contains(&it.reason.as_str());
+    Item {
+        name: name.to_string(),
+        origin: origin.map(OriginStatus::from),
+        phase,
+        reason: standing.reason.to_owned(),
+        message: standing.message.clone(),
+        up_to_date: standing.up_to_date && !starts && !stops,
+        instance: instance.map(|it| InstanceStatus {
+            id: it.id.to_string(),
+            pid: live,
+            restarts: run.map_or(0, |run| run.n.saturating_sub(1)),
+            started_at: run.filter(|_| live.is_some()).map(|run| run.started.clone()),
+        }),
+        ipc: instance.and_then(|it| {
+            let ipc = it.workload.as_ref()?.spec.ipc(&it.defaults);
+            let shm_size = match ipc.shm {
+                Shm::Runtime(size) | Shm::Published(size) => Some(size.to_string()),
+                Shm::Absent | Shm::Host | Shm::Donor | Shm::User => None,
+            };
+            Some(IpcStatus {
+                mode: ipc.mode.to_string(),
+                shm_size,
+                donor: ipc.mode.donor().map(ToString::to_string),
+            })
+        }),
+        last_exit: end.filter(is_exit).map(|it| ExitStatus {
+            code: it.code,
+            reason: it.reason.clone(),
+            at: it.at.clone(),
+        }),
+        start_failure: strikes
+            .and_then(|it| it.failure.as_ref())
+            .filter(|_| live.is_none() || !standing.up_to_date)
+            .map(|it| FailureStatus {
+                code: it.code,
+                reason: it.reason.clone(),
+                message: it.message.clone(),
+                at: it.at.clone(),
+            }),
+        next_retry_at: standing.until.and_then(|it| around.wall_clock_of.get(&it).cloned()),
+        problems: desired
+            .problems
+            .iter()
+            .filter(|it| belongs(it, name, desired))
+            .map(ProblemStatus::from)
+            .collect(),
+    }
+}
+
+/// What `plan --output json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    pub api_version: String,
+    /// `Plan`.
+    pub kind: String,
+    /// In an order in which every step comes after those it requires.
+    pub steps: Vec<StepReport>,
+    pub status: Status,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepReport {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `import`, `prepare`, `update`, `stop`, `resume`, `finish`, `start`, `remove`, `sweep`.
+    pub action: String,
+    pub subject: String,
+    pub cause: String,
+    /// Indexes of the steps that come before.
+    pub requires: Vec<usize>,
+}
+
+impl PlanReport {
+    pub fn new(plan: &Plan, status: Status) -> Self {
+        let step = |it: &crate::plan::Step| StepReport {
+            name: it.name.as_ref().map(ToString::to_string),
+            action: it.action.verb().to_owned(),
+            subject: it.action.subject(),
+            cause: it.cause.to_string(),
+            requires: it.requires.iter().map(|it| it.0).collect(),
+        };
+        Self {
+            api_version: crate::workload::API_VERSION.to_owned(),
+            kind: "Plan".to_owned(),
+            steps: plan.steps.iter().map(step).collect(),
+            status,
+        }
+    }
+}
+
+/// What `validate --output json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemReport {
+    pub api_version: String,
+    /// `Problems`.
+    pub kind: String,
+    /// Number of documents that name a workload.
+    pub documents: usize,
+    pub problems: Vec<ProblemStatus>,
+}

@@ -1,0 +1,241 @@
+//! Finding and removing everything that a rig has started or mounted, without its help.
+//!
+//! A rig's directory has a name of its own, so whatever mentions it is the rig's.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+/// How the directories of rigs begin.
+pub(crate) const PREFIX: &str = "evenkeel-rig-";
+
+/// The file that says whose a rig is: pid and start time.
+const OWNER: &str = "owner";
+
+/// Tries of removing what does not go at once, 50 ms apart: a killed process may take seconds to be reaped.
+const TRIES: u32 = 400;
+
+/// A process that is not a zombie.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) arguments: Vec<String>,
+}
+
+/// Notes this test process as the owner of a rig.
+pub(crate) fn claim(directory: &Path) {
+    let pid = std::process::id();
+    std::fs::write(directory.join(OWNER), format!("{pid} {}", start_time(pid).unwrap())).unwrap();
+}
+
+/// Removes rigs whose test process is gone.
+pub(crate) fn stale() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if !entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        // Without the file it is being made or being removed by somebody else.
+        let Ok(owner) = std::fs::read_to_string(entry.path().join(OWNER)) else { continue };
+        let is_alive = owner
+            .split_once(' ')
+            .and_then(|(pid, start)| Some((pid.parse::<u32>().ok()?, start.parse::<u64>().ok()?)))
+            .is_none_or(|(pid, start)| start_time(pid) == Some(start));
+        if !is_alive {
+            remove(&entry.path());
+        }
+    }
+}
+
+/// Ends and removes everything of a rig. Returns what could not be removed.
+pub(crate) fn remove(directory: &Path) -> Vec<String> {
+    // Has to be read before it is removed.
+    let sockets = shim_sockets(directory);
+    let mut cgroups = cgroups(directory);
+    let mut parents: BTreeSet<PathBuf> =
+        cgroup_roots().iter().map(|root| root.join(directory.file_name().unwrap())).collect();
+    let mut left = Vec::new();
+    for _ in 0..TRIES {
+        left.clear();
+        for process in processes_of(directory) {
+            cgroups.extend(cgroups_of(process.pid));
+            // A stopped one is killed all the same.
+            signal(process.pid, Signal::KILL);
+            left.push(format!("process {} {:?}", process.pid, process.arguments));
+        }
+        let mut mounts = mounts_below(directory);
+        mounts.reverse();
+        for mount in mounts {
+            // Another one may have to go first; the next round sees what is left.
+            rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).ok();
+            left.push(format!("mount {}", mount.display()));
+        }
+        parents.extend(
+            cgroups
+                .iter()
+                .filter_map(|it| it.parent())
+                .filter(|it| is_ours(it))
+                .map(Path::to_owned),
+        );
+        if left.is_empty() {
+            cgroups.retain(|path| std::fs::remove_dir(path).is_err() && path.exists());
+            left.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
+        }
+        if left.is_empty() {
+            match std::fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    left.push(format!("directory: {error}"));
+                }
+                _ => {}
+            }
+        }
+        if left.is_empty() {
+            break;
+        }
+        pause();
+    }
+    for socket in sockets {
+        drop(std::fs::remove_file(socket));
+    }
+    for parent in parents {
+        drop(std::fs::remove_dir(parent));
+    }
+    left
+}
+
+/// All processes but this one.
+pub(crate) fn processes() -> Vec<Process> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|it| it.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| *pid != std::process::id()).filter_map(process).collect()
+}
+
+/// The processes that mention the directory in their arguments, or that run in a container below it.
+pub(crate) fn processes_of(directory: &Path) -> Vec<Process> {
+    let text = directory.to_str().unwrap();
+    // A container that is just being made still has all mounts of the host, those of other rigs included: only what
+    // is mounted on its root says whose it is.
+    let is_inside = |pid: u32| {
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some("/") && line.contains(text))
+    };
+    let mut processes = processes();
+    processes.retain(|it| {
+        it.arguments.iter().any(|argument| argument.contains(text)) || is_inside(it.pid)
+    });
+    processes
+}
+
+/// Mount points below a directory in this mount namespace, in the order in which they were mounted.
+pub(crate) fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(directory)).collect()
+}
+
+/// Sends a signal; one that is gone already needs none.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+    rustix::process::kill_process(pid, signal).ok();
+}
+
+/// Whether a process is there and no zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    process(pid).is_some()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    // A zombie, and a kernel thread, have none.
+    if arguments.is_empty() {
+        return None;
+    }
+    let arguments = arguments.split(|byte| *byte == 0);
+    Some(Process {
+        pid,
+        arguments: arguments.map(|it| String::from_utf8_lossy(it).into_owned()).collect(),
+    })
+}
+
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in parentheses, which may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Sockets of shims are not below the rig, and a killed shim leaves its own.
+fn shim_sockets(directory: &Path) -> BTreeSet<PathBuf> {
+    let mut sockets = BTreeSet::new();
+    for file in files(&directory.join("containerd-state"), &["address", "bootstrap.json"]) {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let paths = text.split("unix://").skip(1);
+        sockets.extend(
+            paths.map(|it| PathBuf::from(it.split(['"', '\n']).next().unwrap_or_default())),
+        );
+    }
+    sockets.retain(|path| path.starts_with("/run/containerd/s"));
+    sockets
+}
+
+/// The cgroups of containers that runc knows of.
+fn cgroups(directory: &Path) -> BTreeSet<PathBuf> {
+    let mut cgroups = BTreeSet::new();
+    for file in files(&directory.join("run/runc"), &["state.json"]) {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let state: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let paths = state["cgroup_paths"].as_object().into_iter().flatten();
+        cgroups.extend(paths.filter_map(|(_, path)| path.as_str()).map(PathBuf::from));
+    }
+    cgroups.retain(|path| is_ours(path));
+    cgroups
+}
+
+/// The cgroups that a process is in, below ours.
+fn cgroups_of(pid: u32) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let paths: Vec<&str> = text.lines().filter_map(|it| it.splitn(3, ':').nth(2)).collect();
+    let all = cgroup_roots();
+    let all =
+        all.iter().flat_map(|root| paths.iter().map(|it| root.join(it.trim_start_matches('/'))));
+    all.filter(|path| is_ours(path) && path.exists()).collect()
+}
+
+fn is_ours(cgroup: &Path) -> bool {
+    cgroup.starts_with("/sys/fs/cgroup")
+        && cgroup.components().any(|it| it.as_os_str().as_bytes().starts_with(b"evenkeel"))
+}
+
+/// The hierarchies of version 1, and the one of version 2.
+fn cgroup_roots() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|it| it.path());
+    below.filter(|it| it.is_dir()).chain([root.clone()]).collect()
+}
+
+/// Files of these names at any depth that containerd and runc use.
+fn files(directory: &Path, names: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut queue = vec![(directory.to_owned(), 0)];
+    while let Some((directory, depth)) = queue.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            // Deeper are the containers' own files.
+            if depth < 3 && entry.file_type().is_ok_and(|it| it.is_dir()) {
+                queue.push((path, depth + 1));
+            } else if names.iter().any(|name| path.ends_with(name)) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "runs while a rig is dropped, outside of any async task"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(50));
+}
