@@ -34,6 +34,9 @@ trait Harness {
     /// The spec of an instance whose program runs until it is told to exit, and ends with 143 on SIGTERM.
     fn spec(&self, id: &InstanceId) -> Spec;
 
+    /// Waits until the program of a started task listens to signals.
+    async fn listens(&self, pid: u32);
+
     async fn exit(&self, id: &InstanceId, code: u32);
 
     fn is_alive(&self, pid: u32) -> bool;
@@ -190,6 +193,7 @@ async fn run(harness: &impl Harness, name: &str) -> (NewInstance, u32) {
     create(harness, &instance).await;
     let pid = create_task(harness, &instance.id).await;
     harness.runtime().start_task(&instance.id).await.unwrap();
+    harness.listens(pid).await;
     (instance, pid)
 }
 

@@ -54,6 +54,16 @@ async fn an_image_as_docker_saves_it_becomes_a_container() {
             real.client.put_image(LEASE, &new).await.unwrap();
             real.client.remove_lease(LEASE).await.unwrap();
             real.collect().await;
+            // The one from the rig's own archive has the same layers; without it, only this image keeps them.
+            let request =
+                DeleteImageRequest { name: busybox::IMAGE.to_owned(), sync: true, target: None };
+            drop(ImagesClient::new(real.rig.channel()).delete(Rig::request(request)).await);
+            let snapshots =
+                real.rig.ctr(&["snapshots", "--snapshotter", &Rig::snapshotter(), "list"]);
+            assert!(
+                snapshots.contains(&image.config.diff_ids[0]),
+                "it has to be unpacked again: {snapshots}"
+            );
             let found = real.client.observe(&[full.clone()].into()).await.unwrap().images;
             assert_eq!(found, [(full, image.clone())].into());
 

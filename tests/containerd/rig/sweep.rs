@@ -146,6 +146,13 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     process(pid).is_some()
 }
 
+/// Whether a signal has stopped every thread of a process.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut states = threads.filter_map(|it| std::fs::read_to_string(it.path().join("stat")).ok());
+    states.all(|it| it.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+}
+
 fn process(pid: u32) -> Option<Process> {
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     // A zombie, and a kernel thread, have none.
