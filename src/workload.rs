@@ -1266,8 +1266,10 @@ impl Workload {
             value.expect("a spec has only text keys and finite numbers")
         };
         put("image", image.full().into());
-        put("command", json(serde_json::to_value(command)));
-        put("args", json(serde_json::to_value(args)));
+        // An empty list says as much as none.
+        let words = |it: &Option<Vec<String>>| it.clone().filter(|it| !it.is_empty());
+        put("command", json(serde_json::to_value(words(command))));
+        put("args", json(serde_json::to_value(words(args))));
         put("workingDir", json(serde_json::to_value(working_dir)));
         if !env.is_empty() {
             put("env", json(serde_json::to_value(env)));
