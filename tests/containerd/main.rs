@@ -3,5 +3,6 @@
 mod contract;
 mod engine;
 mod host;
+mod ipc;
 mod log;
 mod rig;

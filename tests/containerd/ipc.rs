@@ -1,0 +1,7 @@
+//! The IPC modes end to end: the program against a real containerd, seen from inside of the containers and from the
+//! host, by /proc and mountinfo.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod modes;
+mod shm;
+pub(crate) mod stage;
