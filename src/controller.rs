@@ -506,6 +506,7 @@ fn keys(part: &[(StepId, Step)]) -> BTreeSet<Key> {
         | Action::Resume { .. }
         | Action::Finish(_)
         | Action::Start(_)
+        | Action::Publish { .. }
         | Action::Remove { .. }
         | Action::RemoveOrphan { .. }
         | Action::Sweep(_) => None,

@@ -1114,6 +1114,12 @@ impl Spec {
         self.mounts.iter().any(|mount| mount.target.as_str() == DEV_SHM)
     }
 
+    /// Whether a mount of the user's, as one on /dev, takes the place of everything on and below /dev/shm. What is
+    /// shared is mounted on top of it; a /dev/shm of the container's own is whatever the user has there.
+    fn covers_shm(&self) -> bool {
+        self.mounts.iter().any(|mount| Path::new(DEV_SHM).starts_with(mount.target.as_path()))
+    }
+
     /// Decides who owns /dev/shm; the only place that does.
     ///
     /// A user's mount on it takes the place of ours in every mode and makes the workload impossible to join.
@@ -1122,6 +1128,7 @@ impl Spec {
         let size = self.shm_size.unwrap_or(defaults.shm_size);
         let shm = match mode {
             _ if self.has_own_shm() => Shm::User,
+            IpcMode::None | IpcMode::Private if self.covers_shm() => Shm::User,
             IpcMode::None => Shm::Absent,
             IpcMode::Private => Shm::Runtime(size),
             IpcMode::Shareable => Shm::Published(size),

@@ -56,6 +56,7 @@ pub const EFFECTS: &[&str] = &[
     "start/start",
     "update",
     "resume",
+    "publish",
     "remove/ledger",
     "remove/container",
     "remove/unpublish",
@@ -217,6 +218,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Action::Resume { .. }
             | Action::Finish(_)
             | Action::Start(_)
+            | Action::Publish { .. }
             | Action::Remove { .. }
             | Action::RemoveOrphan { .. }
             | Action::Sweep(_) => self.permits.acquire().await.ok(),
@@ -237,6 +239,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Resume { id } => {
                 self.runtime.resume_task(id).await?;
                 boundary("resume");
+                Ok(())
+            }
+            Action::Publish { id, pid } => {
+                let pid = *pid;
+                self.on_host(id.clone(), move |host, id| host.publish_namespace(&id, pid)).await?;
+                boundary("publish");
                 Ok(())
             }
             Action::Stop(stop) => self.stop(stop).await,

@@ -132,6 +132,8 @@ struct Planner<'a> {
     cases: BTreeMap<Name, Case<'a>>,
     /// Workloads that run, or will when the steps so far are done, by name.
     donors: BTreeMap<Name, Donor>,
+    /// Workloads that run and cannot be joined as they are now, and why.
+    unjoinable: BTreeMap<Name, Obstacle>,
     /// Steps that remove or stop a workload for good, for those who have to wait for it.
     removals: BTreeMap<Name, Vec<StepId>>,
 }
@@ -151,6 +153,7 @@ impl<'a> Planner<'a> {
             plan: Plan::default(),
             cases: BTreeMap::new(),
             donors: BTreeMap::new(),
+            unjoinable: BTreeMap::new(),
             removals: BTreeMap::new(),
         }
     }
@@ -633,10 +636,10 @@ impl<'a> Planner<'a> {
                 reason: "donor-not-joinable",
                 message: format!("its donor `{donor}` runs in a mode that cannot be joined"),
             }),
-            None => Some(Obstacle {
+            None => Some(self.unjoinable.get(donor).cloned().unwrap_or_else(|| Obstacle {
                 reason: "waiting-for-donor",
                 message: format!("its donor `{donor}` does not run"),
-            }),
+            })),
         }
     }
 
@@ -746,8 +749,19 @@ impl<'a> Planner<'a> {
                 if let Some(due) = due.filter(|_| fit == Fit::Outdated) {
                     self.wake_at(due);
                 }
-                if have == Have::Running {
-                    self.offer(name, current, target, None);
+                match outdated {
+                    // What it shares is nowhere to be joined: its donor publishes something else now.
+                    Some(donor) => {
+                        let why = Obstacle {
+                            reason: "waiting-for-donor",
+                            message: format!(
+                                "its donor `{name}` is in an IPC namespace that its own donor `{donor}` has left"
+                            ),
+                        };
+                        self.unjoinable.insert(name.clone(), why);
+                    }
+                    None if have == Have::Running => self.offer(name, current, target, None),
+                    None => {}
                 }
             }
             Decision::Wait(phase) => {
@@ -1169,9 +1183,11 @@ impl<'a> Planner<'a> {
             initial_delay: self.delays(&target.workload).initial,
             ipc: target.ipc.clone(),
         };
-        // A donor without its published namespace cannot be joined, whatever its mode says.
-        let publishes = |it: &Instance| it.published.ns && it.published.shm.is_some();
-        if runs && matches!(donor.ipc.shm, Shm::Published(_)) && !current.is_some_and(publishes) {
+        if runs
+            && let Some(current) = current
+            && let Some(why) = self.vanished(name, current, &donor.ipc)
+        {
+            self.unjoinable.insert(name.clone(), why);
             return;
         }
         // Joiners of a joiner use the paths of the root.
@@ -1181,6 +1197,41 @@ impl<'a> Planner<'a> {
             donor.started_by = donor.started_by.or(root.started_by);
         }
         self.donors.insert(name.clone(), donor);
+    }
+
+    /// Why a running donor cannot be joined, whatever its mode says: somebody has unmounted what it publishes. Its
+    /// namespace is pinned again; its /dev/shm comes back with its next start.
+    fn vanished(&mut self, name: &Name, current: &Instance, ipc: &Ipc) -> Option<Obstacle> {
+        let published = &current.published;
+        // Not readable is not gone.
+        let is_other = |own: Option<u64>, theirs: Option<u64>| {
+            theirs.is_none() || own.is_some_and(|own| theirs != Some(own))
+        };
+        let (own_ns, own_shm) =
+            (current.view.map(|it| it.ipc_ns), current.view.and_then(|it| it.shm));
+        let no_shm = is_other(own_shm, published.shm);
+        let no_ns = !published.ns || is_other(own_ns, published.ns_inode);
+        if !matches!(ipc.shm, Shm::Published(_)) || !no_shm && !no_ns {
+            return None;
+        }
+        let (what, way_out) = if no_shm {
+            ("/dev/shm", "it can be joined again once it was restarted")
+        } else {
+            ("IPC namespace", "it is put back")
+        };
+        if !no_shm
+            && self.observed.mounts_not_shared.is_none()
+            && let Some(pid) = current.task.pid()
+        {
+            let publish = Action::Publish { id: current.id.clone(), pid };
+            self.plan.push(Some(name), publish, Cause::PinLost, Vec::new());
+        }
+        Some(Obstacle {
+            reason: "donor-vanished",
+            message: format!(
+                "the {what} of its donor `{name}` is not mounted any more where it was published; {way_out}"
+            ),
+        })
     }
 
     fn remove_superseded(

@@ -5,5 +5,6 @@
 mod contract;
 mod engine;
 mod host;
+mod ipc;
 mod log;
 mod rig;
