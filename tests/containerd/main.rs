@@ -5,5 +5,9 @@
 mod contract;
 mod engine;
 mod host;
+mod lifecycle;
 mod log;
+mod program;
 mod rig;
+mod rigs;
+mod safety;
