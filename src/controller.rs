@@ -472,6 +472,12 @@ fn leftovers(
     };
     leftovers
         .extend(observed.strikes.keys().filter(|it| !known(it)).cloned().map(Leftover::Strikes));
+    // A release is for this absence: one that outlived it would let the next one pass.
+    let overtaken = |it: &&Approval| {
+        desired.is_some_and(|desired| desired.workloads.contains_key(&it.name))
+            || !observed.instances.contains_key(&it.instance)
+    };
+    leftovers.extend(observed.approvals.iter().filter(overtaken).cloned().map(Leftover::Approval));
     leftovers
 }
 

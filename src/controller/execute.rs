@@ -556,6 +556,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Cgroup(_) => {}
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
+            Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
         }
         boundary("sweep");
         Ok(())

@@ -14,7 +14,7 @@ use super::{
 use crate::backoff::Delays;
 use crate::desired::{Absence, BootTime, DesiredState, Origin};
 use crate::observed::{
-    Approval, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
+    Approval, EXITED, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
 };
 use crate::oci::{self, Lowering};
 use crate::workload::{
@@ -57,6 +57,10 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
         removed.entry(&instance.name).or_default().push(step);
     }
     if names.is_none() {
+        for id in observed.orphans.keys() {
+            let orphan = Action::RemoveOrphan { id: id.clone() };
+            plan.push(None, orphan, Cause::Orphaned, Vec::new());
+        }
         sweep(&mut plan, observed, |_| true);
     }
     plan
@@ -419,9 +423,11 @@ impl<'a> Planner<'a> {
             Wish::Remove { .. } => {}
             Wish::Keep { reason, message } => {
                 let Some(current) = current else { return };
+                // A time that has passed waits for the manifests to be read again, and they wake by themselves.
                 if let Absence::Pending { until } =
                     self.desired.removal(name, &current.origin, self.now)
                     && reason == "removal-pending"
+                    && until > self.now
                 {
                     self.wake_at(until);
                 }
@@ -1192,7 +1198,9 @@ impl<'a> Planner<'a> {
         let touched: BTreeSet<&InstanceId> =
             self.plan.steps.iter().filter_map(|it| it.action.instance()).collect();
         let Some(current) = current else { return };
-        let runs = current.task.pid().is_some();
+        // A job has taken its predecessor's place with its run, also when it has ended since.
+        let has_run = current.end.as_ref().is_some_and(|it| it.reason == EXITED);
+        let runs = current.task.pid().is_some() || has_run;
         let spare: Vec<&Instance> =
             others.iter().copied().filter(|it| !touched.contains(&it.id)).collect();
         for instance in spare {
@@ -1247,6 +1255,8 @@ impl<'a> Planner<'a> {
             // Several instances of one workload are one removal.
             let by_absence = by_absence.clone().filter(|_| counted.insert((*name).clone()));
             let step = remove_steps(&mut self.plan, instance, cause, joiners, by_absence);
+            let why = Obstacle { reason: "removing", message: cause.to_string() };
+            self.stand(name, Phase::Stopping, Some(why), false, Some(instance));
             self.removals.entry((*name).clone()).or_default().push(step);
         }
         for (name, _, _) in leaving {

@@ -288,7 +288,8 @@ pub(crate) fn write(path: &Path, text: &str) {
 
 /// A manifest of a container that does what `spec` says.
 pub(crate) fn manifest(name: &str, spec: &str) -> String {
-    let spec: String = spec.lines().map(|line| format!("  {}\n", line.trim_start_matches("| "))).collect();
+    let spec: String =
+        spec.lines().map(|line| format!("  {}\n", line.trim_start_matches("| "))).collect();
     format!(
         "apiVersion: evenkeel/v1\nkind: Container\nmetadata:\n  name: {name}\nspec:\n  image: busybox\n{spec}"
     )
@@ -386,7 +387,10 @@ impl Drop for Controller {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            println!("the controller logged last:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            println!(
+                "the controller logged last:\n{}",
+                lines[lines.len().saturating_sub(60)..].join("\n")
+            );
         }
         // It may have ended already; there is nothing else to do about it.
         drop(self.child.kill());

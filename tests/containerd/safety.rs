@@ -7,7 +7,7 @@ use evenkeel::plan::Phase;
 use evenkeel::status::{SourceStatus, Status};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::program::{Site, manifest, sleeper, write};
+use crate::program::{Site, eventually, manifest, sleeper, write};
 use crate::rig::{Rig, sweep};
 
 /// All of these run on as they did.
@@ -29,9 +29,13 @@ fn source<'a>(status: &'a Status, path: &Path) -> &'a SourceStatus {
 fn until_held(site: &Site, directory: &Path, reason: &str, file: &Path, names: &[&str]) {
     site.until_status(reason, |status| {
         let source = source(status, directory);
-        let is_held = source.state == "held" && source.reason == reason && Path::new(&source.file) == file;
+        let is_held =
+            source.state == "held" && source.reason == reason && Path::new(&source.file) == file;
         let held = |name: &&str| {
-            status.items.iter().any(|it| it.name == *name && it.phase == Phase::Held && it.reason == reason)
+            status
+                .items
+                .iter()
+                .any(|it| it.name == *name && it.phase == Phase::Held && it.reason == reason)
         };
         (is_held && names.iter().all(held)).then_some(())
     });
@@ -52,16 +56,22 @@ async fn only_a_file_that_is_gone_for_sure_removes_its_container() {
     let rig = Rig::start().await;
     let (plain, mounted) = (rig.manifests_dir(), rig.dir().join("mounted"));
     fs::create_dir(&mounted).unwrap();
-    let mount = || rustix::mount::mount("tmpfs", &mounted, "tmpfs", MountFlags::empty(), None).unwrap();
+    let mount =
+        || rustix::mount::mount("tmpfs", &mounted, "tmpfs", MountFlags::empty(), None).unwrap();
     mount();
     let site = Site::of(&rig).with_manifests(&[&plain, &mounted]);
-    let fill = |names: &[&str]| names.iter().for_each(|it| site.write(&format!("{it}.yaml"), &sleeper(it)));
+    let fill = |names: &[&str]| {
+        names.iter().for_each(|it| site.write(&format!("{it}.yaml"), &sleeper(it)))
+    };
     fill(&["a", "b", "c", "d"]);
     for name in ["e", "f"] {
         write(&mounted.join(format!("{name}.yaml")), &sleeper(name));
     }
     // Other tools' files hold nothing.
-    site.write("kustomization.yaml", "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n");
+    site.write(
+        "kustomization.yaml",
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
+    );
     site.write("renovate.json", "{\"extends\": [\"config:base\"]}\n");
     let _controller = site.controller();
     for name in ["a", "b", "c", "d", "e", "f"] {
@@ -127,7 +137,7 @@ async fn a_typo_costs_no_container() {
     let typos = [
         ("evenkeel/v1", "evenkel/v1", "foreign-document"),
         ("evenkeel/v1", "evenkeel/v11", "manifest-invalid"),
-        ("apiVersion:", "apiversion:", "foreign-document"),
+        ("apiVersion:", "apiversion:", "manifest-invalid"),
         ("kind: Container", "kind: Contaner", "manifest-invalid"),
         ("kind:", "knd:", "manifest-invalid"),
         ("metadata:", "metdata:", "missing-field"),
@@ -168,7 +178,7 @@ async fn what_is_held_is_released_by_its_token_only() {
     let thin = || ["a", "b", "c"].iter().for_each(|it| site.remove(&format!("{it}.yaml")));
     fill();
     let controller = site.controller();
-    names.iter().for_each(|it| drop(site.until_running(it)));
+    names.iter().for_each(|it| _ = site.until_running(it));
     let all = site.pids();
 
     thin();
@@ -178,18 +188,25 @@ async fn what_is_held_is_released_by_its_token_only() {
         Some(hold.token.clone())
     });
     assert_untouched(&site, &all);
-    site.run(&["approve"]).exits(0).says(&[&token, "prune-limit", "remove a", "remove b", "remove c"]);
+    site.run(&["approve"]).exits(0).says(&[
+        &token,
+        "prune-limit",
+        "remove a",
+        "remove b",
+        "remove c",
+    ]);
     site.run(&["status"]).exits(4).says(&[&format!("evenkeel approve {token}")]);
     site.run(&["approve", "00000000"]).exits(2).says(&["evenkeel approve"]);
     assert_untouched(&site, &all);
     site.run(&["approve", &token]).exits(0).says(&["removal of a", "removal of b", "removal of c"]);
     ["a", "b", "c"].iter().for_each(|it| site.until_gone(it));
     assert_untouched(&site, &all[3..]);
-    assert_eq!(fs::read_dir(site.run_dir().join("approvals")).unwrap().count(), 0, "it is used up");
+    let approvals = || fs::read_dir(site.run_dir().join("approvals")).unwrap().count();
+    eventually("a release that is used up", || (approvals() == 0).then_some(()));
 
     // Without a controller it counts for the next apply.
     fill();
-    names.iter().for_each(|it| drop(site.until_running(it)));
+    names.iter().for_each(|it| _ = site.until_running(it));
     assert_eq!(controller.terminate(), Some(0));
     let all = site.pids();
     thin();
@@ -267,7 +284,7 @@ async fn a_single_file_removes_nothing_and_saving_again_changes_nothing() {
                   spec:\n  image: busybox\n  command: [sleep, \"36000\"]\n  shmSize: 32Mi\n  \
                   stop: {timeout: 0s}\n  env: [{name: A, value: b}]\n";
     let after = "# Said again.\nspec:\n  stop:\n    timeout: 0s # at once\n  env:\n    - value: b\n      name: A\n  \
-                 shmSize: 33554432\n  command:\n    - sleep\n    - '36000'\n  image: docker.io/library/busybox:latest\n\
+                 shmSize: 33554432\n  command:\n    - sleep\n    - '36000'\n  image: busybox\n\
                  metadata:\n  labels:\n    team: x\n  name: saved\nkind: Container\napiVersion: evenkeel/v1\n";
     site.write("saved.yaml", before);
     site.apply();
@@ -275,9 +292,13 @@ async fn a_single_file_removes_nothing_and_saving_again_changes_nothing() {
     site.write("saved.yaml", after);
     site.plan_is_empty();
     site.remove("saved.yaml");
-    site.write("elsewhere/x.yml", after);
+    // Another spelling of the image is noted, and no more.
+    site.write("elsewhere/x.yml", &after.replace("busybox", "docker.io/library/busybox:latest"));
     let plan = site.run(&["plan"]).exits(5);
-    assert_eq!(plan.out.lines().filter(|it| !it.starts_with("update ")).collect::<Vec<_>>(), ["1 step to do"]);
+    assert_eq!(
+        plan.out.lines().filter(|it| !it.starts_with("update ")).collect::<Vec<_>>(),
+        ["1 step to do"]
+    );
     site.apply();
     assert_eq!(site.pids(), all);
     site.plan_is_empty();
