@@ -511,6 +511,12 @@ fn leftovers(
     };
     leftovers
         .extend(observed.strikes.keys().filter(|it| !known(it)).cloned().map(Leftover::Strikes));
+    // A release is for this absence: one that outlived it would let the next one pass.
+    let overtaken = |it: &&Approval| {
+        desired.is_some_and(|desired| desired.workloads.contains_key(&it.name))
+            || !observed.instances.contains_key(&it.instance)
+    };
+    leftovers.extend(observed.approvals.iter().filter(overtaken).cloned().map(Leftover::Approval));
     leftovers
 }
 
@@ -520,45 +526,9 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
     entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
 }
 
-<<<<<<< HEAD
-/// What a part of a plan must have for itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Workload(Name),
-    /// Two imports of one image would share a lease.
-    Image(String),
-    Leftover(String),
-}
-
-fn keys(part: &[(StepId, Step)]) -> BTreeSet<Key> {
-    let key = |step: &Step| match &step.name {
-        Some(name) => Key::Workload(name.clone()),
-        None => Key::Leftover(step.action.subject()),
-    };
-    let image = |step: &Step| match &step.action {
-        Action::Import { image } => Some(Key::Image(image.name.clone())),
-        Action::Prepare(_)
-        | Action::Update(_)
-        | Action::Stop(_)
-        | Action::Resume { .. }
-        | Action::Finish(_)
-        | Action::Start(_)
-        | Action::Publish { .. }
-        | Action::Remove { .. }
-        | Action::RemoveOrphan { .. }
-        | Action::Sweep(_) => None,
-    };
-    part.iter().flat_map(|(_, step)| [Some(key(step)), image(step)]).flatten().collect()
-}
-
-/// The connected parts of a plan: steps that share a workload, an instance or an edge belong together.
-fn parts(plan: &Plan) -> Vec<Vec<(StepId, Step)>> {
-    // Union-find over steps; a plan has few.
-=======
 /// The connected parts of a plan: steps that share a workload or an edge belong together, in the plan's order.
 fn parts(plan: &Plan) -> Vec<Vec<StepId>> {
     // Union-find over steps.
->>>>>>> 9fde76c6c4578d02172b4d6ef00664dbd016f53e
     let mut root: Vec<usize> = (0..plan.steps.len()).collect();
     fn find(root: &mut [usize], mut at: usize) -> usize {
         while root[at] != at {

@@ -378,6 +378,7 @@ impl fmt::Display for Leftover {
             Self::Logs(id) => write!(f, "logs of {id}"),
             Self::Cgroup(id) => write!(f, "cgroup of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
+            Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
         }
     }
 }

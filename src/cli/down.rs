@@ -47,9 +47,12 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
             }
         };
         // What is to be removed has to be seen, so an embedded engine that was ended is started once more.
-        let connection = connect::connect(&settings, connect::Start::IfItHasState, false).await?;
+        let start = if dry_run { connect::Start::Nothing } else { connect::Start::IfItHasState };
+        let connection = connect::connect(&settings, start, false).await?;
         if connection.is_absent {
-            connect::remove_run_directory(&run, &settings).await;
+            if !dry_run {
+                connect::remove_run_directory(&run, &settings).await;
+            }
             return Ok((crate::plan::Plan::default(), Ended::Converged));
         }
         let (observed, _) = controller::observe_once(&connection.edge, None, None)

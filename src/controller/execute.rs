@@ -236,7 +236,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Publish { id, pid } => {
                 let pid = *pid;
                 self.on_host(id.clone(), move |host, id| host.publish_namespace(&id, pid)).await?;
-                boundary("publish");
+                self.boundary("publish").await;
                 Ok(())
             }
             Action::Stop(stop) => self.stop(stop).await,
@@ -564,6 +564,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Cgroup(_) => {}
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
+            Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
         }
         self.boundary("sweep").await;
         Ok(())

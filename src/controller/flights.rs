@@ -52,12 +52,14 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
                 Key::Instance(id.clone())
             }
             Leftover::Strikes(name) => Key::Workload(name.clone()),
+            Leftover::Approval(it) => Key::Workload(it.name.clone()),
         }]),
         Action::Update(_)
         | Action::Stop(_)
         | Action::Resume { .. }
         | Action::Finish(_)
         | Action::Start(_)
+        | Action::Publish { .. }
         | Action::Remove { .. }
         | Action::RemoveOrphan { .. } => {}
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::backoff::Delays;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
-    Approval, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
+    Approval, EXITED, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
 };
 use crate::oci::{self, Lowering};
 use crate::workload::{
@@ -136,12 +136,8 @@ struct Planner<'a> {
     cases: BTreeMap<Name, Case<'a>>,
     /// Workloads that run, or will when the steps so far are done, by name.
     donors: BTreeMap<Name, Donor>,
-<<<<<<< HEAD
     /// Workloads that run and cannot be joined as they are now, and why.
     unjoinable: BTreeMap<Name, Obstacle>,
-    /// Steps that remove or stop a workload for good, for those who have to wait for it.
-    removals: BTreeMap<Name, Vec<StepId>>,
-=======
     /// Who joins whom, by what each of them goes by.
     joiners: BTreeMap<Name, BTreeSet<Name>>,
     /// The steps that import images, by the image's name.
@@ -151,7 +147,6 @@ struct Planner<'a> {
     orphans: BTreeMap<&'a str, Option<StepId>>,
     /// How many workloads each source has, those it lost included.
     sizes: BTreeMap<&'a Source, usize>,
->>>>>>> 9fde76c6c4578d02172b4d6ef00664dbd016f53e
 }
 
 impl<'a> Planner<'a> {
@@ -169,15 +164,11 @@ impl<'a> Planner<'a> {
             plan: Plan::default(),
             cases: BTreeMap::new(),
             donors: BTreeMap::new(),
-<<<<<<< HEAD
             unjoinable: BTreeMap::new(),
-            removals: BTreeMap::new(),
-=======
             joiners: BTreeMap::new(),
             imports: BTreeMap::new(),
             orphans: BTreeMap::new(),
             sizes: BTreeMap::new(),
->>>>>>> 9fde76c6c4578d02172b4d6ef00664dbd016f53e
         }
     }
 
@@ -465,9 +456,11 @@ impl<'a> Planner<'a> {
             Wish::Remove { .. } => {}
             Wish::Keep { reason, message } => {
                 let Some(current) = current else { return };
+                // A time that has passed waits for the manifests to be read again, and they wake by themselves.
                 if let Absence::Pending { until } =
                     self.desired.removal(name, &current.origin, self.now)
                     && reason == "removal-pending"
+                    && until > self.now
                 {
                     self.wake_at(until);
                 }
@@ -1243,7 +1236,6 @@ impl<'a> Planner<'a> {
         self.donors.insert(name.clone(), donor);
     }
 
-<<<<<<< HEAD
     /// Why a running donor cannot be joined, whatever its mode says: somebody has unmounted what it publishes. Its
     /// namespace is pinned again; its /dev/shm comes back with its next start.
     fn vanished(&mut self, name: &Name, current: &Instance, ipc: &Ipc) -> Option<Obstacle> {
@@ -1279,9 +1271,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-=======
     /// Removes instances that nothing needs any more; `first` is the first step that was planned for the workload.
->>>>>>> 9fde76c6c4578d02172b4d6ef00664dbd016f53e
     fn remove_superseded(
         &mut self,
         current: Option<&'a Instance>,
@@ -1289,7 +1279,9 @@ impl<'a> Planner<'a> {
         first: StepId,
     ) {
         let Some(current) = current else { return };
-        let runs = current.task.pid().is_some();
+        // A job has taken its predecessor's place with its run, also when it has ended since.
+        let has_run = current.end.as_ref().is_some_and(|it| it.reason == EXITED);
+        let runs = current.task.pid().is_some() || has_run;
         for instance in others {
             let planned = self.plan.steps.get(first.0..).unwrap_or_default();
             if planned.iter().any(|it| it.action.instance() == Some(&instance.id)) {
@@ -1340,6 +1332,8 @@ impl<'a> Planner<'a> {
             if let Some(donor) = donor_of(instance) {
                 joiners.entry(donor).or_default().push(step);
             }
+            let why = Obstacle { reason: "removing", message: cause.to_string() };
+            self.stand(name, Phase::Stopping, Some(why), false, Some(instance));
         }
         for name in leaving.into_keys() {
             if self.desired.workloads.contains_key(name) && !self.plan.standings.contains_key(name)

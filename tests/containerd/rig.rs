@@ -71,7 +71,8 @@ impl Engine {
         Self(directory)
     }
 
-    fn path(&self) -> std::ffi::OsString {
+    /// `PATH` with it in front.
+    pub(crate) fn path(&self) -> std::ffi::OsString {
         let own = (!self.0.as_os_str().is_empty()).then(|| self.0.clone());
         let rest = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);

@@ -215,7 +215,7 @@ fn is_ours(cgroup: &Path) -> bool {
 }
 
 /// The hierarchies of version 1, and the one of version 2.
-fn cgroup_roots() -> Vec<PathBuf> {
+pub(crate) fn cgroup_roots() -> Vec<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
     let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|it| it.path());
     below.filter(|it| it.is_dir()).chain([root.clone()]).collect()
