@@ -10,7 +10,7 @@ use super::{Failure, plan};
 use crate::config::{EngineChoice, Settings};
 use crate::controller::Edge;
 use crate::desired::Source;
-use crate::engine::{Choice, Embedded, Engine, Found, Known, Record};
+use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Refusal};
 use crate::host::Host as _;
 use crate::host::linux::{LinuxHost, boot_id};
 use crate::image::Archives;
@@ -130,7 +130,12 @@ pub(super) async fn connect(
     };
     let known = Known::gather(choice, settings.containerd_address.as_deref(), &embedded)
         .map_err(|error| Failure::environment(&error))?;
-    let decision = crate::engine::decide(&known).map_err(|error| Failure::environment(&error))?;
+    let decision = crate::engine::decide(&known).map_err(|refusal| match refusal {
+        Refusal::AddressOfEmbedded => Failure::new(Exit::Usage, refusal),
+        Refusal::Recorded { .. } | Refusal::Instances { .. } | Refusal::Silent => {
+            Failure::environment(&refusal)
+        }
+    })?;
     let (address, is_absent) = match decision.engine {
         Engine::System => {
             let address = settings.containerd_address.clone();
@@ -153,35 +158,13 @@ pub(super) async fn connect(
             }
         },
     };
-    let snapshotter = match Record::read(&settings.state_directory)
-        .map_err(|error| Failure::environment(&error))?
-    {
+    let recorded =
+        Record::read(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+    let snapshotter = match recorded {
         Some(record) => record.snapshotter,
-        None => {
-            let root = match decision.engine {
-                Engine::Embedded => embedded.root(),
-                Engine::System => settings.state_directory.clone(),
-            };
-            let snapshotter = crate::engine::snapshotter(&root)
-                .map_err(|error| Failure::environment(&error))?
-                .to_owned();
-            if start == Start::Engine {
-                let record = Record {
-                    engine: decision.engine,
-                    snapshotter: snapshotter.clone(),
-                    reason: decision.reason.to_owned(),
-                };
-                record
-                    .write(&settings.state_directory)
-                    .map_err(|error| Failure::environment(&error))?;
-                info!(
-                    engine = decision.engine.as_str(),
-                    reason = decision.reason,
-                    "engine decided"
-                );
-            }
-            snapshotter
-        }
+        // To find out mounts and makes directories, and nobody who only looks makes snapshots.
+        None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
+        None => decide_snapshotter(settings, start, &decision, &embedded)?,
     };
     let log_program = std::env::current_exe().map_err(|error| {
         Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
@@ -217,6 +200,31 @@ pub(super) async fn connect(
     );
     let keeper = (decision.engine == Engine::Embedded).then_some(embedded);
     Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
+}
+
+/// Finds out where snapshots are to be kept, and, where something may be started, records it with the engine.
+fn decide_snapshotter(
+    settings: &Settings,
+    start: Start,
+    decision: &Decision,
+    embedded: &Embedded,
+) -> Result<String, Failure> {
+    let root = match decision.engine {
+        Engine::Embedded => embedded.root(),
+        Engine::System => settings.state_directory.clone(),
+    };
+    let snapshotter =
+        crate::engine::snapshotter(&root).map_err(|error| Failure::environment(&error))?.to_owned();
+    if start == Start::Engine {
+        let record = Record {
+            engine: decision.engine,
+            snapshotter: snapshotter.clone(),
+            reason: decision.reason.to_owned(),
+        };
+        record.write(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+        info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
+    }
+    Ok(snapshotter)
 }
 
 /// Writes our name on the containerd namespace, or says whose is on it.
@@ -346,8 +354,9 @@ pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<Stri
     let controller: Option<Holder> =
         run.controller().map_err(|error| Failure::environment(&error))?;
     let written: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
-    if let (Some(_), Some(status)) = (&controller, &written)
-        && status.controller.is_some()
+    // Another pid: `apply` holds the lock and has written nothing yet, or a controller that just starts.
+    if let (Some(holder), Some(status)) = (&controller, &written)
+        && status.controller.as_ref().is_some_and(|it| it.pid == holder.pid)
     {
         return Ok((status.clone(), None));
     }
