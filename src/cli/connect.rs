@@ -11,7 +11,7 @@ use super::{Failure, plan};
 use crate::config::{EngineChoice, Settings};
 use crate::controller::Edge;
 use crate::desired::Source;
-use crate::engine::{Choice, Embedded, Engine, Found, Known, Record};
+use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Refusal};
 use crate::host::Host as _;
 use crate::host::linux::{LinuxHost, boot_id};
 use crate::image::Archives;
@@ -131,7 +131,12 @@ pub(super) async fn connect(
     };
     let known = Known::gather(choice, settings.containerd_address.as_deref(), &embedded)
         .map_err(|error| Failure::environment(&error))?;
-    let decision = crate::engine::decide(&known).map_err(|error| Failure::environment(&error))?;
+    let decision = crate::engine::decide(&known).map_err(|refusal| match refusal {
+        Refusal::AddressOfEmbedded => Failure::new(Exit::Usage, refusal),
+        Refusal::Recorded { .. } | Refusal::Instances { .. } | Refusal::Silent => {
+            Failure::environment(&refusal)
+        }
+    })?;
     let (address, is_absent) = match decision.engine {
         Engine::System => {
             let address = settings.containerd_address.clone();
@@ -154,37 +159,13 @@ pub(super) async fn connect(
             }
         },
     };
-    let snapshotter = match Record::read(&settings.state_directory)
-        .map_err(|error| Failure::environment(&error))?
-    {
+    let recorded =
+        Record::read(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+    let snapshotter = match recorded {
         Some(record) => record.snapshotter,
-        // Finding out mounts and makes directories, which is not for those who only look.
-        None if start == Start::Nothing => "overlayfs".to_owned(),
-        None => {
-            let root = match decision.engine {
-                Engine::Embedded => embedded.root(),
-                Engine::System => settings.state_directory.clone(),
-            };
-            let snapshotter = crate::engine::snapshotter(&root)
-                .map_err(|error| Failure::environment(&error))?
-                .to_owned();
-            if start == Start::Engine {
-                let record = Record {
-                    engine: decision.engine,
-                    snapshotter: snapshotter.clone(),
-                    reason: decision.reason.to_owned(),
-                };
-                record
-                    .write(&settings.state_directory)
-                    .map_err(|error| Failure::environment(&error))?;
-                info!(
-                    engine = decision.engine.as_str(),
-                    reason = decision.reason,
-                    "engine decided"
-                );
-            }
-            snapshotter
-        }
+        // To find out mounts and makes directories, and nobody who only looks makes snapshots.
+        None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
+        None => decide_snapshotter(settings, start, &decision, &embedded)?,
     };
     let log_program = std::env::current_exe().map_err(|error| {
         Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
@@ -230,6 +211,31 @@ struct Owner {
     id: String,
     state_directory: PathBuf,
     run_directory: PathBuf,
+}
+
+/// Finds out where snapshots are to be kept, and, where something may be started, records it with the engine.
+fn decide_snapshotter(
+    settings: &Settings,
+    start: Start,
+    decision: &Decision,
+    embedded: &Embedded,
+) -> Result<String, Failure> {
+    let root = match decision.engine {
+        Engine::Embedded => embedded.root(),
+        Engine::System => settings.state_directory.clone(),
+    };
+    let snapshotter =
+        crate::engine::snapshotter(&root).map_err(|error| Failure::environment(&error))?.to_owned();
+    if start == Start::Engine {
+        let record = Record {
+            engine: decision.engine,
+            snapshotter: snapshotter.clone(),
+            reason: decision.reason.to_owned(),
+        };
+        record.write(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+        info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
+    }
+    Ok(snapshotter)
 }
 
 /// Writes our name on the containerd namespace, or says whose is on it.

@@ -26,16 +26,16 @@ pub(super) struct Advice {
 }
 
 impl Advice {
-    fn hint(text: impl Into<String>) -> Self {
+    pub(super) fn hint(text: impl Into<String>) -> Self {
         Self { hint: Some(text.into()), fix: None }
     }
 
-    fn fix(text: impl Into<String>) -> Self {
+    pub(super) fn fix(text: impl Into<String>) -> Self {
         let text = text.into();
         Self { hint: Some(format!("did you mean `{text}`?")), fix: Some(text) }
     }
 
-    fn add_to(self, flaw: Flaw) -> Flaw {
+    pub(super) fn add_to(self, flaw: Flaw) -> Flaw {
         Flaw { hint: self.hint, fix: self.fix, ..flaw }
     }
 }
@@ -319,7 +319,7 @@ fn last(pointer: &str) -> String {
     dotted(&pointer[from..])
 }
 
-fn type_names(expected: &[&str]) -> String {
+pub(super) fn type_names(expected: &[&str]) -> String {
     if expected.contains(&"integer") && expected.contains(&"string") {
         return "a size such as `64Mi`".to_owned();
     }
@@ -341,7 +341,7 @@ fn is_size(tokens: &[&str]) -> bool {
     )
 }
 
-fn list(words: &[impl AsRef<str>]) -> String {
+pub(super) fn list(words: &[impl AsRef<str>]) -> String {
     let quoted: Vec<String> = words.iter().map(|it| format!("`{}`", it.as_ref())).collect();
     match quoted.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
@@ -661,7 +661,7 @@ fn measured(raw: &str) -> Option<(f64, String)> {
     Some((number, raw[end..].trim().to_lowercase()))
 }
 
-fn size(raw: &str) -> Advice {
+pub(super) fn size(raw: &str) -> Advice {
     let rule = "write whole bytes, or a whole number with `Ki`, `Mi` or `Gi`: `64Mi`";
     let Some((number, unit)) = measured(raw) else { return Advice::hint(rule) };
     if number == 0.0 {
@@ -688,7 +688,7 @@ fn size(raw: &str) -> Advice {
     }
 }
 
-fn duration(raw: &str, pointer: &str) -> Advice {
+pub(super) fn duration(raw: &str, pointer: &str) -> Advice {
     let never = pointer == "/spec/stop/timeout";
     let rule = if never {
         "write `10s`, `1m30s`, `500ms` or `never`"
@@ -728,7 +728,7 @@ fn image(raw: &str) -> Advice {
     Advice::hint("write it as `docker.io/library/busybox:1.35` or `NAME@sha256:…`")
 }
 
-fn path(raw: &str) -> Advice {
+pub(super) fn path(raw: &str) -> Advice {
     if raw.split('/').any(|it| it == "..") {
         return Advice::hint("write the path without `..`");
     }

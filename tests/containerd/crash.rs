@@ -34,9 +34,12 @@ fn walks() -> Vec<Walk> {
     let private = || ("a", sleeper("a"));
     let donor = || ("donor", sleeper("donor") + "  ipcMode: shareable\n");
     let joiner = || ("joiner", sleeper("joiner") + "  ipcMode: container:donor\n");
-    let other = |(name, text): (&'static str, String)| (name, text + "  env: [{name: OTHER, value: \"1\"}]\n");
+    let other = |(name, text): (&'static str, String)| {
+        (name, text + "  env: [{name: OTHER, value: \"1\"}]\n")
+    };
     let job = || ("job", manifest("job", "command: [\"true\"]\nrestart: {policy: never}"));
-    let walk = |name, before, after, effects| Walk { name, before, after, command: "apply", effects };
+    let walk =
+        |name, before, after, effects| Walk { name, before, after, command: "apply", effects };
     vec![
         walk("start", vec![], vec![private()], 9),
         walk("start-shared", vec![], vec![donor(), joiner()], 19),
@@ -44,7 +47,10 @@ fn walks() -> Vec<Walk> {
         walk("replace-donor", vec![donor(), joiner()], vec![other(donor()), joiner()], 20),
         walk("replace-job", vec![job()], vec![other(job())], 11),
         walk("remove", vec![private(), donor()], vec![private()], 8),
-        Walk { command: "down", ..walk("down", vec![donor(), joiner()], vec![donor(), joiner()], 14) },
+        Walk {
+            command: "down",
+            ..walk("down", vec![donor(), joiner()], vec![donor(), joiner()], 14)
+        },
     ]
 }
 
@@ -68,7 +74,8 @@ impl Walk {
 
         let mut ended = true;
         if let Some(n) = n {
-            let killed = site.clone().with_program(aborting).with("EVENKEEL_ABORT_AFTER", n.to_string());
+            let killed =
+                site.clone().with_program(aborting).with("EVENKEEL_ABORT_AFTER", n.to_string());
             let done = killed.run(&[self.command]);
             ended = done.code.is_some();
             if ended {
@@ -83,11 +90,16 @@ impl Walk {
         // What is there after it can be removed, all of it.
         site.run(&["down"]).exits(0);
         let nothing: BTreeSet<&str> = [
-            "file: lib", "file: lib/images", "file: lib/images/busybox.tar", "file: lib/owner", "file: run",
+            "file: lib",
+            "file: lib/images",
+            "file: lib/images/busybox.tar",
+            "file: lib/owner",
+            "file: run",
             "file: run/lock",
         ]
         .into();
-        let left: Vec<String> = settled(&site).into_iter().filter(|it| !nothing.contains(it.as_str())).collect();
+        let left: Vec<String> =
+            settled(&site).into_iter().filter(|it| !nothing.contains(it.as_str())).collect();
         assert_eq!(left, Vec::<String>::new(), "{name}: left after down");
         (ended, found)
     }
@@ -118,9 +130,12 @@ fn inventory(site: &Site) -> Vec<String> {
     found.extend(site.ctr(&["leases", "list", "--quiet"]).lines().map(|it| format!("lease: {it}")));
     let snapshots = site.ctr(&["snapshots", "--snapshotter", &Rig::snapshotter(), "list"]);
     // Committed ones belong to the image.
-    found.extend(snapshots.lines().filter(|it| it.contains("Active")).map(|it| {
-        format!("snapshot: {}", it.split_whitespace().next().unwrap_or_default())
-    }));
+    found.extend(
+        snapshots
+            .lines()
+            .filter(|it| it.contains("Active"))
+            .map(|it| format!("snapshot: {}", it.split_whitespace().next().unwrap_or_default())),
+    );
 
     let bundles = format!("/{}/", site.namespace());
     for mount in sweep::mounts_below(site.dir().parent().unwrap().parent().unwrap()) {
@@ -147,7 +162,9 @@ fn inventory(site: &Site) -> Vec<String> {
             found.push(format!("shim: {}", after(words, "-id")));
         } else if is_in(process.pid, &cgroup) {
             found.push(format!("process: {}", words.join(" ")));
-        } else if let Some(log) = words.iter().find_map(|it| it.split_once(site.dir().to_str().unwrap())) {
+        } else if let Some(log) =
+            words.iter().find_map(|it| it.split_once(site.dir().to_str().unwrap()))
+        {
             found.push(format!("process with: {}", log.1));
         }
     }
@@ -156,7 +173,8 @@ fn inventory(site: &Site) -> Vec<String> {
         for path in files(&directory) {
             let below = path.strip_prefix(site.dir()).unwrap().display().to_string();
             // Made when first needed, and kept.
-            let known = ["strikes", "approvals", "holds"].iter().any(|it| below == format!("run/{it}"));
+            let known =
+                ["strikes", "approvals", "holds"].iter().any(|it| below == format!("run/{it}"));
             if !known && below != "run/status.json" && below != "lib/engine.json" {
                 found.push(format!("file: {}", below.replace(site.namespace(), "NAMESPACE")));
             }
@@ -187,7 +205,9 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     while let Some(path) = queue.pop() {
         let Ok(meta) = path.symlink_metadata() else { continue };
         if meta.is_dir() && !path.ends_with("shm") {
-            queue.extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|it| it.path()));
+            queue.extend(
+                std::fs::read_dir(&path).into_iter().flatten().flatten().map(|it| it.path()),
+            );
         }
         found.push(path);
     }
@@ -203,7 +223,15 @@ fn aborting_program() -> PathBuf {
     let own = target.join("abort-after-effect");
     let mut cargo = std::process::Command::new(env!("CARGO"));
     cargo
-        .args(["build", "--quiet", "--bin", "evenkeel", "--features", "abort-after-effect", "--manifest-path"])
+        .args([
+            "build",
+            "--quiet",
+            "--bin",
+            "evenkeel",
+            "--features",
+            "abort-after-effect",
+            "--manifest-path",
+        ])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .arg("--target-dir")
         .arg(&own)
@@ -229,7 +257,8 @@ async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
         found.into_iter().map(|it| it.into_inner().unwrap()).collect()
     };
     // Tries of all walks, those with few effects first; a walk is over with the first that comes to its end.
-    let over: Vec<(AtomicBool, AtomicUsize)> = walks.iter().map(|_| (AtomicBool::new(false), AtomicUsize::new(0))).collect();
+    let over: Vec<(AtomicBool, AtomicUsize)> =
+        walks.iter().map(|_| (AtomicBool::new(false), AtomicUsize::new(0))).collect();
     let next = AtomicUsize::new(0);
     let problems = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -253,7 +282,10 @@ async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
                     match tried {
                         Ok((ended, found)) => {
                             if found != references[index] {
-                                problems.push(format!("{name} after {n}: {}", difference(&references[index], &found)));
+                                problems.push(format!(
+                                    "{name} after {n}: {}",
+                                    difference(&references[index], &found)
+                                ));
                             }
                             if ended {
                                 is_over.store(true, Ordering::SeqCst);

@@ -271,7 +271,10 @@ async fn programs_that_fail_or_do_not_want_to_end() {
     for (name, code) in [("term", 7), ("usr1", 8), ("deaf", 137)] {
         site.until(name, |item| {
             let item = item.filter(|it| it.phase == Phase::Stopped && it.up_to_date)?;
-            let found = item.last_exit.as_ref().filter(|_| item.instance.as_ref().unwrap().pid.is_none())?;
+            let found = item
+                .last_exit
+                .as_ref()
+                .filter(|_| item.instance.as_ref().unwrap().pid.is_none())?;
             assert_eq!((found.code, found.reason.as_str()), (code, "stopped"), "{name}");
             Some(())
         });
