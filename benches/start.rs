@@ -116,7 +116,10 @@ async fn many(rig: &Rig, image: &Image, started: &mut Starts) {
     }
     compare("apply of 20 until all run", &mut ours, &mut floor, 1.1);
     whole.sort();
-    println!("  the command itself ends after {:?}: it watches them run for a second", whole[ROUNDS / 2]);
+    println!(
+        "  the command itself ends after {:?}: it watches them run for a second",
+        whole[ROUNDS / 2]
+    );
 }
 
 fn compare(what: &str, ours: &mut [Duration], floor: &mut [Duration], promised: f64) {
@@ -126,7 +129,9 @@ fn compare(what: &str, ours: &mut [Duration], floor: &mut [Duration], promised: 
     };
     let (ours, floor) = (spread(ours), spread(floor));
     let ratio = ours.1.as_secs_f64() / floor.1.as_secs_f64();
-    println!("{what}: ours {ours:?}, floor {floor:?} (min, median, max): {ratio:.2} × (promised {promised} ×)");
+    println!(
+        "{what}: ours {ours:?}, floor {floor:?} (min, median, max): {ratio:.2} × (promised {promised} ×)"
+    );
 }
 
 fn manifest(name: &str, image: &Image) -> String {

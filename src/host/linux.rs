@@ -308,7 +308,8 @@ pub fn wall_clock() -> String {
 
 fn wall_clock_after(span: Duration) -> String {
     let now = jiff::Timestamp::now();
-    let then = jiff::SignedDuration::try_from(span).ok().and_then(|span| now.checked_add(span).ok());
+    let then =
+        jiff::SignedDuration::try_from(span).ok().and_then(|span| now.checked_add(span).ok());
     format!("{:.3}", then.unwrap_or(now))
 }
 

@@ -132,7 +132,9 @@ impl Containerd {
     /// Writes that, and makes the namespace if it is missing.
     pub async fn set_owner(&self, owner: &str) -> Result<(), Error> {
         let namespace = &self.settings.namespace;
-        owner::write(&self.link, namespace, owner).await.during("write the owner of namespace", namespace)
+        owner::write(&self.link, namespace, owner)
+            .await
+            .during("write the owner of namespace", namespace)
     }
 
     async fn containers(&self) -> Result<Vec<ContainerRecord>, Fault> {
