@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::backoff::Delays;
+use crate::content::hex;
 use crate::manifest::{self, Problem};
 use crate::plan::{LogDefaults, Policy};
 use crate::workload::{
@@ -183,7 +184,7 @@ impl Flags {
         let typed = |id: &&clap::Id| {
             matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine)
         };
-        self.typed = matches.ids().filter(typed).map(|id| id.to_string()).collect();
+        self.typed = matches.ids().filter(typed).map(ToString::to_string).collect();
     }
 }
 
@@ -579,8 +580,7 @@ pub fn cgroup_parent(run_directory: &Path) -> String {
         return "/evenkeel".to_owned();
     }
     let digest = Sha256::digest(run_directory.as_os_str().as_encoded_bytes());
-    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("/evenkeel-{hex}")
+    format!("/evenkeel-{}", hex(&digest[..4]))
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {

@@ -528,8 +528,7 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
 
 /// The connected parts of a plan: steps that share a workload or an edge belong together, in the plan's order.
 fn parts(plan: &Plan) -> Vec<Vec<StepId>> {
-    // Union-find over steps.
-    let mut root: Vec<usize> = (0..plan.steps.len()).collect();
+    /// Of union-find over steps.
     fn find(root: &mut [usize], mut at: usize) -> usize {
         while root[at] != at {
             root[at] = root[root[at]];
@@ -537,6 +536,7 @@ fn parts(plan: &Plan) -> Vec<Vec<StepId>> {
         }
         at
     }
+    let mut root: Vec<usize> = (0..plan.steps.len()).collect();
     let mut by_name: BTreeMap<&Name, usize> = BTreeMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
         let of_same_name = step.name.as_ref().and_then(|it| by_name.insert(it, at));

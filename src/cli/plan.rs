@@ -66,10 +66,11 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         };
         writeln!(context.out, "{summary}")?;
     }
-    Ok(match super::status::exit_of_manifests(&desired) {
-        Exit::Problems => Exit::Problems,
-        _ if plan.is_empty() => Exit::Success,
-        _ => Exit::Changes,
+    let problems = super::status::exit_of_manifests(&desired) == Exit::Problems;
+    Ok(match (problems, plan.is_empty()) {
+        (true, _) => Exit::Problems,
+        (false, true) => Exit::Success,
+        (false, false) => Exit::Changes,
     })
 }
 

@@ -12,6 +12,7 @@ use super::{
     StopInstance, Want, decide, stop_signal,
 };
 use crate::backoff::Delays;
+use crate::content::hex;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
     Approval, EXITED, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
@@ -468,7 +469,7 @@ impl<'a> Planner<'a> {
                 self.hold_releasable(name, current, &hold);
                 match &current.workload {
                     Some(workload) => {
-                        let target = self.same(current, workload);
+                        let target = Self::same(current, workload);
                         self.carry_out(name, Some(current), &target, Some(hold));
                     }
                     None => self.stand(name, Phase::Held, Some(hold), false, Some(current)),
@@ -481,7 +482,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The instance itself as its own target: it goes on as it was last applied.
-    fn same(&self, instance: &'a Instance, workload: &Arc<Workload>) -> Target<'a> {
+    fn same(instance: &'a Instance, workload: &Arc<Workload>) -> Target<'a> {
         Target {
             workload: Arc::clone(workload),
             id: instance.id.clone(),
@@ -515,7 +516,7 @@ impl<'a> Planner<'a> {
             {
                 // It stays stopped as it is; the new revision is made when it is to run.
                 let kept =
-                    Target { workload: Arc::clone(workload), ..self.same(current, workload) };
+                    Target { workload: Arc::clone(workload), ..Self::same(current, workload) };
                 self.carry_out(name, Some(current), &kept, None);
             } else {
                 self.carry_out(name, current, &target, None);
@@ -527,7 +528,7 @@ impl<'a> Planner<'a> {
         match (obstacle, current) {
             (Some(obstacle), Some(current)) => match current.workload.clone() {
                 Some(stored) => {
-                    let kept = self.same(current, &stored);
+                    let kept = Self::same(current, &stored);
                     self.carry_out(name, Some(current), &kept, None);
                     self.remark(name, obstacle);
                 }
@@ -565,7 +566,7 @@ impl<'a> Planner<'a> {
                 })
         });
         if let Some(instance) = equal {
-            let mut same = self.same(instance, workload);
+            let mut same = Self::same(instance, workload);
             same.image = Some(instance.image.clone());
             return same;
         }
@@ -642,8 +643,10 @@ impl<'a> Planner<'a> {
         }
         let Some(image) = &target.image else {
             let name = target.workload.spec.image.full();
-            let broken: String =
-                self.observed.archive_problems.iter().map(|it| format!("; {it}")).collect();
+            let mut broken = self.observed.archive_problems.join("; ");
+            if !broken.is_empty() {
+                broken.insert_str(0, "; ");
+            }
             return no(
                 "image-missing",
                 format!(
@@ -700,7 +703,7 @@ impl<'a> Planner<'a> {
             let joiner = match &case.wish {
                 Wish::Follow(wanted, _) => self.target(case.name, Some(current), wanted),
                 Wish::Keep { .. } | Wish::Unclaimed | Wish::Remove { .. } | Wish::Invalid => {
-                    self.same(current, &workload)
+                    Self::same(current, &workload)
                 }
             };
             // The donor itself is what this is about: it is joinable in its wanted spec.
@@ -1058,7 +1061,7 @@ impl<'a> Planner<'a> {
                     before = vec![stop];
                 }
                 (_, Have::Exited | Have::Lost | Have::Created) => {
-                    before.push(self.finish_with(name, current, target, Vec::new()))
+                    before.push(self.finish_with(name, current, target, Vec::new()));
                 }
                 (_, Have::Nothing | Have::Unstarted | Have::Ended | Have::Unknown) => {}
             }
@@ -1519,5 +1522,5 @@ fn token(removals: &BTreeSet<Approval>) -> String {
     for it in removals {
         digest.update(format!("{} {}\n", it.name, it.instance));
     }
-    digest.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest.finalize()[..4])
 }

@@ -86,18 +86,16 @@ fn the_decision_table_is_the_committed_one() {
 mod model {
     //! Observed states and a model of what steps do to them.
 
-    use std::collections::BTreeMap;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::super::*;
     use crate::backoff::Strikes;
     use crate::desired::{DesiredState, SourceState, Wanted};
     use crate::observed::{
-        EXITED, End, Image, ImageConfig, ImagePlace, Instance, ObservedState, Published, Run,
-        STOPPED, Task, View,
+        EXITED, End, ImagePlace, Instance, ObservedState, Published, Run, STOPPED, Task,
     };
-    use crate::workload::{IpcDefaults, Shm};
+    use crate::workload::Shm;
 
     pub(super) const BOOT: &str = "boot-1";
 
@@ -138,7 +136,7 @@ mod model {
 
     /// A desired state of one source with these workloads; `None` has problems.
     pub(super) fn desired(workloads: &[(&str, Option<&str>)]) -> DesiredState {
-        let wanted = |name: &str, spec: &Option<&str>| Wanted {
+        let wanted = |name: &str, spec: Option<&str>| Wanted {
             origin: origin(name),
             workload: spec.map(|spec| workload(name, spec)),
         };
@@ -155,7 +153,7 @@ mod model {
             sources: [(source(), state)].into(),
             workloads: workloads
                 .iter()
-                .map(|(name, spec)| (name.parse().unwrap(), wanted(name, spec)))
+                .map(|(name, spec)| (name.parse().unwrap(), wanted(name, *spec)))
                 .collect(),
             problems: Vec::new(),
         }

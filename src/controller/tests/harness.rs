@@ -1,13 +1,9 @@
 //! A controller on a runtime and a host in memory, with a clock that tests move; the run directory is a real one.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::super::*;
 use crate::backoff::Delays;
