@@ -30,14 +30,14 @@ fn name(text: &str) -> Name {
 }
 
 /// A manifest; the tag tells its versions apart.
-fn manifest(name: &str, tag: &str) -> String {
+pub(super) fn manifest(name: &str, tag: &str) -> String {
     format!(
         "apiVersion: evenkeel/v1\nkind: Container\nmetadata:\n  name: {name}\nspec:\n  image: docker.io/library/busybox:{tag}\n"
     )
 }
 
 /// Puts a file there as a careful writer does.
-fn place(path: &Path, text: &str) {
+pub(super) fn place(path: &Path, text: &str) {
     let temporary = path.with_file_name(".placed");
     fs::write(&temporary, text).unwrap();
     fs::rename(temporary, path).unwrap();
@@ -666,7 +666,7 @@ async fn validation_reads_what_is_there_now_and_shows_paths_as_given() {
 }
 
 /// Runs git and stops it for 150 ms at some point, as a busy machine does.
-async fn git(root: &Path, arguments: &[&str], stop_after: Option<Duration>) {
+pub(super) async fn git(root: &Path, arguments: &[&str], stop_after: Option<Duration>) {
     let mut git = tokio::process::Command::new("git")
         .args(["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "gc.auto=0"])
         .args(arguments)
