@@ -1,5 +1,6 @@
 //! Everything that needs no container runtime.
 
+mod cli;
 mod manifests;
 mod oci;
 mod source;
