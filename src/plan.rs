@@ -59,7 +59,7 @@ pub struct Plan {
     pub standings: BTreeMap<Name, Standing>,
     /// Removals that wait for a person.
     pub holds: Vec<Hold>,
-    /// When something that waits is due; look again then.
+    /// When something that waits is due, later than the time that the plan was made for; look again then.
     pub wake: Option<BootTime>,
 }
 
@@ -102,7 +102,7 @@ pub struct Step {
     pub cause: Cause,
     /// Steps that have to succeed before.
     pub requires: Vec<StepId>,
-    /// Time between the last of them and this one.
+    /// Time between the last of them and this one. The controller leaves it to the plan that is made then.
     pub pause: Duration,
 }
 
@@ -123,6 +123,8 @@ pub enum Action {
     Finish(Finish),
     /// Runs an instance's main process.
     Start(Box<Start>),
+    /// Pins the IPC namespace of a running instance again, whose pid is given.
+    Publish { id: InstanceId, pid: u32 },
     /// Removes a stopped instance with everything that it has.
     Remove { id: InstanceId, by_absence: Option<ByAbsence> },
     /// Kills and removes a task that has no container object.
@@ -263,6 +265,8 @@ pub enum Cause {
     Paused,
     /// Its donor has another namespace now.
     DonorChanged { donor: Name },
+    /// Joiners would not find its IPC namespace.
+    PinLost,
     /// `state: stopped`.
     WantedStopped,
     /// `state: absent`.
@@ -299,6 +303,7 @@ impl fmt::Display for Cause {
             Self::DonorChanged { donor } => {
                 write!(f, "its donor `{donor}` has another IPC namespace")
             }
+            Self::PinLost => f.write_str("its pinned IPC namespace was unmounted"),
             Self::WantedStopped => f.write_str("state: stopped"),
             Self::WantedAbsent => f.write_str("state: absent"),
             Self::Gone { origin } => write!(f, "no longer in {origin}"),
@@ -324,6 +329,7 @@ impl Action {
             Self::Resume { .. } => "resume",
             Self::Finish(_) => "finish",
             Self::Start(_) => "start",
+            Self::Publish { .. } => "publish",
             Self::Remove { .. } | Self::RemoveOrphan { .. } => "remove",
             Self::Sweep(_) => "sweep",
         }
@@ -338,9 +344,10 @@ impl Action {
             Self::Stop(it) => it.id.to_string(),
             Self::Finish(it) => it.id.to_string(),
             Self::Start(it) => it.id.to_string(),
-            Self::Resume { id } | Self::Remove { id, .. } | Self::RemoveOrphan { id } => {
-                id.to_string()
-            }
+            Self::Resume { id }
+            | Self::Publish { id, .. }
+            | Self::Remove { id, .. }
+            | Self::RemoveOrphan { id } => id.to_string(),
             Self::Sweep(leftover) => leftover.to_string(),
         }
     }
@@ -353,7 +360,10 @@ impl Action {
             Self::Stop(it) => Some(&it.id),
             Self::Finish(it) => Some(&it.id),
             Self::Start(it) => Some(&it.id),
-            Self::Resume { id } | Self::Remove { id, .. } | Self::RemoveOrphan { id } => Some(id),
+            Self::Resume { id }
+            | Self::Publish { id, .. }
+            | Self::Remove { id, .. }
+            | Self::RemoveOrphan { id } => Some(id),
             Self::Import { .. } | Self::Sweep(_) => None,
         }
     }
@@ -368,6 +378,7 @@ impl fmt::Display for Leftover {
             Self::Logs(id) => write!(f, "logs of {id}"),
             Self::Cgroup(id) => write!(f, "cgroup of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
+            Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
         }
     }
 }

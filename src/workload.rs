@@ -1114,6 +1114,12 @@ impl Spec {
         self.mounts.iter().any(|mount| mount.target.as_str() == DEV_SHM)
     }
 
+    /// Whether a mount of the user's, as one on /dev, takes the place of everything on and below /dev/shm. What is
+    /// shared is mounted on top of it; a /dev/shm of the container's own is whatever the user has there.
+    fn covers_shm(&self) -> bool {
+        self.mounts.iter().any(|mount| Path::new(DEV_SHM).starts_with(mount.target.as_path()))
+    }
+
     /// Decides who owns /dev/shm; the only place that does.
     ///
     /// A user's mount on it takes the place of ours in every mode and makes the workload impossible to join.
@@ -1122,6 +1128,7 @@ impl Spec {
         let size = self.shm_size.unwrap_or(defaults.shm_size);
         let shm = match mode {
             _ if self.has_own_shm() => Shm::User,
+            IpcMode::None | IpcMode::Private if self.covers_shm() => Shm::User,
             IpcMode::None => Shm::Absent,
             IpcMode::Private => Shm::Runtime(size),
             IpcMode::Shareable => Shm::Published(size),
@@ -1183,13 +1190,23 @@ pub struct InstanceId(String);
 impl InstanceId {
     /// containerd allows no two separators in a row; the revision covers the name, so nothing is lost.
     pub fn new(name: &Name, revision: &Revision) -> Self {
-        let mut id = String::new();
-        for c in name.as_str().chars().chain(['-']).chain(revision.short().chars()) {
-            if c != '-' || !id.ends_with('-') {
-                id.push(c);
+        Self(format!("{}-{}", Self::stem_of(name), revision.short()))
+    }
+
+    /// What the IDs of all instances of a workload start with. Another workload's may start with the same.
+    pub fn stem_of(name: &Name) -> String {
+        let mut stem = String::new();
+        for c in name.as_str().chars() {
+            if c != '-' || !stem.ends_with('-') {
+                stem.push(c);
             }
         }
-        Self(id)
+        stem
+    }
+
+    /// The ID without the revision.
+    pub fn stem(&self) -> &str {
+        self.0.rsplit_once('-').map_or(&self.0, |it| it.0)
     }
 
     pub fn as_str(&self) -> &str {
@@ -1266,8 +1283,10 @@ impl Workload {
             value.expect("a spec has only text keys and finite numbers")
         };
         put("image", image.full().into());
-        put("command", json(serde_json::to_value(command)));
-        put("args", json(serde_json::to_value(args)));
+        // An empty list says as much as none.
+        let words = |it: &Option<Vec<String>>| it.clone().filter(|it| !it.is_empty());
+        put("command", json(serde_json::to_value(words(command))));
+        put("args", json(serde_json::to_value(words(args))));
         put("workingDir", json(serde_json::to_value(working_dir)));
         if !env.is_empty() {
             put("env", json(serde_json::to_value(env)));

@@ -162,11 +162,13 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
     let run = connect::run_directory(&settings)?;
     let sources = connect::sources(&super::sources(&paths, &settings))?;
     let (desired, status, ended) = connect::block_on(async move {
-        let desired = source::read_once(sources, settings.allow_empty).await;
         match connect::lock(&run, &settings)? {
             Lock::Held(_lock) => {
+                let states = source::read_to_rest(sources, settings.allow_empty);
                 let (status, ended) =
-                    converge(&settings, &desired, wait, timeout, take_over).await?;
+                    converge(&settings, states.clone(), wait, timeout, take_over).await?;
+                let desired = states.borrow().clone();
+                let desired = desired.map_or_else(DesiredState::default, |it| (*it).clone());
                 if let Some(status) = &status {
                     run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
                 }
@@ -175,6 +177,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
             // The controller does the work; this waits until nothing is left of it.
             Lock::Taken(by) => {
                 info!(pid = by.pid, "a controller runs; waiting for it to get there");
+                let desired = source::read_once(sources, settings.allow_empty).await;
                 let (status, ended) = beside(&settings, &desired, timeout).await?;
                 Ok((desired, Some(status), ended))
             }
@@ -203,7 +206,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
 /// Runs the loop until nothing more can be done, at most `timeout`.
 async fn converge(
     settings: &Settings,
-    desired: &DesiredState,
+    desired: watch::Receiver<Option<Arc<DesiredState>>>,
     wait: bool,
     timeout: Span,
     take_over: bool,
@@ -211,11 +214,10 @@ async fn converge(
     let Connection { edge, mounts_not_shared, .. } =
         connect::connect(settings, connect::Start::Engine, take_over).await?;
     let (report, reports) = watch::channel(None);
-    let (_desired, followed) = watch::channel(Some(Arc::new(desired.clone())));
     let (_policy, policy) = watch::channel(Arc::new(settings.policy()));
     let controller = Controller {
         edge,
-        desired: followed,
+        desired,
         policy,
         mounts_not_shared,
         identity: None,

@@ -46,9 +46,8 @@ impl Explainer<'_> {
         let (key, node) = self.root.at(pointer).unwrap_or((None, self.root));
         match &violation.rule {
             Rule::Unknown(names) => {
-                let flaw = |(index, name): (usize, &String)| {
-                    self.unknown(pointer, node, name, index < ADVISED)
-                };
+                let flaw =
+                    |(index, name): (usize, &String)| unknown(pointer, node, name, index < ADVISED);
                 names.iter().enumerate().map(flaw).collect()
             }
             Rule::Missing(field) => {
@@ -83,14 +82,6 @@ impl Explainer<'_> {
         self.text.get(range).unwrap_or_default()
     }
 
-    #[expect(clippy::unused_self, reason = "a part of the explanation as the others")]
-    fn unknown(&self, parent: &str, node: &Node, name: &str, advised: bool) -> Flaw {
-        let mark = node.entry(name).map_or(&node.mark, |it| &it.mark).clone();
-        let message = format!("{} has no field `{}`", object(parent), shorten(name));
-        let flaw = Flaw::new("unknown-field", format!("{parent}/{}", escape(name)), mark, message);
-        if advised { unknown_field(parent, name, node.get(name)).add_to(flaw) } else { flaw }
-    }
-
     fn wrong_type(&self, pointer: &str, node: &Node, expected: &[&str]) -> Advice {
         let tokens: Vec<&str> = pointer.split('/').skip(1).collect();
         let expects = |name: &str| expected.contains(&name);
@@ -102,7 +93,7 @@ impl Explainer<'_> {
                 Advice::hint("write `[]` for none, or leave the field out")
             }
             ([parents @ .., field], Kind::Null) => {
-                let parent: String = parents.iter().map(|it| format!("/{it}")).collect();
+                let parent: String = parents.iter().flat_map(|it| ["/", it]).collect();
                 let required = missing(&parent, field);
                 if required == Advice::default() {
                     Advice::hint("leave the field out, or give it a value")
@@ -416,6 +407,13 @@ fn missing(pointer: &str, field: &str) -> Advice {
         (_, "uid") => Advice::hint("add the numeric user as `uid`"),
         _ => Advice::default(),
     }
+}
+
+fn unknown(parent: &str, node: &Node, name: &str, advised: bool) -> Flaw {
+    let mark = node.entry(name).map_or(&node.mark, |it| &it.mark).clone();
+    let message = format!("{} has no field `{}`", object(parent), shorten(name));
+    let flaw = Flaw::new("unknown-field", format!("{parent}/{}", escape(name)), mark, message);
+    if advised { unknown_field(parent, name, node.get(name)).add_to(flaw) } else { flaw }
 }
 
 /// The right word for what Docker, Compose, Kubernetes or Podman call differently, by the object it is in.

@@ -141,8 +141,9 @@ pub fn decide(want: Want, have: Have, fit: Fit, ready: bool, again: Again) -> De
                 (Again::Later, _) | (Again::Now, false) if unfinished => D::FinishAndWait,
                 (Again::Now, true) if unfinished => D::FinishAndStart,
                 (Again::Now, true) => D::Start,
-                (Again::Later, _) => D::Wait(phase(Phase::BackingOff)),
-                (Again::Now, false) => D::Wait(phase(Phase::Waiting)),
+                // Time alone will not do: what is missing is the news.
+                (Again::Later | Again::Now, false) => D::Wait(phase(Phase::Waiting)),
+                (Again::Later, true) => D::Wait(phase(Phase::BackingOff)),
             }
         }
     }

@@ -1,6 +1,7 @@
 use std::fmt::Write as _;
 
 use super::*;
+use crate::observed::{End, Instance, STOPPED, Task};
 
 const WANTS: [Want; 6] = [
     Want::Running,
@@ -308,6 +309,11 @@ mod model {
                     let gone = observed.instances.remove(id).expect("it is there");
                     assert_eq!(gone.task, Task::None, "removed while it runs: {plan}");
                 }
+                Action::Publish { id, .. } => {
+                    let instance = observed.instances.get_mut(id).expect("it is there");
+                    instance.published.ns = true;
+                    instance.published.ns_inode = instance.view.map(|it| it.ipc_ns);
+                }
                 Action::RemoveOrphan { id } => drop(observed.orphans.remove(id)),
                 Action::Sweep(it) => drop(observed.leftovers.remove(it)),
             }
@@ -593,6 +599,69 @@ fn a_joiner_waits_for_a_donor_that_does_not_run_and_keeps_running_when_it_stops(
     converge(&stopped, &mut observed);
     assert_eq!(running(&observed), ["joiner"]);
     assert_eq!(pid(&observed, "joiner"), before);
+}
+
+#[test]
+fn nobody_joins_a_donor_whose_pin_or_shm_is_gone_and_the_pin_is_put_back() {
+    let mut observed = empty();
+    converge(&desired(&[PAIR[0]]), &mut observed);
+    for (spoil, heals) in [
+        ((|it| it.published.ns = false) as fn(&mut Instance), true),
+        (|it| it.published.ns_inode = Some(1), true),
+        (|it| it.published.shm = None, false),
+        (|it| it.published.shm = Some(1), false),
+    ] {
+        let mut observed = observed.clone();
+        observed.instances.values_mut().for_each(spoil);
+        let plan = diff(&desired(&PAIR), &observed, &policy(), model::now());
+        let verbs: Vec<&str> = plan.steps.iter().map(|it| it.action.verb()).collect();
+        assert_eq!(verbs, if heals { vec!["publish"] } else { vec![] }, "{plan}");
+        let it = standing(&plan, "joiner");
+        assert_eq!((it.phase, it.reason), (Phase::Waiting, "donor-vanished"), "{it:?}");
+        if heals {
+            converge(&desired(&PAIR), &mut observed);
+            assert_eq!(running(&observed), ["donor", "joiner"]);
+        }
+    }
+    // A process that cannot be looked at is no reason to do anything.
+    observed.instances.values_mut().for_each(|it| it.view = None);
+    assert!(diff(&desired(&[PAIR[0]]), &observed, &policy(), model::now()).is_empty());
+}
+
+#[test]
+fn nobody_joins_through_a_joiner_that_keeps_the_namespace_its_donor_has_left() {
+    let chain = [
+        ("a", Some(r#""ipcMode": "container:m""#)),
+        ("m", Some(r#""ipcMode": "container:z", "restart": {"onDonorChange": "keep"}"#)),
+        ("z", Some(r#""ipcMode": "shareable""#)),
+    ];
+    let mut observed = empty();
+    converge(&desired(&chain), &mut observed);
+    for it in observed.instances.values_mut().filter(|it| it.name.as_str() == "z") {
+        let view = View { ipc_ns: 1000, shm: Some(1000), shm_root: None };
+        it.view = Some(view);
+        it.published.ns_inode = Some(1000);
+        it.published.shm = view.shm;
+    }
+    let plan = diff(&desired(&chain), &observed, &policy(), model::now());
+    assert!(plan.is_empty(), "{plan}");
+    assert_eq!(standing(&plan, "m").reason, "donor-changed");
+    assert_eq!(standing(&plan, "a").phase, Phase::Running);
+    for it in observed.instances.values_mut().filter(|it| it.name.as_str() == "a") {
+        it.task = Task::None;
+        it.end = Some(End {
+            n: 1,
+            code: 0,
+            reason: STOPPED.to_owned(),
+            at: String::new(),
+            lasted_ms: 0,
+        });
+        it.view = None;
+    }
+    let plan = diff(&desired(&chain), &observed, &policy(), model::now());
+    assert!(plan.is_empty(), "{plan}");
+    let it = standing(&plan, "a");
+    assert_eq!((it.phase, it.reason), (Phase::Waiting, "waiting-for-donor"), "{it:?}");
 }
 
 #[test]

@@ -1,0 +1,8 @@
+//! The IPC modes end to end: the program against a real containerd, seen from inside of the containers and from the
+//! host, by /proc and mountinfo.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod donors;
+mod modes;
+mod shm;
+pub(crate) mod stage;
