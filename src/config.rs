@@ -279,22 +279,26 @@ pub struct File {
     pub log: Option<LogFile>,
 }
 
-/// See [`File::restart`].
+/// What a manifest's `restart` leaves open.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RestartFile {
+    /// When a workload whose main process ended is started again; `always` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<RestartPolicy>,
+    /// Delays between restarts.
     #[serde(default)]
     pub backoff: Backoff,
 }
 
-/// See [`File::log`].
+/// What a manifest's `log` leaves open.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LogFile {
+    /// Size of one file before it is rotated; `10Mi` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_size: Option<Bytes>,
+    /// Number of files that are kept, the one being written included; 2 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_files: Option<u32>,

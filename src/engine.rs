@@ -105,7 +105,7 @@ pub struct Decision {
 }
 
 /// Why there is no engine to use; each says what to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
         "this box uses the {} engine, and its containers would run twice under another one: to move them, run \
@@ -119,6 +119,17 @@ pub enum Refusal {
         engine.as_str(), engine.as_str(), engine.as_str()
     )]
     Instances { engine: Engine, count: usize },
+    #[error(
+        "this box uses the containerd namespace `{recorded}`: under another one its containers would run twice, and \
+         their logs and shared memory would be taken for leftovers; to move them, run `evenkeel down \
+         --containerd-namespace {recorded}` first"
+    )]
+    Namespace { recorded: String },
+    #[error(
+        "this box uses the containerd at `{}`, and its containers would run twice in another one: to move them, run \
+         `evenkeel down --containerd-address {}` first", recorded.display(), recorded.display()
+    )]
+    Address { recorded: PathBuf },
     #[error(
         "`--engine embedded` and a containerd address contradict each other: the embedded one has its own"
     )]
@@ -213,6 +224,12 @@ impl System {
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     pub engine: Engine,
+    /// Where in it: the system's socket when another than the usual one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<PathBuf>,
+    /// Which of its namespaces.
+    #[serde(default)]
+    pub namespace: String,
     /// What our snapshots are kept in; another one would not find them.
     pub snapshotter: String,
     /// For people.
@@ -249,6 +266,23 @@ impl Record {
         let text =
             serde_json::to_string(self).map_err(|error| failure("write", &path, error.into()))?;
         Ok(write_atomically(&path, format!("{text}\n").as_bytes(), Durability::Disk)?)
+    }
+
+    /// Refuses another place than the recorded one: what is in ours would be unknown there.
+    pub fn check(&self, address: Option<&Path>, namespace: &str) -> Result<(), Refusal> {
+        // Records of the first version did not say.
+        if !self.namespace.is_empty() && self.namespace != namespace {
+            return Err(Refusal::Namespace { recorded: self.namespace.clone() });
+        }
+        let usual = Path::new(SYSTEM_SOCKET);
+        let recorded = self.address.as_deref().unwrap_or(usual);
+        if self.engine == Engine::System
+            && !self.namespace.is_empty()
+            && recorded != address.unwrap_or(usual)
+        {
+            return Err(Refusal::Address { recorded: recorded.to_owned() });
+        }
+        Ok(())
     }
 
     /// After everything of ours is gone from the engine.
@@ -739,6 +773,8 @@ mod tests {
         assert_eq!(Record::read(directory.path()).unwrap(), None);
         let record = Record {
             engine: Engine::Embedded,
+            address: None,
+            namespace: "evenkeel".to_owned(),
             snapshotter: "overlayfs".to_owned(),
             reason: "there is no system containerd".to_owned(),
         };
@@ -749,6 +785,30 @@ mod tests {
         assert_eq!(Record::read(directory.path()).unwrap(), None);
         fs::write(directory.path().join("engine.json"), "{").unwrap();
         assert!(Record::read(directory.path()).unwrap_err().to_string().contains("engine.json"));
+    }
+
+    #[test]
+    fn another_place_than_the_recorded_one_is_refused() {
+        let record = |engine, address: Option<&str>| Record {
+            engine,
+            address: address.map(PathBuf::from),
+            namespace: "evenkeel".to_owned(),
+            snapshotter: "overlayfs".to_owned(),
+            reason: String::new(),
+        };
+        let embedded = record(Engine::Embedded, None);
+        embedded.check(None, "evenkeel").unwrap();
+        let refusal = embedded.check(None, "other").unwrap_err();
+        assert!(refusal.to_string().contains("down --containerd-namespace evenkeel"), "{refusal}");
+        let usual = record(Engine::System, None);
+        usual.check(None, "evenkeel").unwrap();
+        usual.check(Some(Path::new(SYSTEM_SOCKET)), "evenkeel").unwrap();
+        let refusal = usual.check(Some(Path::new("/x.sock")), "evenkeel").unwrap_err();
+        assert_eq!(refusal, Refusal::Address { recorded: SYSTEM_SOCKET.into() });
+        record(Engine::System, Some("/x.sock"))
+            .check(Some(Path::new("/x.sock")), "evenkeel")
+            .unwrap();
+        record(Engine::System, Some("/x.sock")).check(None, "evenkeel").unwrap_err();
     }
 
     #[test]

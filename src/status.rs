@@ -177,7 +177,7 @@ pub struct Item {
     pub last_exit: Option<ExitStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_failure: Option<FailureStatus>,
-    /// Seconds from the time of the status until the next try.
+    /// When it is tried next, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_retry_at: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

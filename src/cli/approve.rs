@@ -32,7 +32,14 @@ impl HoldReport {
 
 pub(super) fn approve(context: &mut Context<'_>, args: &ApproveArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
-    let (status, _) = connect::current_status(&settings)?;
+    let (status, remark) = connect::current_status(&settings)?;
+    if status.runtime.state != "ready" {
+        // What was held then may be held no more.
+        return Err(Failure::new(
+            Exit::Environment,
+            format_args!("{}: {}", remark.unwrap_or_default(), status.runtime.message),
+        ));
+    }
     let Some(token) = &args.token else {
         if context.is_json() {
             context.json(&HoldReport::new(status.holds))?;

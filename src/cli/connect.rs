@@ -133,10 +133,19 @@ pub(super) async fn connect(
         .map_err(|error| Failure::environment(&error))?;
     let decision = crate::engine::decide(&known).map_err(|refusal| match refusal {
         Refusal::AddressOfEmbedded => Failure::new(Exit::Usage, refusal),
-        Refusal::Recorded { .. } | Refusal::Instances { .. } | Refusal::Silent => {
-            Failure::environment(&refusal)
-        }
+        Refusal::Recorded { .. }
+        | Refusal::Namespace { .. }
+        | Refusal::Address { .. }
+        | Refusal::Instances { .. }
+        | Refusal::Silent => Failure::environment(&refusal),
     })?;
+    let recorded =
+        Record::read(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+    if let Some(record) = &recorded {
+        record
+            .check(settings.containerd_address.as_deref(), &settings.containerd_namespace)
+            .map_err(|refusal| Failure::environment(&refusal))?;
+    }
     let (address, is_absent) = match decision.engine {
         Engine::System => {
             let address = settings.containerd_address.clone();
@@ -159,8 +168,6 @@ pub(super) async fn connect(
             }
         },
     };
-    let recorded =
-        Record::read(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
     let snapshotter = match recorded {
         Some(record) => record.snapshotter,
         // To find out mounts and makes directories, and nobody who only looks makes snapshots.
@@ -229,6 +236,8 @@ fn decide_snapshotter(
     if start == Start::Engine {
         let record = Record {
             engine: decision.engine,
+            address: settings.containerd_address.clone(),
+            namespace: settings.containerd_namespace.clone(),
             snapshotter: snapshotter.clone(),
             reason: decision.reason.to_owned(),
         };
@@ -338,6 +347,8 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
     let cgroup = crate::config::cgroup_parent(&settings.run_directory);
     let removed = tokio::task::spawn_blocking(move || {
         remove_empty_cgroup(&cgroup);
+        // containerd's second socket, which it leaves behind.
+        drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }

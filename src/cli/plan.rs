@@ -57,7 +57,9 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         for hold in &plan.holds {
             writeln!(context.out, "release these removals with `evenkeel approve {}`", hold.token)?;
         }
-        let is_waiting = plan.standings.values().any(|it| waits(it.phase));
+        // What is somebody else's waits for nothing.
+        let is_waiting =
+            plan.standings.values().any(|it| waits(it.phase) && it.reason != "unclaimed");
         let summary = match plan.steps.len() {
             0 if is_waiting => "nothing can be done now".to_owned(),
             0 => "nothing to do".to_owned(),

@@ -92,7 +92,11 @@ pub(super) fn held_sources(
 
 /// One line for a problem whose source text is not at hand.
 fn problem_line(it: &ProblemStatus) -> String {
-    format!("{}:{}:{}: {}[{}]: {}", it.file, it.line, it.column, it.severity, it.code, it.message)
+    let place = match it.line {
+        0 => it.file.clone(),
+        line => format!("{}:{line}:{}", it.file, it.column),
+    };
+    format!("{place}: {}[{}]: {}", it.severity, it.code, it.message)
 }
 
 pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
@@ -173,7 +177,15 @@ fn details(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
         line("message", &item.message)?;
         line("up to date", if item.up_to_date { "yes" } else { "no" })?;
         if let Some(it) = &item.origin {
-            line("manifest", format!("{} {}", it.source, it.file).trim_end())?;
+            let file = match it.file.as_str() {
+                "" => it.source.clone(),
+                file => format!("{}/{file}", it.source),
+            };
+            let place = match it.document {
+                0 => file,
+                n => format!("{file} (document {})", n + 1),
+            };
+            line("manifest", &place)?;
         }
         if let Some(it) = &item.instance {
             line("instance", &it.id)?;

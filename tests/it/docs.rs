@@ -1,0 +1,248 @@
+//! The documents are held to what the program says of itself: every field, setting, code and reason is in them, what
+//! they show is valid, and what they link to is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use evenkeel::manifest::CODES;
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
+
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "docs/manifests.md",
+    "docs/ipc.md",
+    "docs/operations.md",
+    "docs/problems.md",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+fn printed(arguments: &[&str]) -> String {
+    let output = Command::new(PROGRAM).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything between backticks on lines that `choose` takes.
+fn quoted(text: &str, choose: impl Fn(&str) -> bool) -> Vec<String> {
+    let lines = text.lines().filter(|it| choose(it));
+    lines.flat_map(|it| it.split('`').skip(1).step_by(2).map(str::to_owned)).collect()
+}
+
+fn code_blocks(text: &str, language: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut inside: Option<(bool, String)> = None;
+    for line in text.lines() {
+        match (&mut inside, line.strip_prefix("```")) {
+            (None, Some(found)) => inside = Some((found == language, String::new())),
+            (Some(_), Some(_)) => {
+                blocks.extend(inside.take().filter(|it| it.0).map(|it| it.1));
+            }
+            (Some((_, block)), None) => *block += &format!("{line}\n"),
+            (None, None) => {}
+        }
+    }
+    assert!(inside.is_none(), "a code block has no end");
+    blocks
+}
+
+#[test]
+fn every_problem_code_is_explained_once() {
+    let text = read("docs/problems.md");
+    let rows = text.lines().filter_map(|it| it.strip_prefix("| `")?.split('`').next());
+    let rows: Vec<&str> = rows.collect();
+    let explained: BTreeSet<&str> = rows.iter().copied().collect();
+    assert_eq!(rows.len(), explained.len(), "a code is there twice");
+    let mut known: BTreeSet<&str> = CODES.iter().map(|it| it.0).collect();
+    // What is wrong with a file before anything in it is read.
+    let sources = ["source.rs", "source/file.rs", "source/scan.rs", "source/settle.rs"];
+    let sources: Vec<String> = sources.iter().map(|it| read(&format!("src/{it}"))).collect();
+    let mut found: BTreeSet<String> =
+        sources.iter().flat_map(|it| words_after(it, "code: \"")).collect();
+    found.insert("source-missing".to_owned());
+    found.insert("source-unreadable".to_owned());
+    found.insert("file-unsettled".to_owned());
+    known.extend(found.iter().map(String::as_str));
+    assert_eq!(explained, known);
+}
+
+/// Each kebab-case word that stands right behind `mark`.
+fn words_after(text: &str, mark: &str) -> Vec<String> {
+    let words = text.split(mark).skip(1).filter_map(|it| it.split_once('"')).map(|it| it.0);
+    let kebab =
+        |it: &&str| !it.is_empty() && it.bytes().all(|c| c.is_ascii_lowercase() || c == b'-');
+    words.filter(kebab).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_reason_of_the_status_is_explained() {
+    let explained: BTreeSet<String> =
+        quoted(&read("docs/operations.md"), |it| it.starts_with("| `")).into_iter().collect();
+    let mut reasons = BTreeSet::new();
+    for file in ["src/plan.rs", "src/plan/diff.rs", "src/oci.rs", "src/status.rs"] {
+        let text = read(file);
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for mark in ["reason: \"", "no(\"", "no( \"", "(126, \"", "(127, \"", "(128, \""] {
+            reasons.extend(words_after(&text, mark));
+        }
+    }
+    assert!(reasons.len() > 25, "{reasons:?}");
+    let missing: Vec<&String> = reasons.difference(&explained).collect();
+    assert!(missing.is_empty(), "docs/operations.md says nothing of {missing:?}");
+}
+
+#[test]
+fn every_phase_is_explained() {
+    let schema: Value = serde_json::from_str(&printed(&["schema", "status"])).unwrap();
+    let text = read("docs/operations.md");
+    let phases = schema["$defs"]["Phase"]["enum"].as_array().unwrap();
+    for phase in phases {
+        let phase = format!("`{}`", phase.as_str().unwrap());
+        assert!(text.lines().any(|it| it.starts_with("| `") && it.contains(&phase)), "{phase}");
+    }
+}
+
+/// Every field below an object of a schema, as `parent.field` without the list indexes.
+fn fields(schema: &Value, at: &Value, parent: &str, found: &mut BTreeSet<String>) {
+    let resolved = |it: &Value| match it["$ref"].as_str() {
+        Some(reference) => schema.pointer(reference.trim_start_matches('#')).unwrap().clone(),
+        None => it.clone(),
+    };
+    let mut at = resolved(at);
+    if at["items"].is_object() {
+        at = resolved(&at["items"]);
+    }
+    for (name, below) in at["properties"].as_object().into_iter().flatten() {
+        let path = if parent.is_empty() { name.clone() } else { format!("{parent}.{name}") };
+        found.insert(path.clone());
+        fields(schema, below, &path, found);
+    }
+}
+
+#[test]
+fn every_field_of_a_manifest_is_explained() {
+    let schema: Value = serde_json::from_str(&printed(&["schema", "manifest"])).unwrap();
+    let mut found = BTreeSet::new();
+    fields(&schema, &schema, "", &mut found);
+    assert!(found.contains("spec.restart.backoff.initial") && found.contains("spec.mounts.type"));
+    let text = read("docs/manifests.md");
+    let rows: BTreeSet<&str> =
+        text.lines().filter_map(|it| it.strip_prefix("| `")?.split('`').next()).collect();
+    let short = |it: &String| it.strip_prefix("spec.").unwrap_or(it).to_owned();
+    // A mapping is explained by its fields.
+    let is_leaf = |it: &&String| !found.iter().any(|other| other.starts_with(&format!("{it}.")));
+    let missing: Vec<String> =
+        found.iter().filter(is_leaf).map(short).filter(|it| !rows.contains(it.as_str())).collect();
+    assert!(missing.is_empty(), "docs/manifests.md says nothing of {missing:?}");
+    let known: BTreeSet<String> = found.iter().map(short).collect();
+    let is_field = |it: &&&str| it.starts_with(|c: char| c.is_ascii_lowercase());
+    let unknown: Vec<&&str> =
+        rows.iter().filter(is_field).filter(|it| !known.contains(**it)).collect();
+    assert!(unknown.is_empty(), "there is no field {unknown:?}");
+}
+
+#[test]
+fn every_setting_is_explained() {
+    let text = read("docs/operations.md");
+    let schema: Value = serde_json::from_str(&printed(&["schema", "config"])).unwrap();
+    for key in schema["properties"].as_object().unwrap().keys() {
+        let is_there = text.contains(&format!("`{key}`")) || text.contains(&format!("`{key}."));
+        assert!(is_there, "docs/operations.md says nothing of the key `{key}`");
+    }
+    let commands = ["run", "apply", "plan", "validate", "status", "logs", "down", "approve"];
+    for command in commands {
+        assert!(text.contains(&format!("| `{command}")), "{command}");
+        let help = printed(&[command, "--help"]);
+        let starts = |it: &&str| it.starts_with("--") || it.starts_with("EVENKEEL_");
+        let words = help.split(|c: char| c.is_whitespace() || "[],<>.".contains(c));
+        for word in words.filter(starts).filter(|it| !matches!(*it, "--help")) {
+            assert!(text.contains(word), "docs/operations.md says nothing of {word} of {command}");
+        }
+    }
+}
+
+#[test]
+fn what_the_documents_show_is_valid() {
+    let mut shown = 0;
+    for name in DOCUMENTS {
+        for block in code_blocks(&read(name), "yaml") {
+            if !block.contains("apiVersion:") {
+                let file = Path::new(name);
+                let read = evenkeel::manifest::configuration::<evenkeel::config::File>(
+                    file,
+                    block.as_bytes(),
+                );
+                assert!(read.is_ok(), "{name}: {read:?}");
+                continue;
+            }
+            let mut child = Command::new(PROGRAM)
+                .args(["validate", "--strict", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(block.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+            shown += 1;
+        }
+    }
+    assert!(shown >= 3);
+}
+
+#[test]
+fn what_the_documents_tell_to_type_exists() {
+    let mut tried = 0;
+    for name in DOCUMENTS {
+        let text = read(name);
+        let typed = code_blocks(&text, "console").join("");
+        let typed = typed.lines().map(|it| it.trim_start_matches("$ ").to_owned());
+        for line in typed.chain(quoted(&text, |_| true)) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["evenkeel", command, ref rest @ ..] if !command.starts_with('-') => {
+                    let help = printed(&[command, "--help"]);
+                    for flag in rest.iter().filter(|it| it.starts_with("--")) {
+                        assert!(help.contains(flag), "{name}: {line}");
+                    }
+                    tried += 1;
+                }
+                [script, ..] if script.starts_with("./scripts/") => {
+                    assert!(root().join(script).exists(), "{name}: {line}");
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(tried > 10, "{tried}");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for name in DOCUMENTS {
+        let text = read(name);
+        for target in text.split("](").skip(1).filter_map(|it| it.split(')').next()) {
+            if target.starts_with("http") {
+                continue;
+            }
+            let file = target.split('#').next().unwrap_or_default();
+            let path = root().join(name).parent().unwrap().join(file);
+            assert!(path.exists(), "{name} links to {target}");
+        }
+    }
+}
