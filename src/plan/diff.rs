@@ -1300,12 +1300,16 @@ impl<'a> Planner<'a> {
             let step = remove_steps(&mut self.plan, instance, cause, joiners, by_absence);
             self.removals.entry((*name).clone()).or_default().push(step);
         }
-        for (name, _, _) in leaving {
-            if self.desired.workloads.contains_key(name) && !self.plan.standings.contains_key(name)
-            {
-                let absent = Obstacle { reason: "absent", message: String::new() };
-                self.stand(name, Phase::Stopped, Some(absent), true, None);
+        for (name, cause, _) in leaving {
+            if self.plan.standings.contains_key(name) {
+                continue;
             }
+            // What is on its way out is told until it is gone; what is wanted absent, for ever.
+            let current = self.cases.get(name).and_then(|it| it.current);
+            let reason =
+                if self.desired.workloads.contains_key(name) { "absent" } else { "removed" };
+            let message = current.map_or_else(String::new, |_| cause.to_string());
+            self.stand(name, Phase::Stopped, Some(Obstacle { reason, message }), true, current);
         }
     }
 
