@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Flags, Settings};
-use crate::status::Exit;
+use crate::config::{self, Flags, Settings};
+use crate::status::{Chain, Exit};
 
 mod approve;
 mod completions;
@@ -42,11 +42,27 @@ struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 struct Global {
-    /// Form of the output
-    #[arg(long, global = true, value_enum, default_value_t = Output::Human, help_heading = "Output")]
+    /// Form of the output: `human` or `json`
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORM",
+        hide_possible_values = true,
+        default_value_t = Output::Human,
+        help_heading = "Output"
+    )]
     output: Output,
-    /// When to colour the output
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, help_heading = "Output")]
+    /// When to colour the output: `auto`, `always` or `never`
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        hide_possible_values = true,
+        default_value_t = Color::Auto,
+        help_heading = "Output"
+    )]
     color: Color,
     /// More about what happens, on stderr; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
@@ -94,6 +110,9 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+/// Which events are logged, in the syntax of tracing's filters.
+const LOG_VARIABLE: &str = "EVENKEEL_LOG";
+
 /// What every command gets.
 struct Context<'a> {
     out: &'a mut dyn Write,
@@ -128,8 +147,31 @@ impl Context<'_> {
     }
 
     /// Flags, environment and configuration file together.
-    fn settings(&self) -> Result<Settings, Failure> {
-        Settings::load(&self.flags).map_err(|error| Failure::new(Exit::Usage, error))
+    fn settings(&mut self) -> Result<Settings, Failure> {
+        let loaded = Settings::load(&self.flags);
+        self.loaded(loaded)
+    }
+
+    /// The same, but for the controller.
+    fn strict_settings(&mut self) -> Result<Settings, Failure> {
+        let loaded = Settings::load_strictly(&self.flags);
+        self.loaded(loaded)
+    }
+
+    fn loaded(&mut self, loaded: Result<Settings, config::Error>) -> Result<Settings, Failure> {
+        let error = match loaded {
+            Ok(settings) => return Ok(settings),
+            Err(error) => error,
+        };
+        let config::Error::Problems(problems) = &error else {
+            return Err(Failure::new(Exit::Usage, Chain(&error)));
+        };
+        let style = self.problem_style();
+        for problem in problems {
+            // Nobody reads it: the exit code still says it.
+            drop(writeln!(self.err, "{}", crate::manifest::render::text(problem, style)));
+        }
+        Err(Failure::new(Exit::Usage, "the configuration has problems"))
     }
 }
 
@@ -163,7 +205,12 @@ impl From<std::io::Error> for Failure {
 
 /// Runs the command line to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.global.flags.note_typed(&matches);
+        Ok(cli)
+    });
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are errors to the parser, and a closed pipe is none to us.
@@ -206,14 +253,23 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 }
 
 /// Logs to stderr: `info` for what changes, more with `-v`. `EVENKEEL_LOG` overrides it.
-fn start_tracing(verbose: u8, json: bool) {
+fn start_tracing(verbose: u8, json: bool) -> Result<(), Failure> {
     let level = match verbose {
         0 => "evenkeel=info",
         1 => "evenkeel=debug",
         _ => "debug",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("EVENKEEL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(text) if !text.is_empty() => {
+            tracing_subscriber::EnvFilter::try_new(&text).map_err(|error| {
+                let message = format!(
+                    "`{LOG_VARIABLE}` is `{text}`: {error}; write a level, such as `debug`, or `evenkeel=debug`"
+                );
+                Failure::new(Exit::Usage, message)
+            })?
+        }
+        _ => tracing_subscriber::EnvFilter::new(level),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -226,6 +282,7 @@ fn start_tracing(verbose: u8, json: bool) {
             && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
         drop(builder.with_ansi(color).try_init());
     }
+    Ok(())
 }
 
 /// Paths given to a command, or the configured ones.

@@ -2,10 +2,12 @@
 //!
 //! Flags win over the environment, which wins over the file; the file's keys are the flags' names in camelCase.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, ValueEnum};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -14,7 +16,8 @@ use crate::backoff::Delays;
 use crate::manifest::{self, Problem};
 use crate::plan::{LogDefaults, Policy};
 use crate::workload::{
-    Backoff, Bytes, DEFAULT_SHM_SIZE, IpcDefaults, IpcMode, RestartPolicy, Span,
+    AbsolutePath, Backoff, Bytes, DEFAULT_SHM_SIZE, Invalid, IpcDefaults, IpcMode, RestartPolicy,
+    Span,
 };
 
 /// Where things are unless something else is said.
@@ -44,6 +47,7 @@ pub const LOG: LogDefaults = LogDefaults {
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub enum EngineChoice {
     /// The system's if there is one, else a private one; decided once
     #[default]
@@ -54,43 +58,178 @@ pub enum EngineChoice {
     Embedded,
 }
 
-/// What was typed; `None`: not given.
+/// IPC modes that can be a default: with any other, a manifest that names none would mean something surprising.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum DefaultIpcMode {
+    #[default]
+    Private,
+    Shareable,
+}
+
+impl From<DefaultIpcMode> for IpcMode {
+    fn from(mode: DefaultIpcMode) -> Self {
+        match mode {
+            DefaultIpcMode::Private => Self::Private,
+            DefaultIpcMode::Shareable => Self::Shareable,
+        }
+    }
+}
+
+/// What the command line and the environment say; `None`: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
 #[command(next_help_heading = "Settings")]
 pub struct Flags {
     /// Configuration file [default: /etc/evenkeel/config.yaml, if it is there]
-    #[arg(long, global = true, env = "EVENKEEL_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub config: Option<PathBuf>,
-    /// Directory (or file) of manifests; can be repeated [default: /etc/evenkeel/manifests]
+    /// Directory (or file) of manifests; repeatable, or with commas [default: /etc/evenkeel/manifests]
     #[arg(
         long,
         global = true,
         env = "EVENKEEL_MANIFESTS",
+        hide_env_values = true,
         value_name = "PATH",
         value_delimiter = ','
     )]
     pub manifests: Vec<PathBuf>,
     /// Run directory, on a tmpfs [default: /run/evenkeel]
-    #[arg(long, global = true, env = "EVENKEEL_RUN_DIR", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_RUN_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     pub run_dir: Option<PathBuf>,
     /// State directory: logs, image archives [default: /var/lib/evenkeel]
-    #[arg(long, global = true, env = "EVENKEEL_STATE_DIR", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_STATE_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     pub state_dir: Option<PathBuf>,
     /// Socket of the system's containerd [default: /run/containerd/containerd.sock]
-    #[arg(long, global = true, env = "EVENKEEL_CONTAINERD_ADDRESS", value_name = "SOCKET")]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_CONTAINERD_ADDRESS",
+        hide_env_values = true,
+        value_name = "SOCKET"
+    )]
     pub containerd_address: Option<PathBuf>,
     /// containerd namespace [default: evenkeel]
-    #[arg(long, global = true, env = "EVENKEEL_CONTAINERD_NAMESPACE", value_name = "NAME")]
-    pub containerd_namespace: Option<String>,
-    /// Which containerd [default: auto]
-    #[arg(long, global = true, env = "EVENKEEL_ENGINE", value_enum)]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_CONTAINERD_NAMESPACE",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub containerd_namespace: Option<ContainerdNamespace>,
+    /// Which containerd: `system`, `embedded` (a private one), or `auto`, which decides once [default: auto]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_ENGINE",
+        hide_env_values = true,
+        value_enum,
+        hide_possible_values = true
+    )]
     pub engine: Option<EngineChoice>,
-    /// IPC mode of new instances whose manifest names none: private or shareable [default: private]
-    #[arg(long, global = true, env = "EVENKEEL_DEFAULT_IPC_MODE", value_name = "MODE")]
-    pub default_ipc_mode: Option<String>,
+    /// IPC mode of new instances whose manifest names none: `private` or `shareable` [default: private]
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_DEFAULT_IPC_MODE",
+        hide_env_values = true,
+        value_name = "MODE",
+        hide_possible_values = true
+    )]
+    pub default_ipc_mode: Option<DefaultIpcMode>,
     /// Size of /dev/shm of new instances whose manifest names none [default: 64Mi]
-    #[arg(long, global = true, env = "EVENKEEL_DEFAULT_SHM_SIZE", value_name = "SIZE")]
-    pub default_shm_size: Option<String>,
+    #[arg(
+        long,
+        global = true,
+        env = "EVENKEEL_DEFAULT_SHM_SIZE",
+        hide_env_values = true,
+        value_name = "SIZE",
+        value_parser = size
+    )]
+    pub default_shm_size: Option<Bytes>,
+    /// Which of them are from the command line; the others are from the environment.
+    #[arg(skip)]
+    typed: BTreeSet<String>,
+}
+
+fn size(text: &str) -> Result<Bytes, String> {
+    text.parse().map_err(|error| format!("{error}; write whole bytes with Ki, Mi or Gi: 64Mi"))
+}
+
+impl Flags {
+    /// Notes what was typed, as opposed to found in the environment.
+    pub fn note_typed(&mut self, matches: &ArgMatches) {
+        let typed = |id: &&clap::Id| {
+            matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine)
+        };
+        self.typed = matches.ids().filter(typed).map(|id| id.to_string()).collect();
+    }
+}
+
+/// A namespace of containerd: letters, digits, `.`, `_` and `-`, at most 76 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ContainerdNamespace(String);
+
+impl ContainerdNamespace {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ContainerdNamespace {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        // No two separators in a row, none at an end.
+        let part = |it: &str| !it.is_empty() && it.bytes().all(|c| c.is_ascii_alphanumeric());
+        if text.len() <= 76 && text.split(['.', '_', '-']).all(part) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Invalid(format!(
+            "`{text}` is not a containerd namespace; use letters and digits with single `.`, `_` or `-` between them"
+        )))
+    }
+}
+
+impl<'de> Deserialize<'de> for ContainerdNamespace {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for ContainerdNamespace {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ContainerdNamespace".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$",
+            "maxLength": 76
+        })
+    }
 }
 
 /// The configuration file.
@@ -99,25 +238,25 @@ pub struct Flags {
 pub struct File {
     /// Directories (or files) of manifests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub manifests: Vec<PathBuf>,
+    pub manifests: Vec<AbsolutePath>,
     /// Run directory, on a tmpfs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run_dir: Option<PathBuf>,
+    pub run_dir: Option<AbsolutePath>,
     /// State directory: logs, image archives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state_dir: Option<PathBuf>,
+    pub state_dir: Option<AbsolutePath>,
     /// Socket of the system's containerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub containerd_address: Option<PathBuf>,
+    pub containerd_address: Option<AbsolutePath>,
     /// containerd namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub containerd_namespace: Option<String>,
+    pub containerd_namespace: Option<ContainerdNamespace>,
     /// Which containerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineChoice>,
     /// IPC mode of new instances whose manifest names none: `private` or `shareable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub default_ipc_mode: Option<String>,
+    pub default_ipc_mode: Option<DefaultIpcMode>,
     /// Size of /dev/shm of new instances whose manifest names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_shm_size: Option<Bytes>,
@@ -186,20 +325,21 @@ pub struct Settings {
 pub enum Error {
     #[error("failed to read configuration `{path}`: {cause}")]
     Read { path: PathBuf, cause: std::io::Error },
-    #[error("{}", list(.0))]
+    #[error("the configuration has problems: {}", list(.0))]
     Problems(Vec<Problem>),
-    #[error("{flag}: {message}")]
-    Value { flag: &'static str, message: String },
-    #[error("{0}")]
-    Conflict(String),
+    #[error("{}", .0.join("; "))]
+    Conflict(Vec<String>),
+    #[error("failed to find the current directory: {0}")]
+    Directory(std::io::Error),
 }
 
+/// All on one line, for a log; a terminal gets them with their source lines.
 fn list(problems: &[Problem]) -> String {
     let line = |it: &Problem| {
         let hint = it.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
-        format!("{}: error[{}]: {}{hint}", it.position, it.code, it.message)
+        format!("{}: {}{hint} [{}]", it.position, it.message, it.code)
     };
-    problems.iter().map(line).collect::<Vec<_>>().join("\n")
+    problems.iter().map(line).collect::<Vec<_>>().join("; ")
 }
 
 /// Largest configuration file, as for manifests.
@@ -237,41 +377,76 @@ impl Settings {
         Ok((file, Some(path)))
     }
 
+    /// Refuses what was typed and what is written to say different things; the environment stands over the file.
     fn agree(flags: &Flags, file: &File, path: &Path) -> Result<(), Error> {
-        let differs = |flag: &str, key: &str, typed: Option<String>, written: Option<String>| match (
-            typed, written,
-        ) {
-            (Some(typed), Some(written)) if typed != written => Err(Error::Conflict(format!(
-                "--{flag} says `{typed}` and {} says `{key}: {written}`; say it in one place",
-                path.display()
-            ))),
-            _ => Ok(()),
+        let shown = |it: Option<&Path>| it.map(|it| it.display().to_string());
+        let joined = |paths: Vec<&Path>| {
+            let texts: Vec<String> = paths.iter().map(|it| it.display().to_string()).collect();
+            (!texts.is_empty()).then(|| texts.join(","))
         };
-        let show = |path: &Option<PathBuf>| path.as_ref().map(|it| it.display().to_string());
-        let paths = |paths: &[PathBuf]| {
-            (!paths.is_empty()).then(|| {
-                paths.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(",")
-            })
+        let typed_manifests = absolute_all(&flags.manifests)?;
+        let word = |it: EngineChoice| {
+            it.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned())
         };
-        let engine = |it: Option<EngineChoice>| it.map(|it| format!("{it:?}").to_lowercase());
-        differs("manifests", "manifests", paths(&flags.manifests), paths(&file.manifests))?;
-        differs("run-dir", "runDir", show(&flags.run_dir), show(&file.run_dir))?;
-        differs("state-dir", "stateDir", show(&flags.state_dir), show(&file.state_dir))?;
-        let address = (show(&flags.containerd_address), show(&file.containerd_address));
-        differs("containerd-address", "containerdAddress", address.0, address.1)?;
-        let namespace = (flags.containerd_namespace.clone(), file.containerd_namespace.clone());
-        differs("containerd-namespace", "containerdNamespace", namespace.0, namespace.1)?;
-        differs("engine", "engine", engine(flags.engine), engine(file.engine))?;
-        let mode = (flags.default_ipc_mode.clone(), file.default_ipc_mode.clone());
-        differs("default-ipc-mode", "defaultIpcMode", mode.0, mode.1)?;
-        let size = |text: &String| {
-            text.parse::<Bytes>().map_or_else(|_| text.clone(), |it| it.to_string())
-        };
-        let sizes = (
-            flags.default_shm_size.as_ref().map(size),
-            file.default_shm_size.map(|it| it.to_string()),
-        );
-        differs("default-shm-size", "defaultShmSize", sizes.0, sizes.1)
+        let mode = |it: DefaultIpcMode| IpcMode::from(it).to_string();
+        let settings = [
+            (
+                "manifests",
+                "manifests",
+                joined(typed_manifests.iter().map(AsRef::as_ref).collect()),
+                joined(file.manifests.iter().map(AbsolutePath::as_path).collect()),
+            ),
+            (
+                "run-dir",
+                "runDir",
+                shown(absolute_or(flags.run_dir.as_ref())?.as_deref()),
+                shown(file.run_dir.as_ref().map(AbsolutePath::as_path)),
+            ),
+            (
+                "state-dir",
+                "stateDir",
+                shown(absolute_or(flags.state_dir.as_ref())?.as_deref()),
+                shown(file.state_dir.as_ref().map(AbsolutePath::as_path)),
+            ),
+            (
+                "containerd-address",
+                "containerdAddress",
+                shown(absolute_or(flags.containerd_address.as_ref())?.as_deref()),
+                shown(file.containerd_address.as_ref().map(AbsolutePath::as_path)),
+            ),
+            (
+                "containerd-namespace",
+                "containerdNamespace",
+                flags.containerd_namespace.as_ref().map(|it| it.as_str().to_owned()),
+                file.containerd_namespace.as_ref().map(|it| it.as_str().to_owned()),
+            ),
+            ("engine", "engine", flags.engine.map(word), file.engine.map(word)),
+            (
+                "default-ipc-mode",
+                "defaultIpcMode",
+                flags.default_ipc_mode.map(mode),
+                file.default_ipc_mode.map(mode),
+            ),
+            (
+                "default-shm-size",
+                "defaultShmSize",
+                flags.default_shm_size.map(|it| it.to_string()),
+                file.default_shm_size.map(|it| it.to_string()),
+            ),
+        ];
+        let mut conflicts = Vec::new();
+        for (flag, key, said, written) in settings {
+            if flags.typed.contains(&flag.replace('-', "_"))
+                && let (Some(said), Some(written)) = (said, written)
+                && said != written
+            {
+                conflicts.push(format!(
+                    "`--{flag}` says `{said}`, and `{}` says `{key}: {written}`: say it in one place",
+                    path.display()
+                ));
+            }
+        }
+        if conflicts.is_empty() { Ok(()) } else { Err(Error::Conflict(conflicts)) }
     }
 
     fn merge(flags: &Flags, file: File, config: Option<PathBuf>) -> Result<Self, Error> {
@@ -285,52 +460,35 @@ impl Settings {
             engine,
             default_ipc_mode,
             default_shm_size,
-        } = flags.clone();
-        let mode = default_ipc_mode
-            .map(|text| ("--default-ipc-mode", text))
-            .or(file.default_ipc_mode.map(|text| ("defaultIpcMode", text)));
-        let mode = match mode {
-            None => IpcMode::Private,
-            Some((flag, text)) => match text.parse::<IpcMode>() {
-                Ok(mode @ (IpcMode::Private | IpcMode::Shareable)) => mode,
-                Ok(mode) => {
-                    let message = format!(
-                        "`{mode}` is not supported as default value; use private or shareable"
-                    );
-                    return Err(Error::Value { flag, message });
-                }
-                Err(_) => {
-                    let message = format!("`{text}` is invalid; use private or shareable");
-                    return Err(Error::Value { flag, message });
-                }
-            },
-        };
-        let shm_size = match default_shm_size {
-            None => file.default_shm_size.unwrap_or(DEFAULT_SHM_SIZE),
-            Some(text) => text.parse().map_err(|_| Error::Value {
-                flag: "--default-shm-size",
-                message: format!(
-                    "`{text}` is not a size; write whole bytes with Ki, Mi or Gi, such as 64Mi"
-                ),
-            })?,
+            typed: _,
+        } = flags;
+        let either = |flag: Option<&PathBuf>, written: Option<AbsolutePath>| {
+            let written = written.map(|it| it.as_path().to_owned());
+            Ok::<_, Error>(absolute_or(flag)?.or(written))
         };
         let manifests = match (manifests.is_empty(), file.manifests.is_empty()) {
-            (false, _) => manifests,
-            (true, false) => file.manifests,
+            (false, _) => absolute_all(manifests)?,
+            (true, false) => file.manifests.iter().map(|it| it.as_path().to_owned()).collect(),
             (true, true) => vec![PathBuf::from(MANIFESTS)],
         };
         let restart = file.restart.unwrap_or_default();
         let log = file.log.unwrap_or_default();
         Ok(Self {
             manifests,
-            run_directory: run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIRECTORY.into()),
-            state_directory: state_dir.or(file.state_dir).unwrap_or_else(|| STATE_DIRECTORY.into()),
-            containerd_address: containerd_address.or(file.containerd_address),
+            run_directory: either(run_dir.as_ref(), file.run_dir)?
+                .unwrap_or_else(|| RUN_DIRECTORY.into()),
+            state_directory: either(state_dir.as_ref(), file.state_dir)?
+                .unwrap_or_else(|| STATE_DIRECTORY.into()),
+            containerd_address: either(containerd_address.as_ref(), file.containerd_address)?,
             containerd_namespace: containerd_namespace
-                .or(file.containerd_namespace)
-                .unwrap_or_else(|| CONTAINERD_NAMESPACE.to_owned()),
+                .as_ref()
+                .or(file.containerd_namespace.as_ref())
+                .map_or_else(|| CONTAINERD_NAMESPACE.to_owned(), |it| it.as_str().to_owned()),
             engine: engine.or(file.engine).unwrap_or_default(),
-            ipc: IpcDefaults { mode, shm_size },
+            ipc: IpcDefaults {
+                mode: default_ipc_mode.or(file.default_ipc_mode).unwrap_or_default().into(),
+                shm_size: default_shm_size.or(file.default_shm_size).unwrap_or(DEFAULT_SHM_SIZE),
+            },
             remove_after: file.remove_after.map_or(REMOVE_AFTER, |it| it.0),
             prune_limit: file.prune_limit.unwrap_or(PRUNE_LIMIT),
             allow_empty: file.allow_empty.unwrap_or(false),
@@ -342,6 +500,36 @@ impl Settings {
             },
             config,
         })
+    }
+
+    /// The settings that differ in `next` and that a running controller cannot follow, by their keys in the file.
+    pub fn changed_at_start_only(&self, next: &Self) -> Vec<&'static str> {
+        let Self {
+            manifests,
+            run_directory,
+            state_directory,
+            containerd_address,
+            containerd_namespace,
+            engine,
+            // Followed.
+            ipc: _,
+            remove_after: _,
+            prune_limit: _,
+            allow_empty: _,
+            restart: _,
+            delays: _,
+            log: _,
+            config: _,
+        } = self;
+        let changed = [
+            ("manifests", *manifests != next.manifests),
+            ("runDir", *run_directory != next.run_directory),
+            ("stateDir", *state_directory != next.state_directory),
+            ("containerdAddress", *containerd_address != next.containerd_address),
+            ("containerdNamespace", *containerd_namespace != next.containerd_namespace),
+            ("engine", *engine != next.engine),
+        ];
+        changed.into_iter().filter(|it| it.1).map(|it| it.0).collect()
     }
 
     /// What the plan follows.
@@ -368,6 +556,23 @@ impl Settings {
     }
 }
 
+/// Absolute, and without what says nothing (`.`, doubled and trailing slashes): these paths are handed to containerd,
+/// whose current directory is another one. `..` and symlinks stay, which only the kernel can resolve.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let path = std::path::absolute(path).map_err(Error::Directory)?;
+    Ok(path.components().collect())
+}
+
+fn absolute_or(path: Option<&PathBuf>) -> Result<Option<PathBuf>, Error> {
+    path.map(|it| absolute(it)).transpose()
+}
+
+/// Of manifests, where `-` is stdin.
+fn absolute_all(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    let stdin = Path::new("-");
+    paths.iter().map(|it| if it == stdin { Ok(it.clone()) } else { absolute(it) }).collect()
+}
+
 /// The cgroup of a run directory's instances: two run directories never share one.
 pub fn cgroup_parent(run_directory: &Path) -> String {
     if run_directory == Path::new(RUN_DIRECTORY) {
@@ -380,8 +585,15 @@ pub fn cgroup_parent(run_directory: &Path) -> String {
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Not waiting for a writer, should it be a FIFO.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = std::fs::File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a file"));
+    }
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > LIMIT {
         return Err(std::io::Error::other(format!("larger than {} KiB", LIMIT >> 10)));
     }

@@ -8,7 +8,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -16,16 +15,19 @@ use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
 use crate::observed::{Approval, Instance, Leftover, ObservedState, Removal, Task};
-use crate::plan::{self, Action, Phase, Plan, Policy, Step, StepId};
+use crate::plan::{self, Phase, Plan, Policy, StepId};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
 use crate::workload::{InstanceId, MountKind, Name};
 
 mod execute;
+mod flights;
 #[cfg(test)]
 mod tests;
 
-pub use execute::{CONCURRENCY, EFFECTS, Edge, Error, Outcome};
+pub use execute::{CONCURRENCY, Crash, EFFECTS, Edge, Error};
+
+use flights::{Cooling, Flights, Key, keys};
 
 /// A look at everything without any hint, for what no event tells of.
 pub const RESYNC: Duration = Duration::from_secs(30);
@@ -35,6 +37,9 @@ const HINT_QUIET: Duration = Duration::from_millis(25);
 
 /// The same while steps are under way.
 const HINT_QUIET_BUSY: Duration = Duration::from_millis(250);
+
+/// How often approvals are looked for while something is held: a person waits for it, and a look costs one system call.
+const APPROVALS: Duration = Duration::from_secs(1);
 
 /// First and longest wait after a look that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -102,10 +107,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut manifests_end = false;
         tokio::pin!(shutdown);
         loop {
+            let begun = Instant::now();
             hints.borrow_and_update();
+            flights.seen();
             self.policy.borrow_and_update();
             let desired = self.desired.borrow_and_update().clone();
             let mut next = RESYNC;
+            let mut held = false;
+            let mut released = BTreeSet::new();
             match (&desired, self.look(desired.as_deref()).await) {
                 (_, Err(error)) => {
                     failures = failures.saturating_add(1);
@@ -139,15 +148,18 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     debug!(wake, steps = plan.steps.len(), "pass");
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan);
+                    // What is absent may still have to be confirmed.
+                    let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
                     if flights.is_empty()
+                        && is_last
                         && let Some(ended) = self.ended(&plan, &look, &cooling)
                     {
                         return ended;
                     }
                     let due = plan.wake.into_iter().chain(cooling.due(look.now)).min();
-                    if let Some(due) = due {
-                        next = next.min(due.since(look.now).max(Duration::from_millis(1)));
-                    }
+                    next = due.map_or(next, |it| next.min(it.since(look.now)));
+                    held = !plan.holds.is_empty();
+                    released.clone_from(&look.observed.approvals);
                     if self.goal != Goal::Keep && flights.is_empty() {
                         // What is believed after a second of running is looked at again then.
                         next = next.min(BELIEVED);
@@ -158,11 +170,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             // While steps are under way most hints are their own echo.
             let quiet = if flights.is_empty() { HINT_QUIET } else { HINT_QUIET_BUSY };
             let hints_from = Instant::now() + quiet;
+            // Where many steps end one after the other, looking takes no more than a third of the time.
+            let pause = (begun.elapsed() * 2).min(HINT_QUIET_BUSY);
+            let soonest = Instant::now() + pause;
             // Every arm is cancel-safe: watch channels keep what is unseen, a set keeps what is done, and a timer is
             // made anew from the plan.
             wake = tokio::select! {
                 () = &mut shutdown => {
-                    flights.finish_soon(&mut cooling, self.edge.host.now()).await;
+                    flights.finish_soon(&self.edge, &mut cooling).await;
                     return Ended::Shutdown;
                 }
                 changed = self.desired.changed(), if !manifests_end => {
@@ -174,7 +189,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 }
                 Ok(()) = self.policy.changed() => "configuration",
                 Ok(()) = async { tokio::time::sleep_until(hints_from).await; hints.changed().await } => "runtime",
-                Some(()) = flights.landed(&mut cooling, &*self.edge.host) => "steps",
+                () = flights.landed(&self.edge, &mut cooling, soonest) => "steps",
+                () = released_since(&self.edge, &released), if held => "approval",
                 () = tokio::time::sleep_until(deadline) => "timer",
             };
         }
@@ -190,18 +206,25 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     }
 
     /// Sends off every connected part of the plan that touches nothing which is under way.
-    fn dispatch(&self, plan: &Plan, flights: &mut Flights, cooling: &Cooling, now: BootTime) {
+    fn dispatch(&self, plan: &Plan, flights: &mut Flights, cooling: &Cooling, at: BootTime) {
         for part in parts(plan) {
-            let keys = keys(&part);
-            let sweeps = keys.iter().any(|it| matches!(it, Key::Leftover(_)));
-            // What looks left behind may be just what a step under way is making.
-            if sweeps && !flights.is_empty() {
+            let waits = |key: &Key| flights.is_busy(key) || cooling.is_cooling(key, at);
+            if part.iter().any(|id| keys(&plan.steps[id.0]).iter().any(waits)) {
                 continue;
             }
-            if keys.iter().any(|key| flights.busy.contains(key) || cooling.is_cooling(key, now)) {
-                continue;
+            // A later plan has what comes after a pause, and what it has learned meanwhile: a joiner is not stopped
+            // for a donor that did not live through its first moments.
+            let mut later = BTreeSet::new();
+            let mut now = Vec::new();
+            for id in part {
+                let step = &plan.steps[id.0];
+                if step.pause.is_zero() && step.requires.iter().all(|it| !later.contains(it)) {
+                    now.push((id, step.clone()));
+                } else {
+                    later.insert(id);
+                }
             }
-            flights.send(&self.edge, part, keys);
+            flights.send(&self.edge, now);
         }
     }
 
@@ -217,9 +240,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         .then_some(Ended::NotConverged);
                 }
                 // A removal that acts soon, or a joiner that follows soon, is worth the wait.
-                let soon = plan.standings.values().any(|it| {
-                    matches!(it.reason, "removal-pending" | "donor-changed") && plan.wake.is_some()
-                });
+                let soon = plan.wake.is_some()
+                    && plan
+                        .standings
+                        .values()
+                        .any(|it| matches!(it.reason, "removal-pending" | "donor-changed"));
                 let mut converged = true;
                 let mut young = false;
                 for (name, standing) in &plan.standings {
@@ -301,6 +326,20 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 RuntimeStatus { state: "unreachable".to_owned(), message: message.to_owned() };
             *before = Some(Arc::new(status));
         });
+    }
+}
+
+/// Waits until a person has released something else than before. Asked only while something is held.
+async fn released_since<R: Runtime, H: Host>(edge: &Arc<Edge<R, H>>, before: &BTreeSet<Approval>) {
+    loop {
+        tokio::time::sleep(APPROVALS).await;
+        let edge = Arc::clone(edge);
+        let read = tokio::task::spawn_blocking(move || edge.run.approvals()).await;
+        if let Ok(Ok(approvals)) = read
+            && approvals.into_values().flatten().collect::<BTreeSet<_>>() != *before
+        {
+            return;
+        }
     }
 }
 
@@ -472,6 +511,12 @@ fn leftovers(
     };
     leftovers
         .extend(observed.strikes.keys().filter(|it| !known(it)).cloned().map(Leftover::Strikes));
+    // A release is for this absence: one that outlived it would let the next one pass.
+    let overtaken = |it: &&Approval| {
+        desired.is_some_and(|desired| desired.workloads.contains_key(&it.name))
+            || !observed.instances.contains_key(&it.instance)
+    };
+    leftovers.extend(observed.approvals.iter().filter(overtaken).cloned().map(Leftover::Approval));
     leftovers
 }
 
@@ -481,39 +526,9 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
     entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// What a part of a plan must have for itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Workload(Name),
-    /// Two imports of one image would share a lease.
-    Image(String),
-    Leftover(String),
-}
-
-fn keys(part: &[(StepId, Step)]) -> BTreeSet<Key> {
-    let key = |step: &Step| match &step.name {
-        Some(name) => Key::Workload(name.clone()),
-        None => Key::Leftover(step.action.subject()),
-    };
-    let image = |step: &Step| match &step.action {
-        Action::Import { image } => Some(Key::Image(image.name.clone())),
-        Action::Prepare(_)
-        | Action::Update(_)
-        | Action::Stop(_)
-        | Action::Resume { .. }
-        | Action::Finish(_)
-        | Action::Start(_)
-        | Action::Publish { .. }
-        | Action::Remove { .. }
-        | Action::RemoveOrphan { .. }
-        | Action::Sweep(_) => None,
-    };
-    part.iter().flat_map(|(_, step)| [Some(key(step)), image(step)]).flatten().collect()
-}
-
-/// The connected parts of a plan: steps that share a workload, an instance or an edge belong together.
-fn parts(plan: &Plan) -> Vec<Vec<(StepId, Step)>> {
-    // Union-find over steps; a plan has few.
+/// The connected parts of a plan: steps that share a workload or an edge belong together, in the plan's order.
+fn parts(plan: &Plan) -> Vec<Vec<StepId>> {
+    // Union-find over steps.
     let mut root: Vec<usize> = (0..plan.steps.len()).collect();
     fn find(root: &mut [usize], mut at: usize) -> usize {
         while root[at] != at {
@@ -524,113 +539,15 @@ fn parts(plan: &Plan) -> Vec<Vec<(StepId, Step)>> {
     }
     let mut by_name: BTreeMap<&Name, usize> = BTreeMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
-        let others = step
-            .requires
-            .iter()
-            .map(|it| it.0)
-            .chain(step.name.as_ref().and_then(|it| by_name.get(it).copied()));
-        for other in others.collect::<Vec<_>>() {
+        let of_same_name = step.name.as_ref().and_then(|it| by_name.insert(it, at));
+        for other in step.requires.iter().map(|it| it.0).chain(of_same_name) {
             let (a, b) = (find(&mut root, at), find(&mut root, other));
             root[a.max(b)] = a.min(b);
         }
-        if let Some(name) = &step.name {
-            by_name.insert(name, at);
-        }
     }
-    let mut parts: BTreeMap<usize, Vec<(StepId, Step)>> = BTreeMap::new();
-    for (at, step) in plan.steps.iter().enumerate() {
-        let root = find(&mut root, at);
-        parts.entry(root).or_default().push((StepId(at), step.clone()));
+    let mut parts: BTreeMap<usize, Vec<StepId>> = BTreeMap::new();
+    for at in 0..plan.steps.len() {
+        parts.entry(find(&mut root, at)).or_default().push(StepId(at));
     }
     parts.into_values().collect()
-}
-
-/// Parts of plans that are under way.
-#[derive(Default)]
-struct Flights {
-    busy: BTreeSet<Key>,
-    walks: JoinSet<(BTreeSet<Key>, Vec<Outcome>)>,
-}
-
-impl Flights {
-    fn is_empty(&self) -> bool {
-        self.busy.is_empty()
-    }
-
-    fn send<R: Runtime, H: Host>(
-        &mut self,
-        edge: &Arc<Edge<R, H>>,
-        part: Vec<(StepId, Step)>,
-        keys: BTreeSet<Key>,
-    ) {
-        self.busy.extend(keys.iter().cloned());
-        let edge = Arc::clone(edge);
-        self.walks.spawn(async move { (keys, edge.walk(part).await) });
-    }
-
-    /// Waits for the next one to end; `None` at once when nothing is under way.
-    async fn landed<H: Host>(&mut self, cooling: &mut Cooling, host: &H) -> Option<()> {
-        match self.walks.join_next().await? {
-            Ok((keys, outcomes)) => {
-                for key in &keys {
-                    self.busy.remove(key);
-                }
-                cooling.learn(&keys, &outcomes, host.now());
-            }
-            Err(error) => {
-                // A bug; nothing is known about what it did, so everything is looked at again.
-                warn!(error = %error, "a part of a plan ended unexpectedly");
-                if self.walks.is_empty() {
-                    self.busy.clear();
-                }
-            }
-        }
-        Some(())
-    }
-
-    /// Gives what is under way a moment to end by itself; what does not is repaired by the next controller.
-    async fn finish_soon(&mut self, _: &mut Cooling, _: BootTime) {
-        let all = async { while self.walks.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_secs(5), all).await.is_err() {
-            debug!("steps are under way; the next controller takes them up");
-        }
-    }
-}
-
-/// Failures of steps that no strike stands for: how long they are left alone.
-#[derive(Default)]
-struct Cooling {
-    until: BTreeMap<Key, (u32, BootTime)>,
-}
-
-impl Cooling {
-    fn learn(&mut self, keys: &BTreeSet<Key>, outcomes: &[Outcome], now: BootTime) {
-        let failed = outcomes.iter().any(|it| it.result.is_err());
-        for key in keys {
-            if failed {
-                let count = self.until.get(key).map_or(0, |it| it.0).saturating_add(1);
-                let delay = crate::backoff::Delays::default().after(count);
-                self.until.insert(key.clone(), (count, now + delay));
-            } else {
-                self.until.remove(key);
-            }
-        }
-    }
-
-    fn is_cooling(&self, key: &Key, now: BootTime) -> bool {
-        self.until.get(key).is_some_and(|it| it.1 > now)
-    }
-
-    fn is_cooling_any(&self, now: BootTime) -> bool {
-        self.until.values().any(|it| it.1 > now)
-    }
-
-    /// Nothing of what is left got better in several tries.
-    fn has_given_up(&self) -> bool {
-        self.until.values().any(|it| it.0 >= 5)
-    }
-
-    fn due(&self, now: BootTime) -> Option<BootTime> {
-        self.until.values().map(|it| it.1).filter(|it| *it > now).min()
-    }
 }

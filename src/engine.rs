@@ -446,8 +446,7 @@ impl Embedded {
         holder.is_alive().then_some(holder.pid)
     }
 
-    /// Ends it: SIGTERM, then SIGKILL. Containers go on. `Ok` when it does not run. Blocks for up to twice
-    /// [`STOP_LIMIT`].
+    /// Ends it: SIGTERM, then SIGKILL. Containers go on. `Ok` when it does not run. Blocks for at most 20 s.
     pub fn stop(&self) -> Result<(), Error> {
         if let Some(pid) = self.pid() {
             let process = PathBuf::from(format!("/proc/{pid}"));

@@ -223,6 +223,8 @@ pub enum Leftover {
     Cgroup(InstanceId),
     /// Strikes of a workload that is neither wanted nor there.
     Strikes(Name),
+    /// A release of a removal that has become pointless: the workload is wanted again, or its instance is gone.
+    Approval(Approval),
 }
 
 /// A removal by absence, for the limit on how much may vanish at once.

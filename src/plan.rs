@@ -59,7 +59,7 @@ pub struct Plan {
     pub standings: BTreeMap<Name, Standing>,
     /// Removals that wait for a person.
     pub holds: Vec<Hold>,
-    /// When something that waits is due; look again then.
+    /// When something that waits is due, later than the time that the plan was made for; look again then.
     pub wake: Option<BootTime>,
 }
 
@@ -102,7 +102,7 @@ pub struct Step {
     pub cause: Cause,
     /// Steps that have to succeed before.
     pub requires: Vec<StepId>,
-    /// Time between the last of them and this one.
+    /// Time between the last of them and this one. The controller leaves it to the plan that is made then.
     pub pause: Duration,
 }
 
@@ -378,6 +378,7 @@ impl fmt::Display for Leftover {
             Self::Logs(id) => write!(f, "logs of {id}"),
             Self::Cgroup(id) => write!(f, "cgroup of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
+            Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
         }
     }
 }

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::content::{Blob, NewImage};
+use crate::desired::Origin;
 use crate::observed::{End, Image, Run, Task};
 use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Signal, Workload};
-use crate::desired::Origin;
 
 pub mod containerd;
 pub mod memory;
@@ -26,13 +26,24 @@ pub mod memory;
 /// refuses.
 pub trait Runtime: Send + Sync + 'static {
     /// All that is ours: containers, tasks, leases, snapshots, and the asked-for images that are in the store.
-    fn observe(&self, images: &BTreeSet<String>) -> impl Future<Output = Result<Objects, Error>> + Send;
+    fn observe(
+        &self,
+        images: &BTreeSet<String>,
+    ) -> impl Future<Output = Result<Objects, Error>> + Send;
 
     /// Puts one blob into the content store, verified by its digest; known blobs are skipped.
-    fn put_blob(&self, lease: &str, blob: Blob<'_>) -> impl Future<Output = Result<(), Error>> + Send;
+    fn put_blob(
+        &self,
+        lease: &str,
+        blob: Blob<'_>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Records an image whose blobs are there and unpacks it.
-    fn put_image(&self, lease: &str, image: &NewImage) -> impl Future<Output = Result<(), Error>> + Send;
+    fn put_image(
+        &self,
+        lease: &str,
+        image: &NewImage,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes a lease of ours without expiry; everything made under it stays until it is removed.
     fn lease(&self, id: &str) -> impl Future<Output = Result<(), Error>> + Send;
@@ -41,17 +52,33 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Makes the writable snapshot of an instance from its unpacked image. One that is there belongs to nobody or
     /// to this instance's container; the former is removed first.
-    fn prepare_snapshot(&self, lease: &str, instance: &NewInstance) -> impl Future<Output = Result<(), Error>> + Send;
+    fn prepare_snapshot(
+        &self,
+        lease: &str,
+        instance: &NewInstance,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes the container object.
-    fn create(&self, lease: &str, instance: &NewInstance) -> impl Future<Output = Result<(), Error>> + Send;
+    fn create(
+        &self,
+        lease: &str,
+        instance: &NewInstance,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Writes labels, manifest and, if given, the OCI spec to a container object.
-    fn update(&self, id: &InstanceId, update: &Update) -> impl Future<Output = Result<(), Error>> + Send;
+    fn update(
+        &self,
+        id: &InstanceId,
+        update: &Update,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes the task: the process exists, with its namespaces and mounts, and does not run the program yet.
     /// Returns its pid.
-    fn create_task(&self, id: &InstanceId, log: &LogTarget) -> impl Future<Output = Result<u32, Error>> + Send;
+    fn create_task(
+        &self,
+        id: &InstanceId,
+        log: &LogTarget,
+    ) -> impl Future<Output = Result<u32, Error>> + Send;
 
     /// Lets a created task run.
     fn start_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
@@ -59,10 +86,19 @@ pub trait Runtime: Send + Sync + 'static {
     fn resume_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Sends a signal to the main process, or to all processes. `Ok` when there is none any more.
-    fn kill(&self, id: &InstanceId, signal: Signal, all: bool) -> impl Future<Output = Result<(), Error>> + Send;
+    fn kill(
+        &self,
+        id: &InstanceId,
+        signal: Signal,
+        all: bool,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Waits until the task has stopped, at most `limit`. `None`: it still runs then; [`Task::None`]: there is none.
-    fn wait(&self, id: &InstanceId, limit: Duration) -> impl Future<Output = Result<Option<Task>, Error>> + Send;
+    fn wait(
+        &self,
+        id: &InstanceId,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Option<Task>, Error>> + Send;
 
     /// Deletes a stopped task, or a created one with its process. `Ok` when there is none.
     fn delete_task(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
@@ -161,7 +197,11 @@ pub struct Update {
 pub enum LogTarget {
     None,
     /// Our own binary, run by the shim: `evenkeel log-pipe`.
-    Files { directory: PathBuf, max_size: u64, max_files: u32 },
+    Files {
+        directory: PathBuf,
+        max_size: u64,
+        max_files: u32,
+    },
 }
 
 /// A verb of the runtime that failed.

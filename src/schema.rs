@@ -94,7 +94,8 @@ pub fn check(manifest: &Value) -> Vec<Violation> {
 
 /// The schema of any other document of ours: configuration, status, plan.
 pub fn of<T: JsonSchema>(title: &str) -> Value {
-    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value();
+    let mut schema =
+        SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value();
     tidy(&mut schema);
     if let Some(object) = schema.as_object_mut() {
         object.insert("title".to_owned(), title.into());
@@ -104,7 +105,8 @@ pub fn of<T: JsonSchema>(title: &str) -> Value {
 
 /// Everything of `schema` that `value` breaks. Compiles the schema each time.
 pub fn check_against(schema: &Value, value: &Value) -> Vec<Violation> {
-    let compiled = jsonschema::options().with_pattern_options(PatternOptions::regex()).build(schema);
+    let compiled =
+        jsonschema::options().with_pattern_options(PatternOptions::regex()).build(schema);
     let validator = compiled.expect("a test compiles every generated schema");
     validator.iter_errors(value).map(|error| violation(&error)).collect()
 }

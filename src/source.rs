@@ -57,14 +57,17 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Longest time between two looks that come of this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Between two looks at the roots alone, and between two whole looks without inotify.
-const TICK: Duration = Duration::from_secs(2);
+/// Between two looks at the roots alone: a mount comes without an event, and until it is seen nothing is lost.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Between two whole looks without inotify.
+const POLL: Duration = Duration::from_secs(2);
 
 /// Between two whole looks when nothing happens.
 const RESYNC: Duration = Duration::from_secs(45);
 
 /// The first state is held back for so long at most while files of it still have to settle.
-const FIRST: Duration = Duration::from_millis(1200);
+const FIRST: Duration = Duration::from_secs(2);
 
 /// Between the two looks of [`read_once`] that must agree.
 const ONCE: Duration = Duration::from_millis(200);
@@ -303,8 +306,9 @@ struct Looked {
 impl Watcher {
     fn run(mut self) {
         while !self.shared.stop.load(Ordering::SeqCst) && !self.sender.is_closed() {
+            let stir = self.looker.watches.drain(now());
+            // After the events, not before: they may have waited for this thread, but not have happened later.
             let time = now();
-            let stir = self.looker.watches.drain(time);
             self.note(&stir, time);
             if self.shared.look.swap(false, Ordering::SeqCst) || self.is_due(time) {
                 self.look();
@@ -334,7 +338,7 @@ impl Watcher {
         let events = self.first_event.map(|first| {
             if self.finished { first } else { (self.last_event + QUIET).min(first + LONGEST) }
         });
-        let regular = last.ended + if last.complete { RESYNC } else { TICK };
+        let regular = last.ended + if last.complete { RESYNC } else { POLL };
         events
             .into_iter()
             .chain(last.due)
@@ -457,29 +461,49 @@ fn read_stdin(source: &Source, stdin: impl std::io::Read) -> Scan {
 /// A source that does not become quiet within 10 s is returned as it is; what is absent from it is not confirmed and
 /// removes nothing, and a file that is still being written is not in it.
 pub async fn read_once(sources: Vec<Source>, allow_empty: bool) -> DesiredState {
+    let mut states = read_to_rest(sources, allow_empty);
+    while states.changed().await.is_ok() {}
+    let last = states.borrow().clone();
+    last.map_or_else(DesiredState::default, |it| (*it).clone())
+}
+
+/// As [`read_once`], for a command that acts meanwhile: what is new or changed counts as soon as every file has
+/// settled, and only what is absent has to be confirmed. The channel ends with the last state.
+pub fn read_to_rest(
+    sources: Vec<Source>,
+    allow_empty: bool,
+) -> watch::Receiver<Option<Arc<DesiredState>>> {
     let believing = Believing { remove_after: ONCE, allow_empty };
-    let mut looker = Looker::new(sources, Watches::default());
-    let started = now();
-    loop {
-        let look = tokio::task::spawn_blocking(move || {
-            let (scans, _) = looker.look(false);
-            let ended = now();
-            let state = looker.history.fold(&scans, ended, &believing);
-            (looker, scans, state, ended)
-        });
-        let (back, scans, state, ended) = look.await.expect("a look at the sources does not panic");
-        looker = back;
-        let writing =
-            scans.iter().flat_map(|it| it.files.values()).any(|it| *it == FileState::Unsettled);
-        let waits = looker.history.due().is_some() || looker.is_settling();
-        if (!waits && (!writing || ended >= started + ONCE_WRITING))
-            || ended >= started + ONCE_LONGEST
-        {
-            return state;
+    let (sender, states) = watch::channel(None);
+    tokio::spawn(async move {
+        let mut looker = Looker::new(sources, Watches::default());
+        let started = now();
+        loop {
+            let look = tokio::task::spawn_blocking(move || {
+                let (scans, _) = looker.look(false);
+                let ended = now();
+                let state = looker.history.fold(&scans, ended, &believing);
+                (looker, scans, state, ended)
+            });
+            let (back, scans, state, ended) =
+                look.await.expect("a look at the sources does not panic");
+            looker = back;
+            let mut files = scans.iter().flat_map(|it| it.files.values());
+            let writing = files.any(|it| *it == FileState::Unsettled);
+            let settled = !looker.is_settling() && (!writing || ended >= started + ONCE_WRITING)
+                || ended >= started + ONCE_LONGEST;
+            if settled {
+                sender.send_replace(Some(Arc::new(state)));
+                if looker.history.due().is_none() || ended >= started + ONCE_LONGEST {
+                    return;
+                }
+            }
+            let next =
+                looker.due(ended).unwrap_or(ended + ONCE).max(ended + PAUSE).min(ended + ONCE);
+            tokio::time::sleep(next.since(now())).await;
         }
-        let next = looker.due(ended).unwrap_or(ended + ONCE).max(ended + PAUSE).min(ended + ONCE);
-        tokio::time::sleep(next.since(now())).await;
-    }
+    });
+    states
 }
 
 /// What [`scan_for_validation`] found.

@@ -1190,13 +1190,23 @@ pub struct InstanceId(String);
 impl InstanceId {
     /// containerd allows no two separators in a row; the revision covers the name, so nothing is lost.
     pub fn new(name: &Name, revision: &Revision) -> Self {
-        let mut id = String::new();
-        for c in name.as_str().chars().chain(['-']).chain(revision.short().chars()) {
-            if c != '-' || !id.ends_with('-') {
-                id.push(c);
+        Self(format!("{}-{}", Self::stem_of(name), revision.short()))
+    }
+
+    /// What the IDs of all instances of a workload start with. Another workload's may start with the same.
+    pub fn stem_of(name: &Name) -> String {
+        let mut stem = String::new();
+        for c in name.as_str().chars() {
+            if c != '-' || !stem.ends_with('-') {
+                stem.push(c);
             }
         }
-        Self(id)
+        stem
+    }
+
+    /// The ID without the revision.
+    pub fn stem(&self) -> &str {
+        self.0.rsplit_once('-').map_or(&self.0, |it| it.0)
     }
 
     pub fn as_str(&self) -> &str {
@@ -1273,8 +1283,10 @@ impl Workload {
             value.expect("a spec has only text keys and finite numbers")
         };
         put("image", image.full().into());
-        put("command", json(serde_json::to_value(command)));
-        put("args", json(serde_json::to_value(args)));
+        // An empty list says as much as none.
+        let words = |it: &Option<Vec<String>>| it.clone().filter(|it| !it.is_empty());
+        put("command", json(serde_json::to_value(words(command))));
+        put("args", json(serde_json::to_value(words(args))));
         put("workingDir", json(serde_json::to_value(working_dir)));
         if !env.is_empty() {
             put("env", json(serde_json::to_value(env)));

@@ -1,9 +1,12 @@
 //! `evenkeel approve`: lists held removals, or releases exactly one set of them. Works beside a controller.
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Context, Failure, connect};
-use crate::status::Exit;
+use crate::status::{Exit, HoldStatus};
+use crate::workload::API_VERSION;
 
 #[derive(Debug, Args)]
 pub(super) struct ApproveArgs {
@@ -11,12 +14,28 @@ pub(super) struct ApproveArgs {
     token: Option<String>,
 }
 
+/// What `approve --output json` prints: what is held, or was released.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HoldReport {
+    api_version: String,
+    /// `Holds`.
+    kind: String,
+    holds: Vec<HoldStatus>,
+}
+
+impl HoldReport {
+    fn new(holds: Vec<HoldStatus>) -> Self {
+        Self { api_version: API_VERSION.to_owned(), kind: "Holds".to_owned(), holds }
+    }
+}
+
 pub(super) fn approve(context: &mut Context<'_>, args: &ApproveArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let (status, _) = connect::current_status(&settings)?;
     let Some(token) = &args.token else {
         if context.is_json() {
-            context.json(&status.holds)?;
+            context.json(&HoldReport::new(status.holds))?;
         } else if status.holds.is_empty() {
             writeln!(context.out, "nothing is held")?;
         } else {
@@ -37,8 +56,12 @@ pub(super) fn approve(context: &mut Context<'_>, args: &ApproveArgs) -> Result<E
     run.approve(token, &hold.removals.iter().cloned().collect())
         .map_err(|error| Failure::environment(&error))?;
     let controller = connect::wake_controller(&run);
-    for it in &hold.removals {
-        writeln!(context.out, "released: removal of {}", it.name)?;
+    if context.is_json() {
+        context.json(&HoldReport::new(vec![hold.clone()]))?;
+    } else {
+        for it in &hold.removals {
+            writeln!(context.out, "released: removal of {}", it.name)?;
+        }
     }
     if !controller {
         writeln!(

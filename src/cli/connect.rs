@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{Failure, plan};
 use crate::config::{EngineChoice, Settings};
 use crate::controller::Edge;
 use crate::desired::Source;
-use crate::engine::{Choice, Embedded, Engine, Found, Known, Record};
+use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Refusal};
 use crate::host::Host as _;
 use crate::host::linux::{LinuxHost, boot_id};
 use crate::image::Archives;
@@ -130,7 +131,12 @@ pub(super) async fn connect(
     };
     let known = Known::gather(choice, settings.containerd_address.as_deref(), &embedded)
         .map_err(|error| Failure::environment(&error))?;
-    let decision = crate::engine::decide(&known).map_err(|error| Failure::environment(&error))?;
+    let decision = crate::engine::decide(&known).map_err(|refusal| match refusal {
+        Refusal::AddressOfEmbedded => Failure::new(Exit::Usage, refusal),
+        Refusal::Recorded { .. } | Refusal::Instances { .. } | Refusal::Silent => {
+            Failure::environment(&refusal)
+        }
+    })?;
     let (address, is_absent) = match decision.engine {
         Engine::System => {
             let address = settings.containerd_address.clone();
@@ -153,35 +159,13 @@ pub(super) async fn connect(
             }
         },
     };
-    let snapshotter = match Record::read(&settings.state_directory)
-        .map_err(|error| Failure::environment(&error))?
-    {
+    let recorded =
+        Record::read(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+    let snapshotter = match recorded {
         Some(record) => record.snapshotter,
-        None => {
-            let root = match decision.engine {
-                Engine::Embedded => embedded.root(),
-                Engine::System => settings.state_directory.clone(),
-            };
-            let snapshotter = crate::engine::snapshotter(&root)
-                .map_err(|error| Failure::environment(&error))?
-                .to_owned();
-            if start == Start::Engine {
-                let record = Record {
-                    engine: decision.engine,
-                    snapshotter: snapshotter.clone(),
-                    reason: decision.reason.to_owned(),
-                };
-                record
-                    .write(&settings.state_directory)
-                    .map_err(|error| Failure::environment(&error))?;
-                info!(
-                    engine = decision.engine.as_str(),
-                    reason = decision.reason,
-                    "engine decided"
-                );
-            }
-            snapshotter
-        }
+        // To find out mounts and makes directories, and nobody who only looks makes snapshots.
+        None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
+        None => decide_snapshotter(settings, start, &decision, &embedded)?,
     };
     let log_program = std::env::current_exe().map_err(|error| {
         Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
@@ -203,7 +187,7 @@ pub(super) async fn connect(
     if !is_absent {
         let pid = runtime.peer_pid().await.map_err(|error| Failure::environment(&error))?;
         mounts_not_shared = host.mounts_shared_with(pid.unwrap_or(0)).err();
-        if start == Start::Engine {
+        if start != Start::Nothing {
             claim(&runtime, settings, take_over).await?;
         }
     }
@@ -219,34 +203,91 @@ pub(super) async fn connect(
     Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
 }
 
+/// Whose a containerd namespace is, as its label says. The run directory belongs to it: that is where the lock is,
+/// and what containers were started with.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Owner {
+    id: String,
+    state_directory: PathBuf,
+    run_directory: PathBuf,
+}
+
+/// Finds out where snapshots are to be kept, and, where something may be started, records it with the engine.
+fn decide_snapshotter(
+    settings: &Settings,
+    start: Start,
+    decision: &Decision,
+    embedded: &Embedded,
+) -> Result<String, Failure> {
+    let root = match decision.engine {
+        Engine::Embedded => embedded.root(),
+        Engine::System => settings.state_directory.clone(),
+    };
+    let snapshotter =
+        crate::engine::snapshotter(&root).map_err(|error| Failure::environment(&error))?.to_owned();
+    if start == Start::Engine {
+        let record = Record {
+            engine: decision.engine,
+            snapshotter: snapshotter.clone(),
+            reason: decision.reason.to_owned(),
+        };
+        record.write(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
+        info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
+    }
+    Ok(snapshotter)
+}
+
 /// Writes our name on the containerd namespace, or says whose is on it.
 async fn claim(runtime: &Containerd, settings: &Settings, take_over: bool) -> Result<(), Failure> {
-    let own =
-        rundir::owner(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
-    let mine = format!("{own} {}", settings.state_directory.display());
+    let mine = Owner {
+        id: rundir::owner(&settings.state_directory)
+            .map_err(|error| Failure::environment(&error))?,
+        state_directory: settings.state_directory.clone(),
+        run_directory: settings.run_directory.clone(),
+    };
+    let label = serde_json::to_string(&mine)
+        .map_err(|error| Failure::new(Exit::Environment, format_args!("the owner: {error}")))?;
     let theirs = runtime.owner().await.map_err(|error| Failure::environment(&error))?;
+    let refused = |what: &dyn std::fmt::Display| {
+        let namespace = &settings.containerd_namespace;
+        let message = format!("the containerd namespace `{namespace}` belongs to {what}");
+        Err(Failure::new(Exit::Environment, message))
+    };
     match theirs {
-        Some(theirs) if theirs == mine => return Ok(()),
+        Some(theirs) if theirs == label => return Ok(()),
         Some(theirs) => {
+            let owner: Option<Owner> = serde_json::from_str(&theirs).ok();
+            let who = owner.as_ref().map_or_else(
+                || format!("`{theirs}`"),
+                |it| {
+                    let (state, run) = (it.state_directory.display(), it.run_directory.display());
+                    format!("the evenkeel with the state directory `{state}` and the run directory `{run}`")
+                },
+            );
+            // In our own run directory, we are the one who holds the lock.
+            if let Some(owner) = owner.as_ref().filter(|it| it.run_directory != mine.run_directory)
+            {
+                match RunDirectory::new(&owner.run_directory).controller() {
+                    Ok(None) => {}
+                    Ok(Some(holder)) => {
+                        return refused(&format_args!("{who}, which works now: {holder}"));
+                    }
+                    Err(error) => return refused(&format_args!("{who}: {}", Chain(&error))),
+                }
+            }
             // An owner whose state directory is no longer on this box cannot come back.
-            let path = theirs.split_once(' ').map(|it| PathBuf::from(it.1));
-            let gone = path.as_ref().is_none_or(|it| !it.exists());
-            if !take_over && !gone {
-                return Err(Failure::new(
-                    Exit::Environment,
-                    format_args!(
-                        "the containerd namespace `{}` belongs to the evenkeel with the state directory `{}`; \
-                         `--take-over` takes it over once that one has ended",
-                        settings.containerd_namespace,
-                        path.unwrap_or_default().display()
-                    ),
+            let is_gone = owner.is_some_and(|it| !it.state_directory.exists());
+            if !take_over && !is_gone {
+                return refused(&format_args!(
+                    "{who}; `evenkeel run --take-over` or `evenkeel apply --take-over` takes it over"
                 ));
             }
-            warn!(owner = theirs, "took the containerd namespace over");
+            warn!(owner = who, "took the containerd namespace over");
         }
         None => {}
     }
-    runtime.set_owner(&mine).await.map_err(|error| Failure::environment(&error))
+    runtime.set_owner(&label).await.map_err(|error| Failure::environment(&error))
 }
 
 /// Starts the embedded engine again whenever it has died; never ends.
@@ -332,25 +373,29 @@ fn remove_empty_cgroup(parent: &str) {
 
 /// Makes a running controller look at the run directory; whether there is one.
 pub(super) fn wake_controller(run: &RunDirectory) -> bool {
-    let Ok(Some(holder)) = run.controller() else { return false };
-    let pid = i32::try_from(holder.pid).ok().and_then(rustix::process::Pid::from_raw);
-    holder.is_alive()
-        && pid.is_some_and(|pid| {
-            rustix::process::kill_process(pid, rustix::process::Signal::HUP).is_ok()
-        })
+    let Ok(Some(status)) = controller_status(run) else { return false };
+    let pid = status.controller.and_then(|it| i32::try_from(it.pid).ok());
+    pid.and_then(rustix::process::Pid::from_raw)
+        .is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::HUP).is_ok())
+}
+
+/// The status that a controller keeps now; `None`: there is none, or it has not said anything yet.
+///
+/// Whoever holds the lock may be a command that ends by itself, and the status that of a controller before it.
+fn controller_status(run: &RunDirectory) -> Result<Option<Status>, Failure> {
+    let holder: Option<Holder> = run.controller().map_err(|error| Failure::environment(&error))?;
+    let status: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
+    let Some(holder) = holder else { return Ok(None) };
+    Ok(status.filter(|it| it.controller.as_ref().is_some_and(|it| it.pid == holder.pid)))
 }
 
 /// The controller's own status, or, without a controller, what is found now; with a remark on where it comes from.
 pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<String>), Failure> {
     let run = run_directory(settings)?;
-    let controller: Option<Holder> =
-        run.controller().map_err(|error| Failure::environment(&error))?;
-    let written: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
-    if let (Some(_), Some(status)) = (&controller, &written)
-        && status.controller.is_some()
-    {
-        return Ok((status.clone(), None));
+    if let Some(status) = controller_status(&run)? {
+        return Ok((status, None));
     }
+    let written: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
     let found = block_on(async {
         let sources = sources(&settings.manifests)?;
         let desired = source::read_once(sources, settings.allow_empty).await;

@@ -1,18 +1,19 @@
 //! `evenkeel down`: stop and remove what is ours. Images stay.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::connect::{self, Connection, Lock};
 use super::{Context, Failure};
 use crate::controller::{self, Controller, Ended, Goal};
 use crate::desired::Source;
-use crate::status::Exit;
+use crate::observed::ObservedState;
+use crate::status::{Chain, Exit};
 use crate::workload::Name;
 
 #[derive(Debug, Args)]
@@ -31,13 +32,22 @@ pub(super) struct DownArgs {
 }
 
 pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Failure> {
-    super::start_tracing(context.verbose, false);
+    super::start_tracing(context.verbose, false)?;
     let settings = context.settings()?;
     let DownArgs { names, source, dry_run, stop_engine } = args;
     let everything = names.is_empty() && source.is_none();
-    let current = std::env::current_dir()?;
     let (plan, ended) = connect::block_on(async move {
         let run = connect::run_directory(&settings)?;
+        if dry_run {
+            // Beside a controller too, and without starting anything.
+            let connection = connect::connect(&settings, connect::Start::Nothing, false).await?;
+            if connection.is_absent {
+                nothing_of(&names, source.as_deref())?;
+                return Ok((crate::plan::Plan::default(), Ended::Converged));
+            }
+            let (observed, chosen) = choose(&connection, names, source.as_deref()).await?;
+            return Ok((crate::plan::down(&observed, chosen.as_ref()), Ended::Converged));
+        }
         let _lock = match connect::lock(&run, &settings)? {
             Lock::Held(lock) => lock,
             Lock::Taken(by) => {
@@ -49,31 +59,18 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         // What is to be removed has to be seen, so an embedded engine that was ended is started once more.
         let connection = connect::connect(&settings, connect::Start::IfItHasState, false).await?;
         if connection.is_absent {
+            nothing_of(&names, source.as_deref())?;
             connect::remove_run_directory(&run, &settings).await;
             return Ok((crate::plan::Plan::default(), Ended::Converged));
         }
-        let (observed, _) = controller::observe_once(&connection.edge, None, None)
-            .await
-            .map_err(|error| Failure::environment(&error))?;
-        let mut chosen: BTreeSet<Name> = names.into_iter().collect();
-        for name in &chosen {
-            if !observed.instances.values().any(|it| &it.name == name) {
-                let message =
-                    format!("no workload is called `{name}`; `evenkeel status` lists them");
-                return Err(Failure::new(Exit::Usage, message));
-            }
-        }
-        if let Some(path) = source {
-            let source = Source::new(&current, &path);
-            let of = observed.instances.values().filter(|it| it.origin.source == source);
-            chosen.extend(of.map(|it| it.name.clone()));
-        }
-        let chosen = (!everything).then_some(chosen);
+        let (observed, chosen) = choose(&connection, names, source.as_deref()).await?;
         let plan = crate::plan::down(&observed, chosen.as_ref());
-        if dry_run {
-            return Ok((plan, Ended::Converged));
-        }
         let ended = remove(&settings, &connection, chosen).await;
+        if ended == Ended::Converged
+            && let Err(error) = connection.edge.runtime.collect_garbage().await
+        {
+            warn!(error = %Chain(&error), "removed layers may take up space until containerd deletes them");
+        }
         if ended == Ended::Converged && (everything || stop_engine) {
             connect::stop_engine(&settings).await?;
         }
@@ -94,6 +91,44 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         Ended::NotConverged | Ended::Shutdown => Ok(Exit::NotConverged),
         Ended::Unreachable(message) => Err(Failure::new(Exit::Environment, message)),
     }
+}
+
+/// What is there, and the workloads that are meant; `None` for all of them.
+async fn choose(
+    connection: &Connection,
+    names: Vec<Name>,
+    source: Option<&Path>,
+) -> Result<(ObservedState, Option<BTreeSet<Name>>), Failure> {
+    let (observed, _) = controller::observe_once(&connection.edge, None, None)
+        .await
+        .map_err(|error| Failure::environment(&error))?;
+    if names.is_empty() && source.is_none() {
+        return Ok((observed, None));
+    }
+    let is_unknown = |it: &Name| !observed.instances.values().any(|instance| &instance.name == it);
+    let unknown: Vec<Name> = names.iter().filter(|it| is_unknown(it)).cloned().collect();
+    nothing_of(&unknown, None)?;
+    let mut chosen: BTreeSet<Name> = names.into_iter().collect();
+    if let Some(path) = source {
+        let source = Source::new(&std::env::current_dir()?, path);
+        let of = observed.instances.values().filter(|it| it.origin.source == source);
+        let of: Vec<Name> = of.map(|it| it.name.clone()).collect();
+        if of.is_empty() {
+            nothing_of(&[], Some(path))?;
+        }
+        chosen.extend(of);
+    }
+    Ok((observed, Some(chosen)))
+}
+
+/// Refuses names and a source that nothing of ours has.
+fn nothing_of(names: &[Name], source: Option<&Path>) -> Result<(), Failure> {
+    let message = match (names.first(), source) {
+        (Some(name), _) => format!("no workload is called `{name}`"),
+        (None, Some(source)) => format!("nothing came from `{}`", source.display()),
+        (None, None) => return Ok(()),
+    };
+    Err(Failure::new(Exit::Usage, format_args!("{message}; `evenkeel status` lists what there is")))
 }
 
 async fn remove(

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Context, Failure, connect};
 use crate::log::{Entry, Reader};
@@ -30,9 +32,11 @@ pub(super) struct LogsArgs {
 pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let Some(directory) = newest(&settings.log_directory(), &args.name)? else {
-        let message =
-            format!("there is no log of `{}`: it has not run yet, or logs nothing", args.name);
-        return Err(Failure::new(Exit::Environment, message));
+        let message = format!(
+            "there is no log of `{}`: no workload is called so, it has not run yet, or it has `log: {{driver: none}}`",
+            args.name
+        );
+        return Err(Failure::new(Exit::Usage, message));
     };
     let failed = |error: std::io::Error| {
         Failure::new(
@@ -60,7 +64,32 @@ pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, F
     })?
 }
 
+/// A line of `logs --output json`; one JSON object a line.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Line {
+    /// RFC 3339.
+    time: String,
+    /// `stdout` or `stderr`.
+    stream: String,
+    /// What is not UTF-8 is replaced.
+    text: String,
+    /// The line goes on in the next one.
+    partial: bool,
+}
+
 fn write(context: &mut Context<'_>, entry: &Entry, timestamps: bool) -> Result<(), Failure> {
+    if context.is_json() {
+        let line = Line {
+            time: entry.stamp.to_string(),
+            stream: entry.stream.as_str().to_owned(),
+            text: String::from_utf8_lossy(&entry.text).into_owned(),
+            partial: entry.partial,
+        };
+        serde_json::to_writer(&mut *context.out, &line).map_err(std::io::Error::from)?;
+        writeln!(context.out)?;
+        return Ok(());
+    }
     if timestamps {
         write!(context.out, "{} {} ", entry.stamp, entry.stream.as_str())?;
     }

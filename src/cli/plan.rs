@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::connect::{self, Connection};
-use super::{Context, Failure, validate};
+use super::{Context, Failure};
 use crate::config::Settings;
 use crate::controller;
 use crate::desired::DesiredState;
@@ -23,6 +23,7 @@ pub(super) struct PlanArgs {
 pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let PlanArgs { paths } = args;
+    connect::run_directory(&settings)?;
     let sources = connect::sources(&super::sources(&paths, &settings))?;
     let (desired, plan, status) = connect::block_on(async move {
         let desired = source::read_once(sources, settings.allow_empty).await;
@@ -37,6 +38,7 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         for problem in &desired.problems {
             writeln!(context.err, "{}", crate::manifest::render::text(problem, style))?;
         }
+        super::status::held_sources(context, &status.sources)?;
         write!(context.out, "{plan}")?;
         let waits = |phase| matches!(phase, Phase::Waiting | Phase::BackingOff | Phase::Held);
         for (name, it) in plan.standings.iter().filter(|(_, it)| waits(it.phase) || !it.up_to_date)
@@ -55,15 +57,16 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         for hold in &plan.holds {
             writeln!(context.out, "release these removals with `evenkeel approve {}`", hold.token)?;
         }
-        let changes = plan.steps.len();
-        let summary = match changes {
+        let is_waiting = plan.standings.values().any(|it| waits(it.phase));
+        let summary = match plan.steps.len() {
+            0 if is_waiting => "nothing can be done now".to_owned(),
             0 => "nothing to do".to_owned(),
             1 => "1 step to do".to_owned(),
             n => format!("{n} steps to do"),
         };
         writeln!(context.out, "{summary}")?;
     }
-    Ok(match validate::exit_of(&desired.problems, false) {
+    Ok(match super::status::exit_of_manifests(&desired) {
         Exit::Problems => Exit::Problems,
         _ if plan.is_empty() => Exit::Success,
         _ => Exit::Changes,

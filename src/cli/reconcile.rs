@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::connect::{self, Connection, Lock};
-use super::{Context, Failure, plan, status, validate};
+use super::{Context, Failure, plan, status};
 use crate::config::{Flags, Settings};
 use crate::controller::{Controller, Ended, Goal};
 use crate::desired::{Believing, DesiredState};
@@ -21,7 +21,12 @@ use crate::workload::Span;
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// Log as JSON lines
-    #[arg(long, env = "EVENKEEL_LOG_JSON")]
+    #[arg(
+        long,
+        env = "EVENKEEL_LOG_JSON",
+        hide_env_values = true,
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
     log_json: bool,
     /// Take the containerd namespace over from another owner
     #[arg(long)]
@@ -45,9 +50,8 @@ pub(super) struct ApplyArgs {
 
 pub(super) fn run(context: &mut Context<'_>, args: RunArgs) -> Result<Exit, Failure> {
     let RunArgs { log_json, take_over } = args;
-    super::start_tracing(context.verbose, log_json);
-    let settings = Settings::load_strictly(&context.flags)
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    super::start_tracing(context.verbose, log_json)?;
+    let settings = context.strict_settings()?;
     let flags = context.flags.clone();
     connect::block_on(async move { keep_running(flags, settings, take_over).await })?
 }
@@ -121,8 +125,8 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
             _ = interrupt.recv() => { info!("told to end; containers keep running"); end.take(); }
             _ = hangup.recv() => match Settings::load_strictly(&flags) {
                 Ok(next) => {
-                    if next.manifests != settings.manifests || next.run_directory != settings.run_directory {
-                        warn!("changed directories need a restart of the controller");
+                    for setting in settings.changed_at_start_only(&next) {
+                        warn!(setting, "a changed setting needs a restart of the controller");
                     }
                     info!(
                         ipc_mode = %next.ipc.mode,
@@ -151,17 +155,20 @@ fn believing(settings: &Settings) -> Believing {
 }
 
 pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, Failure> {
-    super::start_tracing(context.verbose, false);
+    super::start_tracing(context.verbose, false)?;
     let settings = context.settings()?;
     let ApplyArgs { paths, wait, timeout, take_over } = args;
+    // Before anything is read: without rights, nothing of this makes sense.
+    let run = connect::run_directory(&settings)?;
     let sources = connect::sources(&super::sources(&paths, &settings))?;
     let (desired, status, ended) = connect::block_on(async move {
-        let desired = source::read_once(sources, settings.allow_empty).await;
-        let run = connect::run_directory(&settings)?;
         match connect::lock(&run, &settings)? {
             Lock::Held(_lock) => {
+                let states = source::read_to_rest(sources, settings.allow_empty);
                 let (status, ended) =
-                    converge(&settings, &desired, wait, timeout, take_over).await?;
+                    converge(&settings, states.clone(), wait, timeout, take_over).await?;
+                let desired = states.borrow().clone();
+                let desired = desired.map_or_else(DesiredState::default, |it| (*it).clone());
                 if let Some(status) = &status {
                     run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
                 }
@@ -170,6 +177,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
             // The controller does the work; this waits until nothing is left of it.
             Lock::Taken(by) => {
                 info!(pid = by.pid, "a controller runs; waiting for it to get there");
+                let desired = source::read_once(sources, settings.allow_empty).await;
                 let (status, ended) = beside(&settings, &desired, timeout).await?;
                 Ok((desired, Some(status), ended))
             }
@@ -187,7 +195,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
             status::table(context, &shown)?;
         }
     }
-    match (ended, validate::exit_of(&desired.problems, false)) {
+    match (ended, status::exit_of_manifests(&desired)) {
         (Ended::Unreachable(message), _) => Err(Failure::new(Exit::Environment, message)),
         (_, Exit::Problems) => Ok(Exit::Problems),
         (Ended::Converged, _) => Ok(Exit::Success),
@@ -198,7 +206,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
 /// Runs the loop until nothing more can be done, at most `timeout`.
 async fn converge(
     settings: &Settings,
-    desired: &DesiredState,
+    desired: watch::Receiver<Option<Arc<DesiredState>>>,
     wait: bool,
     timeout: Span,
     take_over: bool,
@@ -206,11 +214,10 @@ async fn converge(
     let Connection { edge, mounts_not_shared, .. } =
         connect::connect(settings, connect::Start::Engine, take_over).await?;
     let (report, reports) = watch::channel(None);
-    let (_desired, followed) = watch::channel(Some(Arc::new(desired.clone())));
     let (_policy, policy) = watch::channel(Arc::new(settings.policy()));
     let controller = Controller {
         edge,
-        desired: followed,
+        desired,
         policy,
         mounts_not_shared,
         identity: None,

@@ -8,23 +8,21 @@ use crate::status::Exit;
 
 #[derive(Debug, Args)]
 pub(super) struct SchemaArgs {
-    /// Which document it describes
-    #[arg(value_enum, default_value_t = Kind::Manifest)]
+    /// Which document: `manifest`, `config`, or what a command prints with `--output json`: `status`, `plan`,
+    /// `problems` (validate), `holds` (approve), `log` (a line of logs)
+    #[arg(value_enum, default_value_t = Kind::Manifest, hide_possible_values = true)]
     kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// A manifest
     Manifest,
-    /// The configuration file
     Config,
-    /// What `status --output json` prints
     Status,
-    /// What `plan --output json` prints
     Plan,
-    /// What `validate --output json` prints
     Problems,
+    Holds,
+    Log,
 }
 
 pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exit, Failure> {
@@ -39,12 +37,14 @@ pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exi
 }
 
 /// Every published schema by its name, as committed in `schemas/<name>.schema.json`.
-pub(crate) fn schemas() -> [(&'static str, Value); 5] {
+pub(crate) fn schemas() -> [(&'static str, Value); 7] {
     [
         ("manifest", crate::schema::manifest()),
         ("config", crate::schema::of::<crate::config::File>("Evenkeel configuration")),
         ("status", crate::schema::of::<crate::status::Status>("Evenkeel status")),
         ("plan", crate::schema::of::<crate::status::PlanReport>("Evenkeel plan")),
         ("problems", crate::schema::of::<crate::status::ProblemReport>("Evenkeel problems")),
+        ("holds", crate::schema::of::<super::approve::HoldReport>("Evenkeel holds")),
+        ("log", crate::schema::of::<super::logs::Line>("Evenkeel log line")),
     ]
 }

@@ -2,9 +2,10 @@
 
 use clap::Args;
 
-use super::{Context, Failure, connect};
+use super::{Context, Failure, connect, validate};
+use crate::desired::DesiredState;
 use crate::plan::Phase;
-use crate::status::{Exit, Item, ProblemStatus, Status};
+use crate::status::{Exit, Item, ProblemStatus, SourceStatus, Status};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -45,6 +46,9 @@ pub(super) fn exit_of(status: &Status) -> Exit {
         return Exit::Environment;
     }
     let errors = |problems: &[ProblemStatus]| problems.iter().any(|it| it.severity == "error");
+    if status.sources.iter().any(|it| is_unread(&it.reason)) {
+        return Exit::Problems;
+    }
     if errors(&status.problems) || status.items.iter().any(|it| errors(&it.problems)) {
         return Exit::Problems;
     }
@@ -59,6 +63,33 @@ pub(super) fn exit_of(status: &Status) -> Exit {
     }
 }
 
+/// Whether that is why nothing of a source could be read, which no problem of a file says.
+fn is_unread(reason: &str) -> bool {
+    matches!(reason, "source-missing" | "source-unreadable")
+}
+
+/// 1 with an error in a manifest or a source that cannot be read.
+pub(super) fn exit_of_manifests(desired: &DesiredState) -> Exit {
+    let mut blockers = desired.sources.values().flat_map(|it| &it.blockers);
+    if blockers.any(|it| is_unread(it.code)) {
+        return Exit::Problems;
+    }
+    validate::exit_of(&desired.problems, false)
+}
+
+/// Sources of which nothing is removed, and why; what belongs in front of every table and plan.
+pub(super) fn held_sources(
+    context: &mut Context<'_>,
+    sources: &[SourceStatus],
+) -> Result<(), Failure> {
+    for it in sources.iter().filter(|it| it.state != "ready") {
+        let (path, message, reason) = (&it.path, &it.message, &it.reason);
+        let file = if it.file == it.path { String::new() } else { format!("{}: ", it.file) };
+        writeln!(context.out, "{path}: nothing of it is removed: {file}{message} [{reason}]")?;
+    }
+    Ok(())
+}
+
 /// One line for a problem whose source text is not at hand.
 fn problem_line(it: &ProblemStatus) -> String {
     format!("{}:{}:{}: {}[{}]: {}", it.file, it.line, it.column, it.severity, it.code, it.message)
@@ -68,10 +99,7 @@ pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Fa
     if status.runtime.state != "ready" {
         writeln!(context.out, "containerd: {} ({})", status.runtime.state, status.runtime.message)?;
     }
-    for it in status.sources.iter().filter(|it| it.state != "ready") {
-        let (path, message, file, reason) = (&it.path, &it.message, &it.file, &it.reason);
-        writeln!(context.out, "{path}: nothing of it is removed: {message} ({file}) [{reason}]")?;
-    }
+    held_sources(context, &status.sources)?;
     for hold in &status.holds {
         let names: Vec<&str> = hold.removals.iter().map(|it| it.name.as_str()).collect();
         let (names, message, token) = (names.join(", "), &hold.message, &hold.token);

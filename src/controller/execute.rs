@@ -3,14 +3,12 @@
 //! Decides nothing and looks nothing up: a step carries all that it needs. A failed step stops those that require it,
 //! never others.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 use crate::backoff::{Failure, Strikes};
 use crate::host::{self, Ask, Host};
@@ -19,7 +17,7 @@ use crate::observed::{
     EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task,
 };
 use crate::plan::{
-    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StepId, StopInstance, accept,
+    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
 };
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
@@ -31,6 +29,9 @@ pub const CONCURRENCY: usize = 8;
 
 /// How long a process may take to die after SIGKILL, at each of the three ways of sending it.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// A process that may take for ever to end is sent its signal again after this time.
+const ASK_AGAIN: Duration = Duration::from_hours(1);
 
 /// Every effect boundary, in the order in which a start, a replacement and a removal pass them.
 pub const EFFECTS: &[&str] = &[
@@ -64,12 +65,11 @@ pub const EFFECTS: &[&str] = &[
     "sweep",
 ];
 
-/// Passes a boundary: with the feature `abort-after-effect`, the n-th one (`EVENKEEL_ABORT_AFTER=n`) is the last.
+/// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last.
 #[cfg(feature = "abort-after-effect")]
-fn boundary(effect: &'static str) {
+fn abort_after(effect: &'static str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static PASSED: AtomicU64 = AtomicU64::new(0);
-    debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     let limit =
         std::env::var("EVENKEEL_ABORT_AFTER").ok().and_then(|text| text.parse::<u64>().ok());
@@ -79,9 +79,40 @@ fn boundary(effect: &'static str) {
     }
 }
 
-#[cfg(not(feature = "abort-after-effect"))]
-fn boundary(effect: &'static str) {
-    debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
+/// Makes an effect the last one that is made, for trying out what a crash there leaves behind.
+#[derive(Debug)]
+pub struct Crash {
+    after: usize,
+    passed: Mutex<Vec<&'static str>>,
+}
+
+impl Crash {
+    /// Everything stands still once that many effects were made.
+    pub fn after(effects: usize) -> Arc<Self> {
+        Arc::new(Self { after: effects, passed: Mutex::default() })
+    }
+
+    /// The effects that were made, of [`EFFECTS`].
+    pub fn passed(&self) -> Vec<&'static str> {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts an effect; whether it is one of those that are still made.
+    fn pass(&self, effect: &'static str) -> bool {
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.push(effect);
+        passed.len() < self.after
+    }
+}
+
+/// Holds the blobs of an image until it is unpacked.
+pub(super) fn import_lease(image: &Image) -> String {
+    format!("evenkeel-import-{}", image.digest.replace(':', "-"))
+}
+
+/// Holds the snapshot of an instance until its container exists.
+pub(super) fn instance_lease(id: &InstanceId) -> String {
+    format!("evenkeel-{id}")
 }
 
 /// A step that failed.
@@ -97,6 +128,8 @@ pub enum Error {
     Archive(#[from] crate::image::ArchiveProblem),
     #[error("failed to start `{id}`: {}", mismatch.message)]
     Mismatch { id: InstanceId, mismatch: Mismatch },
+    #[error("failed to end `{id}`: its process takes its time, and `stop.timeout` allows it")]
+    StillRuns { id: InstanceId },
     #[error("failed to end `{id}`: its process is still there after SIGKILL")]
     StillThere { id: InstanceId },
     #[error("failed to remove `{path}`")]
@@ -105,18 +138,11 @@ pub enum Error {
         #[source]
         cause: std::io::Error,
     },
-    #[error("a step that it requires failed")]
-    Skipped,
+    /// A failed start that was counted: the strike says when it is tried again.
+    #[error(transparent)]
+    Counted(Box<Self>),
     #[error("the step ended unexpectedly")]
     Lost,
-}
-
-/// What became of a step.
-#[derive(Debug)]
-pub struct Outcome {
-    pub step: Step,
-    pub result: Result<(), Error>,
-    pub lasted: Duration,
 }
 
 /// Everything that effects are made with.
@@ -130,6 +156,7 @@ pub struct Edge<R, H> {
     pub boot_id: String,
     permits: Semaphore,
     ledger: Mutex<()>,
+    crash: Option<Arc<Crash>>,
 }
 
 impl<R: Runtime, H: Host> Edge<R, H> {
@@ -152,63 +179,28 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             boot_id,
             permits,
             ledger: Mutex::new(()),
+            crash: None,
         }
     }
 
-    /// Walks a connected part of a plan: every step after those it requires, independent ones at the same time.
-    /// Returns an outcome per step.
-    pub async fn walk(self: Arc<Self>, steps: Vec<(StepId, Step)>) -> Vec<Outcome> {
-        let mut waiting: BTreeMap<StepId, Step> = steps.into_iter().collect();
-        let mut running = JoinSet::new();
-        let mut outcomes = Vec::new();
-        let mut failed: Vec<StepId> = Vec::new();
-        let mut done: Vec<StepId> = Vec::new();
-        loop {
-            let next: Vec<StepId> = waiting.keys().copied().collect();
-            for id in next {
-                let Some(step) = waiting.get(&id) else { continue };
-                if step.requires.iter().any(|it| failed.contains(it)) {
-                    failed.push(id);
-                    if let Some(step) = waiting.remove(&id) {
-                        outcomes.push(Outcome {
-                            step,
-                            result: Err(Error::Skipped),
-                            lasted: Duration::ZERO,
-                        });
-                    }
-                } else if step.requires.iter().all(|it| done.contains(it)) {
-                    if let Some(step) = waiting.remove(&id) {
-                        let edge = Arc::clone(&self);
-                        running.spawn(async move {
-                            let begun = edge.host.now();
-                            tokio::time::sleep(step.pause).await;
-                            let result = edge.carry_out(&step).await;
-                            let lasted = edge.host.now().since(begun);
-                            (id, Outcome { step, result, lasted })
-                        });
-                    }
-                }
-            }
-            match running.join_next().await {
-                None => return outcomes,
-                Some(Ok((id, outcome))) => {
-                    if outcome.result.is_ok() {
-                        done.push(id)
-                    } else {
-                        failed.push(id)
-                    }
-                    report(&outcome);
-                    outcomes.push(outcome);
-                }
-                // A panic in a step: what requires it never runs, and the next pass looks again.
-                Some(Err(error)) => {
-                    warn!(error = %error, "a step ended unexpectedly");
-                }
-            }
+    /// The same, with an end.
+    #[must_use]
+    pub fn with_crash(self, crash: Arc<Crash>) -> Self {
+        Self { crash: Some(crash), ..self }
+    }
+
+    /// Passes a boundary between two effects. The last one is never passed.
+    async fn boundary(&self, effect: &'static str) {
+        debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
+        #[cfg(feature = "abort-after-effect")]
+        abort_after(effect);
+        if self.crash.as_ref().is_some_and(|it| !it.pass(effect)) {
+            std::future::pending::<()>().await;
         }
     }
 
-    async fn carry_out(&self, step: &Step) -> Result<(), Error> {
+    /// Carries one step out.
+    pub(super) async fn carry_out(&self, step: &Step) -> Result<(), Error> {
         // Waiting for a process to end makes nothing, and must not keep others from being made.
         let permit = match &step.action {
             Action::Stop(_) => None,
@@ -233,18 +225,18 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                     ..Update::default()
                 };
                 self.runtime.update(&it.id, &update).await?;
-                boundary("update");
+                self.boundary("update").await;
                 Ok(())
             }
             Action::Resume { id } => {
                 self.runtime.resume_task(id).await?;
-                boundary("resume");
+                self.boundary("resume").await;
                 Ok(())
             }
             Action::Publish { id, pid } => {
                 let pid = *pid;
                 self.on_host(id.clone(), move |host, id| host.publish_namespace(&id, pid)).await?;
-                boundary("publish");
+                self.boundary("publish").await;
                 Ok(())
             }
             Action::Stop(stop) => self.stop(stop).await,
@@ -259,7 +251,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                         at,
                         of: it.of,
                     })?;
-                    boundary("remove/ledger");
+                    self.boundary("remove/ledger").await;
                 }
                 self.remove(id).await
             }
@@ -286,14 +278,14 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         });
         let mut import = opened.await.map_err(|_| Error::Lost)??;
         // Blobs that no image refers to yet are collected unless a lease holds them.
-        let lease = format!("evenkeel-import-{}", image.digest.replace(':', "-"));
+        let lease = import_lease(image);
         self.runtime.lease(&lease).await?;
         while let Some(blob) = import.next()? {
             self.runtime.put_blob(&lease, blob).await?;
         }
         self.runtime.put_image(&lease, import.image()).await?;
         self.runtime.remove_lease(&lease).await?;
-        boundary("import");
+        self.boundary("import").await;
         Ok(())
     }
 
@@ -307,41 +299,43 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             image: prepare.image.clone(),
         };
         // Without a lease the snapshot could be collected before its container exists.
-        let lease = format!("evenkeel-{}", prepare.id);
+        let lease = instance_lease(&prepare.id);
         self.runtime.lease(&lease).await?;
-        boundary("prepare/lease");
+        self.boundary("prepare/lease").await;
         self.runtime.prepare_snapshot(&lease, &instance).await?;
-        boundary("prepare/snapshot");
+        self.boundary("prepare/snapshot").await;
         if !prepare.snapshot_only {
             self.runtime.create(&lease, &instance).await?;
-            boundary("prepare/container");
+            self.boundary("prepare/container").await;
         }
         self.runtime.remove_lease(&lease).await?;
-        boundary("prepare/release");
+        self.boundary("prepare/release").await;
         Ok(())
     }
 
     async fn start(&self, name: Option<&Name>, start: &Start) -> Result<(), Error> {
-        match self.try_start(start).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.undo_start(start).await;
-                if let Some(name) = name {
-                    self.record_failed_start(name, start, &error).await;
-                }
-                Err(error)
+        let Err(error) = self.try_start(start).await else { return Ok(()) };
+        if error.is_unreachable() {
+            // Nothing is known about it: it may run by now, or may even have ended. The next pass looks again.
+            return Err(error);
+        }
+        self.undo_start(start).await;
+        match name {
+            Some(name) if self.record_failed_start(name, start, &error).await => {
+                Err(Error::Counted(Box::new(error)))
             }
+            _ => Err(error),
         }
     }
 
     async fn try_start(&self, start: &Start) -> Result<(), Error> {
         for path in &start.make_directories {
             self.on_host(path.clone(), |host, path| host.make_directory(&path)).await?;
-            boundary("start/directory");
+            self.boundary("start/directory").await;
         }
         if let Some(size) = start.publish {
             self.on_host(start.id.clone(), move |host, id| host.publish_shm(&id, size)).await?;
-            boundary("start/shm");
+            self.boundary("start/shm").await;
         }
         let update = Update {
             origin: start.origin.clone(),
@@ -350,7 +344,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             ..Update::default()
         };
         self.runtime.update(&start.id, &update).await?;
-        boundary("start/spec");
+        self.boundary("start/spec").await;
         let log = match &start.log {
             Log::None => LogTarget::None,
             Log::Files { directory, max_size, max_files } => LogTarget::Files {
@@ -360,11 +354,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             },
         };
         let pid = self.runtime.create_task(&start.id, &log).await?;
-        boundary("start/task");
+        self.boundary("start/task").await;
         if start.publish.is_some() {
             self.on_host(start.id.clone(), move |host, id| host.publish_namespace(&id, pid))
                 .await?;
-            boundary("start/namespace");
+            self.boundary("start/namespace").await;
         }
         self.look(start, pid).await?;
         // Written before the start, so that a run can never be taken for one that did not happen.
@@ -375,9 +369,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             started: self.host.wall_clock(),
         };
         self.runtime.update(&start.id, &Update { run: Some(run), ..Update::default() }).await?;
-        boundary("start/run");
+        self.boundary("start/run").await;
         self.runtime.start_task(&start.id).await?;
-        boundary("start/start");
+        self.boundary("start/start").await;
         Ok(())
     }
 
@@ -402,6 +396,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     async fn undo_start(&self, start: &Start) {
         if let Err(error) = self.runtime.delete_task(&start.id).await {
             warn!(name = %start.id, error = %Chain(&error), "failed to take back a start");
+            // It may run after all, and what it publishes is its own then.
+            return;
         }
         if start.publish.is_some()
             && let Err(error) = self.on_host(start.id.clone(), |host, id| host.unpublish(&id)).await
@@ -410,12 +406,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         }
     }
 
-    /// A failed start is a failed run: it is counted, and kept on the container for after a reboot.
-    async fn record_failed_start(&self, name: &Name, start: &Start, error: &Error) {
-        if error.is_unreachable() {
-            // Nothing is known about it; the next pass looks again.
-            return;
-        }
+    /// A failed start is a failed run: it is counted, and kept on the container for after a reboot. Whether a strike
+    /// stands for it now.
+    async fn record_failed_start(&self, name: &Name, start: &Start, error: &Error) -> bool {
         let (code, reason) = error.classify();
         let failure = Failure {
             code,
@@ -429,9 +422,13 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             at: self.host.now(),
             failure: Some(failure),
         };
-        if let Err(error) = self.run.set_strikes(name, Some(&strikes)) {
-            warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
-        }
+        let counted = match self.run.set_strikes(name, Some(&strikes)) {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
+                false
+            }
+        };
         let at = self.host.wall_clock();
         let run = Run {
             n: start.run,
@@ -444,6 +441,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         if let Err(error) = self.runtime.update(&start.id, &update).await {
             warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
         }
+        counted
     }
 
     async fn stop(&self, stop: &StopInstance) -> Result<(), Error> {
@@ -454,17 +452,19 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         }
         let limit = match stop.timeout {
             StopTimeout::After(span) => span.0,
-            // A process that is given for ever is asked again at every pass.
-            StopTimeout::Never => Duration::from_secs(60 * 60),
+            StopTimeout::Never => ASK_AGAIN,
         };
         let mut ended = None;
         if !limit.is_zero() {
             self.runtime.kill(id, stop.signal, false).await?;
-            boundary("stop/signal");
+            self.boundary("stop/signal").await;
             ended = self.runtime.wait(id, limit).await?;
         }
         let ended = match ended {
             Some(task) => task,
+            None if stop.timeout == StopTimeout::Never => {
+                return Err(Error::StillRuns { id: id.clone() });
+            }
             None => self.kill(id).await?,
         };
         let (code, at) = match ended {
@@ -479,11 +479,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let lasted_ms = self.lasted(stop.started);
         let end = End { n: stop.run, code, reason: STOPPED.to_owned(), at, lasted_ms };
         self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
-        boundary("stop/end");
+        self.boundary("stop/end").await;
         self.runtime.delete_task(id).await?;
-        boundary("stop/task");
+        self.boundary("stop/task").await;
         self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
-        boundary("stop/unpublish");
+        self.boundary("stop/unpublish").await;
         Ok(())
     }
 
@@ -509,12 +509,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let end = End { n: finish.run, code, reason: reason.to_owned(), at, lasted_ms };
             // Before the task goes: containerd may be the only one that knows the code.
             self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
-            boundary("finish/end");
+            self.boundary("finish/end").await;
         }
         self.runtime.delete_task(id).await?;
-        boundary("finish/task");
+        self.boundary("finish/task").await;
         self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
-        boundary("finish/unpublish");
+        self.boundary("finish/unpublish").await;
         if let Some(name) = name.filter(|_| finish.strikes > 0) {
             let strikes = Strikes {
                 revision: finish.revision.clone(),
@@ -523,7 +523,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 failure: None,
             };
             self.run.set_strikes(name, Some(&strikes))?;
-            boundary("finish/strikes");
+            self.boundary("finish/strikes").await;
         }
         Ok(())
     }
@@ -536,11 +536,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
         self.runtime.remove(id).await?;
-        boundary("remove/container");
+        self.boundary("remove/container").await;
         self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
-        boundary("remove/unpublish");
+        self.boundary("remove/unpublish").await;
         self.remove_logs(id).await?;
-        boundary("remove/logs");
+        self.boundary("remove/logs").await;
         self.use_up_approval(id)?;
         Ok(())
     }
@@ -564,8 +564,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Cgroup(_) => {}
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
+            Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
         }
-        boundary("sweep");
+        self.boundary("sweep").await;
         Ok(())
     }
 
@@ -618,33 +619,25 @@ impl Error {
         matches!(self, Self::Runtime(error) if error.is_unreachable())
     }
 
+    /// A strike stands for it.
+    pub fn is_counted(&self) -> bool {
+        matches!(self, Self::Counted(_))
+    }
+
     /// The compatible exit code and our reason.
     pub fn classify(&self) -> (u32, &'static str) {
         match self {
             Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
             Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
             Self::Archive(_) => (128, "image-import-failed"),
+            Self::Counted(error) => error.classify(),
             Self::Runtime(error) => classify(&Chain(error).to_string()),
             Self::Host(_)
             | Self::RunDirectory(_)
+            | Self::StillRuns { .. }
             | Self::StillThere { .. }
             | Self::Remove { .. }
-            | Self::Skipped
             | Self::Lost => (128, "start-failed"),
-        }
-    }
-}
-
-fn report(outcome: &Outcome) {
-    let Outcome { step, result, lasted } = outcome;
-    let name = step.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-    let (action, subject, cause) = (step.action.verb(), step.action.subject(), &step.cause);
-    let ms = lasted.as_millis();
-    match result {
-        Ok(()) => info!(name, action, subject, cause = %cause, ms, "step done"),
-        Err(Error::Skipped) => debug!(name, action, subject, cause = %cause, "step skipped"),
-        Err(error) => {
-            warn!(name, action, subject, cause = %cause, error = %Chain(error), "step failed")
         }
     }
 }

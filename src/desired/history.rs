@@ -85,6 +85,7 @@ struct Trial {
 impl History {
     /// Takes the present scans of all given sources and returns what they want.
     ///
+    /// `now` is not before the end of the scans; what they show for the first time may have happened until then.
     /// Equal scans at a later time give an equal state, unless a time that something waited for has passed.
     pub fn fold(&mut self, scans: &[Scan], now: BootTime, options: &Believing) -> DesiredState {
         let readings = scans.iter().flat_map(settled);
@@ -193,14 +194,14 @@ impl Past {
             Root::Missing | Root::Unreadable(_) => {}
         }
 
-        let mut blockers = self.root_blockers(scan, &seen, options, &mut due);
+        let mut blockers = self.root_blockers(scan, &seen, now, options, &mut due);
         blockers.extend(seen.blockers);
         self.date(&mut blockers, now);
         let partial = self.date_partial(seen.partial, now);
 
         let blocked = !blockers.is_empty();
         if blocked {
-            self.last_blocked = Some(scan.at);
+            self.last_blocked = Some(now);
         }
         // While something is in the way the time is only shown; afterwards it counts from the end of that.
         let quiet_since = match self.last_blocked {
@@ -209,7 +210,7 @@ impl Past {
         };
         let absence_acts_at = quiet_since + options.remove_after;
 
-        self.note_absence(&seen.names, wanted, scan.at, blocked);
+        self.note_absence(&seen.names, wanted, now, blocked);
         let absent: BTreeMap<Name, BootTime> = self
             .absent
             .iter()
@@ -243,6 +244,7 @@ impl Past {
         &mut self,
         scan: &Scan,
         seen: &Seen,
+        now: BootTime,
         options: &Believing,
         due: &mut Vec<BootTime>,
     ) -> Vec<Blocker> {
@@ -269,7 +271,7 @@ impl Past {
             Some(believed) if believed != device => {
                 let good = seen.valid > 0 && seen.blockers.is_empty();
                 let since = self.trial.filter(|it| it.device == device).and_then(|it| it.good);
-                let good = good.then_some(since.unwrap_or(scan.at));
+                let good = good.then_some(since.unwrap_or(now));
                 self.trial = Some(Trial { device, good });
                 match good {
                     Some(since) if scan.at >= since + TRIAL => {
@@ -321,7 +323,7 @@ impl Past {
         &mut self,
         names: &BTreeSet<Name>,
         wanted: &BTreeMap<Name, Wanted>,
-        at: BootTime,
+        now: BootTime,
         blocked: bool,
     ) {
         let gone = self.present.difference(names).cloned().map(|name| (name, None));
@@ -329,7 +331,7 @@ impl Past {
         // A name that moved to another file or source is not absent.
         self.absent.retain(|name, _| !names.contains(name) && !wanted.contains_key(name));
         for latest in self.absent.values_mut() {
-            *latest = if blocked { None } else { Some(latest.unwrap_or(at + LATEST)) };
+            *latest = if blocked { None } else { Some(latest.unwrap_or(now + LATEST)) };
         }
         while self.absent.len() > ABSENT_LIMIT {
             let first =

@@ -43,11 +43,12 @@ pub struct LinuxHost {
 }
 
 impl LinuxHost {
-    /// The host with `run` as our run directory, which is made (0700) when it is missing.
+    /// The host with `run` as our run directory, which is made (0700) with the first thing that is published: who
+    /// only looks leaves no trace.
     pub fn new(run: &Path) -> Result<Self, Error> {
-        let failed = |cause| failure("make the run directory", run, cause);
-        make_private_directory(run).map_err(failed)?;
-        Ok(Self { run: fs::canonicalize(run).map_err(failed)?, changing: Mutex::new(()) })
+        let run =
+            canonicalize(run).map_err(|cause| failure("find the run directory", run, cause))?;
+        Ok(Self { run, changing: Mutex::new(()) })
     }
 
     /// `<run>/ipc`.
@@ -308,7 +309,8 @@ pub fn wall_clock() -> String {
 
 fn wall_clock_after(span: Duration) -> String {
     let now = jiff::Timestamp::now();
-    let then = jiff::SignedDuration::try_from(span).ok().and_then(|span| now.checked_add(span).ok());
+    let then =
+        jiff::SignedDuration::try_from(span).ok().and_then(|span| now.checked_add(span).ok());
     format!("{:.3}", then.unwrap_or(now))
 }
 
@@ -338,6 +340,22 @@ fn own_mounts() -> io::Result<Vec<Mount>> {
 /// Makes a directory that only root can enter, and its missing parents.
 fn make_private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// The absolute path without symlinks of what may not be there yet: of as much of it as there is.
+fn canonicalize(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    for there in path.ancestors() {
+        match fs::canonicalize(there) {
+            Ok(found) => {
+                let rest = path.strip_prefix(there).unwrap_or(&path);
+                return Ok(found.join(rest).components().collect());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(path)
 }
 
 /// Whether exactly one tmpfs of ours of that size is mounted there.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
 use super::{Ask, Error, Facts, Host, Process, ProcessIpc, ProcessShm};
 use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, View, published_paths};
@@ -16,6 +18,30 @@ use crate::workload::{Bytes, InstanceId};
 
 /// How the processes of a runtime in memory were made; `None`: there is no such process.
 pub type Processes = Arc<dyn Fn(u32) -> Option<Process> + Send + Sync>;
+
+/// What an OCI spec asks for: how the processes that a runtime in memory makes of it were made.
+pub fn process_of(spec: &Spec) -> Process {
+    let namespaces = spec.linux().as_ref().and_then(|it| it.namespaces().as_deref());
+    let namespace = namespaces.into_iter().flatten().find(|it| it.typ() == LinuxNamespaceType::Ipc);
+    let ipc = match namespace.map(|it| it.path()) {
+        None => ProcessIpc::Host,
+        Some(None) => ProcessIpc::Own,
+        Some(Some(path)) => ProcessIpc::Path(path.clone()),
+    };
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    // The last one is on top.
+    let shm = mounts.iter().rfind(|it| it.destination() == Path::new(SHM)).map_or(
+        ProcessShm::None,
+        |it| match it.source() {
+            Some(source) if source == Path::new(SHM) => ProcessShm::Host,
+            Some(source) if it.typ().as_deref() == Some("bind") => ProcessShm::Path(source.clone()),
+            _ => ProcessShm::Own,
+        },
+    );
+    Process { ipc, shm }
+}
+
+const SHM: &str = "/dev/shm";
 
 /// The host's own namespace, /dev/shm and disk; numbers as a kernel would give them.
 const HOST_IPC: u64 = 4_026_531_839;

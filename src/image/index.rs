@@ -110,7 +110,7 @@ impl Index {
             match contents.follow(&entry) {
                 Ok(packed) => self.add(packed, &names),
                 Err(why) => {
-                    self.problems.push(format!("image {}: {why}", label(&names, &entry.digest)))
+                    self.problems.push(format!("image {}: {why}", label(&names, &entry.digest)));
                 }
             }
         }
@@ -131,7 +131,7 @@ impl Index {
             match contents.assemble(&saved, &compressed)? {
                 Ok(packed) => self.add(packed, &names),
                 Err(why) => {
-                    self.problems.push(format!("image `{}`: {why}", saved.config.escape_debug()))
+                    self.problems.push(format!("image `{}`: {why}", saved.config.escape_debug()));
                 }
             }
         }
@@ -145,7 +145,7 @@ impl Index {
                     self.names.entry(full).or_insert_with(|| packed.target.digest.clone());
                 }
                 None => {
-                    self.problems.push(format!("`{}` is not an image name", name.escape_debug()))
+                    self.problems.push(format!("`{}` is not an image name", name.escape_debug()));
                 }
             }
         }

@@ -34,7 +34,12 @@ enum Bytes {
 
 impl Source {
     /// Finds out by the first bytes how it is compressed; names lie.
-    pub(super) fn open(mut file: File) -> Result<Self> {
+    pub(super) fn open(file: File) -> Result<Self> {
+        Self::bounded(file, SMALL)
+    }
+
+    /// Refuses what unpacks to more than `small` and to [`RATIO_LIMIT`] times its size.
+    fn bounded(mut file: File, small: u64) -> Result<Self> {
         let size = file.metadata()?.len();
         file.seek(SeekFrom::Start(0))?;
         let mut magic = Vec::new();
@@ -43,7 +48,7 @@ impl Source {
         let file = BufReader::with_capacity(SKIP, file);
         let bytes = match magic.as_slice() {
             [0x1f, 0x8b, ..] => {
-                let limit = UNPACKED_LIMIT.min(SMALL.max(size.saturating_mul(RATIO_LIMIT)));
+                let limit = UNPACKED_LIMIT.min(small.max(size.saturating_mul(RATIO_LIMIT)));
                 Bytes::Gzip { decoder: Box::new(MultiGzDecoder::new(file)), limit }
             }
             [0x28, 0xb5, 0x2f, 0xfd, ..] => {
@@ -123,4 +128,59 @@ pub(super) fn refused(message: &'static str) -> Error {
 
 pub(super) fn truncated() -> Error {
     Error::new(ErrorKind::UnexpectedEof, "ends too early; it may still be being copied")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn compressed(content: &[u8]) -> File {
+        let mut encoder = GzEncoder::new(tempfile::tempfile().unwrap(), Compression::best());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_unpacks_to_far_too_much_is_refused_before_it_is_unpacked() {
+        let bomb = vec![0; 8 << 20];
+        let mut source = Source::bounded(compressed(&bomb), 1 << 20).unwrap();
+        assert!(source.skip_to(8 << 20).is_err());
+        assert!(source.position() <= 1 << 20);
+        let mut source = Source::bounded(compressed(&bomb), 8 << 20).unwrap();
+        source.skip_to(8 << 20).unwrap();
+        assert_eq!(source.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_compressed_archive_of_several_members_is_read_to_its_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        for part in ["one ", "two"] {
+            let mut encoder = GzEncoder::new(&mut file, Compression::fast());
+            encoder.write_all(part.as_bytes()).unwrap();
+            encoder.finish().unwrap();
+        }
+        let mut text = String::new();
+        Source::open(file).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one two");
+    }
+
+    #[test]
+    fn nothing_is_skipped_beyond_the_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let mut source = Source::open(file).unwrap();
+        source.skip_to(8).unwrap();
+        source.skip_to(4).unwrap();
+        let mut rest = Vec::new();
+        source.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"456789");
+        assert_eq!(source.position(), 10);
+        assert!(source.skip_to(11).is_err());
+        assert!(Source::open(compressed(b"0123456789")).unwrap().skip_to(11).is_err());
+    }
 }

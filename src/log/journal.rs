@@ -16,7 +16,7 @@ const OVERHEAD: usize = 38;
 const TAG: usize = 35;
 
 /// Records are gathered to about this size before they are written: few system calls, little memory.
-const BATCH: usize = 64 << 10;
+const BATCH: usize = 16 << 10;
 
 /// Memory that a burst left is given back above this.
 const IDLE_MEMORY: usize = 4 << 10;

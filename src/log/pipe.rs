@@ -7,13 +7,14 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use rustix::time::ClockId;
 
 use super::journal::{Journal, Moment};
@@ -25,11 +26,12 @@ const STDERR: i32 = 4;
 /// The shim lets the container start when this one is closed.
 const READY: i32 = 5;
 
-/// What a pipe holds, so one read empties it.
-const READ: usize = 64 << 10;
+/// What is read at once. Small, like all buffers here: a process of this is kept for every container.
+const READ: usize = 16 << 10;
 
-/// Memory for output that waits for the disk: some reads' worth, so that a busy disk drops nothing.
-const QUEUE: usize = 256 << 10;
+/// Memory for output that waits for the disk: some reads' worth, so that a busy disk
+/// seldom makes the container wait.
+const QUEUE: usize = 96 << 10;
 
 /// How long a container is made to wait for a full queue before its output is dropped. A disk that is merely busy
 /// makes room within that; one that hangs costs the container this once.
@@ -116,29 +118,29 @@ fn now() -> Moment {
 /// Reads both pipes until both are closed, and never waits for anything but them and, briefly, for the queue.
 fn drain(queue: &Queue, stdout: File, stderr: File) -> io::Result<()> {
     let mut open = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
-    let mut buffer = vec![0; READ];
+    // Its pages are not touched before there is something to read.
+    let mut buffer: Vec<u8> = Vec::with_capacity(READ);
     while !open.is_empty() {
         let mut waiting: Vec<PollFd<'_>> =
             open.iter().map(|(_, file)| PollFd::new(file, PollFlags::IN)).collect();
         match rustix::event::poll(&mut waiting, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let ready: Vec<bool> = waiting.iter().map(|it| !it.revents().is_empty()).collect();
         let mut ready = ready.into_iter();
-        open.retain_mut(|(stream, file)| {
+        open.retain(|(stream, file)| {
             if !ready.next().unwrap_or_default() {
                 return true;
             }
-            match file.read(&mut buffer) {
+            buffer.clear();
+            match rustix::io::read(file, rustix::buffer::spare_capacity(&mut buffer)) {
                 Ok(0) => false,
-                Ok(n) => {
-                    queue.offer(*stream, &buffer[..n]);
+                Ok(_) => {
+                    queue.offer(*stream, &buffer);
                     true
                 }
-                Err(error) => {
-                    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-                }
+                Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
             }
         });
     }

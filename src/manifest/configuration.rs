@@ -4,9 +4,10 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::explain::nearest;
-use super::yaml::{self, Flaw, Mark, Node, Parsed};
+use super::explain::{Advice, duration, list, nearest, path, size, type_names};
+use super::yaml::{self, Flaw, Kind, Mark, Node, Parsed};
 use super::{Problem, Reader, Severity};
 use crate::schema::{self, Rule};
 
@@ -18,16 +19,19 @@ pub fn configuration<T: DeserializeOwned + Default + JsonSchema>(
     file: &Path,
     bytes: &[u8],
 ) -> Result<T, Vec<Problem>> {
-    let whole = |message: &str| {
-        vec![Problem::of_file(file, Severity::Error, "config-invalid", message.to_owned())]
+    let whole = |code, message: &str| {
+        vec![Problem::of_file(file, Severity::Error, code, message.to_owned())]
     };
-    let Ok(text) = std::str::from_utf8(bytes) else { return Err(whole("not valid UTF-8")) };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Err(whole("not-utf8", "the file is not valid UTF-8"));
+    };
     let base = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let text = &text[base..];
     let mut reader = Reader::new(file, text, base);
     let mut documents = yaml::documents(text, base);
     if documents.len() > 1 {
-        return Err(whole("more than one document"));
+        let message = "the file has more than one document, and a configuration is one";
+        return Err(whole("syntax-error", message));
     }
     let (root, mut flaws) = match documents.pop() {
         None => return Ok(T::default()),
@@ -58,16 +62,17 @@ pub fn configuration<T: DeserializeOwned + Default + JsonSchema>(
     Err(reader.finish())
 }
 
-fn explain(root: &Node, schema: &serde_json::Value, violation: &schema::Violation) -> Vec<Flaw> {
+fn explain(root: &Node, schema: &Value, violation: &schema::Violation) -> Vec<Flaw> {
     let pointer = violation.pointer.as_str();
     let Some((key, node)) = root.at(pointer) else { return Vec::new() };
-    let field = pointer.rsplit('/').next().unwrap_or_default();
-    let mark = || {
-        if node.mark.bytes.is_empty() {
-            key.unwrap_or(&node.mark).clone()
-        } else {
-            node.mark.clone()
-        }
+    let rule = part(schema, pointer);
+    let field = match pointer.rsplit('/').find(|it| !it.bytes().all(|c| c.is_ascii_digit())) {
+        None | Some("") => "the configuration".to_owned(),
+        Some(field) => format!("`{}`", yaml::shorten(field)),
+    };
+    let mark = || match key {
+        Some(key) if node.mark.bytes.is_empty() => key.clone(),
+        _ => node.mark.clone(),
     };
     let flaw =
         |code, mark: Mark, message: String| Flaw::new(code, pointer.to_owned(), mark, message);
@@ -76,38 +81,106 @@ fn explain(root: &Node, schema: &serde_json::Value, violation: &schema::Violatio
             .iter()
             .map(|name| {
                 let at = node.entry(name).map_or_else(mark, |it| it.mark.clone());
-                let message = format!("unknown setting `{}`", yaml::shorten(name));
+                let message = format!("there is no setting `{}`", yaml::shorten(name));
                 let pointer = format!("{pointer}/{}", yaml::escape(name));
                 let unknown = Flaw::new("unknown-field", pointer, at, message);
-                let known = schema["properties"].as_object().into_iter().flat_map(|it| it.keys());
-                match nearest(name, known.map(String::as_str)) {
-                    Some(near) => unknown.hint(format!("did you mean `{near}`?")).fix(near),
-                    None => unknown,
-                }
+                let known: Vec<&str> = fields(schema, rule)
+                    .into_iter()
+                    .flat_map(|it| it.keys())
+                    .map(String::as_str)
+                    .collect();
+                let advice = match nearest(name, known.iter().copied()) {
+                    Some(near) => Advice::fix(near),
+                    None => Advice::hint(format!("the settings are {}", list(&known))),
+                };
+                advice.add_to(unknown)
             })
             .collect(),
         Rule::Missing(name) => vec![flaw("missing-field", mark(), format!("`{name}` is missing"))],
         Rule::Type(expected) => {
-            let message = format!(
-                "`{field}` has to be {}, not {}",
-                expected.join(" or "),
-                yaml::describe(node)
-            );
-            vec![flaw("wrong-type", mark(), message)]
+            let found = match node.kind {
+                Kind::Null => "nothing".to_owned(),
+                _ => yaml::describe(node),
+            };
+            let message = format!("{field} has to be {}, not {found}", type_names(expected));
+            let advice = match &node.kind {
+                Kind::Number(number) if !expected.contains(&"integer") => {
+                    advice(rule, &number.to_string(), pointer).1
+                }
+                Kind::Text(_) if expected.contains(&"array") => {
+                    Advice::hint("write a list: `[…]`, or a line with `- ` for each")
+                }
+                Kind::Text(_) if expected.contains(&"boolean") => {
+                    Advice::hint("write `true` or `false`")
+                }
+                Kind::Null
+                | Kind::Bool(_)
+                | Kind::Number(_)
+                | Kind::Text(_)
+                | Kind::List(_)
+                | Kind::Map(_) => Advice::default(),
+            };
+            vec![advice.add_to(flaw("wrong-type", mark(), message))]
         }
-        Rule::Choice(words) => {
-            let message = format!("{} is none of the words of `{field}`", yaml::describe(node));
-            vec![
-                flaw("value-invalid", mark(), message)
-                    .hint(format!("use one of {}", words.join(", "))),
-            ]
-        }
-        Rule::Value | Rule::Together(_) => {
-            vec![flaw(
-                "value-invalid",
-                mark(),
-                format!("{} does not fit `{field}`", yaml::describe(node)),
-            )]
+        Rule::Choice(_) | Rule::Value | Rule::Together(_) => {
+            let raw = match &node.kind {
+                Kind::Text(text) => text.to_string(),
+                Kind::Number(number) => number.to_string(),
+                Kind::Null | Kind::Bool(_) | Kind::List(_) | Kind::Map(_) => String::new(),
+            };
+            let message = format!("`{}` is not a value of {field}", yaml::shorten(&raw));
+            let (code, advice) = advice(rule, &raw, pointer);
+            vec![advice.add_to(flaw(code, mark(), message))]
         }
     }
+}
+
+/// A code and what to write instead, from what the schema says of the value.
+fn advice(rule: &Value, raw: &str, pointer: &str) -> (&'static str, Advice) {
+    let words: Vec<&str> = match (rule["enum"].as_array(), rule["oneOf"].as_array()) {
+        (Some(words), _) => words.iter().filter_map(Value::as_str).collect(),
+        (_, Some(choices)) => choices.iter().filter_map(|it| it["const"].as_str()).collect(),
+        (None, None) => Vec::new(),
+    };
+    let numbers = (rule["minimum"].as_u64(), rule["maximum"].as_u64());
+    match rule["$ref"].as_str().and_then(|it| it.rsplit('/').next()) {
+        Some("Bytes") => ("size-invalid", size(raw)),
+        Some("Span") => ("duration-invalid", duration(raw, pointer)),
+        Some("AbsolutePath") => ("path-invalid", path(raw)),
+        Some("ContainerdNamespace") => {
+            let hint = "use letters and digits, with single `.`, `_` or `-` between them";
+            ("value-invalid", Advice::hint(hint))
+        }
+        _ if !words.is_empty() => match nearest(raw, words.iter().copied()) {
+            Some(near) => ("value-invalid", Advice::fix(near)),
+            None => {
+                let words: Vec<String> = words.iter().map(|it| format!("`{it}`")).collect();
+                ("value-invalid", Advice::hint(format!("use {}", words.join(" or "))))
+            }
+        },
+        _ => match numbers {
+            (Some(least), Some(most)) => {
+                let hint = format!("write a whole number from {least} to {most}");
+                ("value-invalid", Advice::hint(hint))
+            }
+            _ => ("value-invalid", Advice::default()),
+        },
+    }
+}
+
+/// What the schema says of the value at a pointer, but for the last reference on the way, which names its type.
+fn part<'a>(schema: &'a Value, pointer: &str) -> &'a Value {
+    pointer.split('/').skip(1).fold(schema, |at, token| {
+        let at = resolved(schema, at);
+        if at["items"].is_object() { &at["items"] } else { &at["properties"][token] }
+    })
+}
+
+fn resolved<'a>(schema: &'a Value, part: &'a Value) -> &'a Value {
+    let reference = part["$ref"].as_str().and_then(|it| it.strip_prefix('#'));
+    reference.and_then(|it| schema.pointer(it)).unwrap_or(part)
+}
+
+fn fields<'a>(schema: &'a Value, part: &'a Value) -> Option<&'a serde_json::Map<String, Value>> {
+    resolved(schema, part)["properties"].as_object()
 }

@@ -26,16 +26,16 @@ pub(super) struct Advice {
 }
 
 impl Advice {
-    fn hint(text: impl Into<String>) -> Self {
+    pub(super) fn hint(text: impl Into<String>) -> Self {
         Self { hint: Some(text.into()), fix: None }
     }
 
-    fn fix(text: impl Into<String>) -> Self {
+    pub(super) fn fix(text: impl Into<String>) -> Self {
         let text = text.into();
         Self { hint: Some(format!("did you mean `{text}`?")), fix: Some(text) }
     }
 
-    fn add_to(self, flaw: Flaw) -> Flaw {
+    pub(super) fn add_to(self, flaw: Flaw) -> Flaw {
         Flaw { hint: self.hint, fix: self.fix, ..flaw }
     }
 }
@@ -46,9 +46,8 @@ impl Explainer<'_> {
         let (key, node) = self.root.at(pointer).unwrap_or((None, self.root));
         match &violation.rule {
             Rule::Unknown(names) => {
-                let flaw = |(index, name): (usize, &String)| {
-                    self.unknown(pointer, node, name, index < ADVISED)
-                };
+                let flaw =
+                    |(index, name): (usize, &String)| unknown(pointer, node, name, index < ADVISED);
                 names.iter().enumerate().map(flaw).collect()
             }
             Rule::Missing(field) => {
@@ -83,14 +82,6 @@ impl Explainer<'_> {
         self.text.get(range).unwrap_or_default()
     }
 
-    #[expect(clippy::unused_self, reason = "a part of the explanation as the others")]
-    fn unknown(&self, parent: &str, node: &Node, name: &str, advised: bool) -> Flaw {
-        let mark = node.entry(name).map_or(&node.mark, |it| &it.mark).clone();
-        let message = format!("{} has no field `{}`", object(parent), shorten(name));
-        let flaw = Flaw::new("unknown-field", format!("{parent}/{}", escape(name)), mark, message);
-        if advised { unknown_field(parent, name, node.get(name)).add_to(flaw) } else { flaw }
-    }
-
     fn wrong_type(&self, pointer: &str, node: &Node, expected: &[&str]) -> Advice {
         let tokens: Vec<&str> = pointer.split('/').skip(1).collect();
         let expects = |name: &str| expected.contains(&name);
@@ -102,7 +93,7 @@ impl Explainer<'_> {
                 Advice::hint("write `[]` for none, or leave the field out")
             }
             ([parents @ .., field], Kind::Null) => {
-                let parent: String = parents.iter().map(|it| format!("/{it}")).collect();
+                let parent: String = parents.iter().flat_map(|it| ["/", it]).collect();
                 let required = missing(&parent, field);
                 if required == Advice::default() {
                     Advice::hint("leave the field out, or give it a value")
@@ -328,7 +319,7 @@ fn last(pointer: &str) -> String {
     dotted(&pointer[from..])
 }
 
-fn type_names(expected: &[&str]) -> String {
+pub(super) fn type_names(expected: &[&str]) -> String {
     if expected.contains(&"integer") && expected.contains(&"string") {
         return "a size such as `64Mi`".to_owned();
     }
@@ -350,7 +341,7 @@ fn is_size(tokens: &[&str]) -> bool {
     )
 }
 
-fn list(words: &[impl AsRef<str>]) -> String {
+pub(super) fn list(words: &[impl AsRef<str>]) -> String {
     let quoted: Vec<String> = words.iter().map(|it| format!("`{}`", it.as_ref())).collect();
     match quoted.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
@@ -416,6 +407,13 @@ fn missing(pointer: &str, field: &str) -> Advice {
         (_, "uid") => Advice::hint("add the numeric user as `uid`"),
         _ => Advice::default(),
     }
+}
+
+fn unknown(parent: &str, node: &Node, name: &str, advised: bool) -> Flaw {
+    let mark = node.entry(name).map_or(&node.mark, |it| &it.mark).clone();
+    let message = format!("{} has no field `{}`", object(parent), shorten(name));
+    let flaw = Flaw::new("unknown-field", format!("{parent}/{}", escape(name)), mark, message);
+    if advised { unknown_field(parent, name, node.get(name)).add_to(flaw) } else { flaw }
 }
 
 /// The right word for what Docker, Compose, Kubernetes or Podman call differently, by the object it is in.
@@ -663,7 +661,7 @@ fn measured(raw: &str) -> Option<(f64, String)> {
     Some((number, raw[end..].trim().to_lowercase()))
 }
 
-fn size(raw: &str) -> Advice {
+pub(super) fn size(raw: &str) -> Advice {
     let rule = "write whole bytes, or a whole number with `Ki`, `Mi` or `Gi`: `64Mi`";
     let Some((number, unit)) = measured(raw) else { return Advice::hint(rule) };
     if number == 0.0 {
@@ -690,7 +688,7 @@ fn size(raw: &str) -> Advice {
     }
 }
 
-fn duration(raw: &str, pointer: &str) -> Advice {
+pub(super) fn duration(raw: &str, pointer: &str) -> Advice {
     let never = pointer == "/spec/stop/timeout";
     let rule = if never {
         "write `10s`, `1m30s`, `500ms` or `never`"
@@ -730,7 +728,7 @@ fn image(raw: &str) -> Advice {
     Advice::hint("write it as `docker.io/library/busybox:1.35` or `NAME@sha256:…`")
 }
 
-fn path(raw: &str) -> Advice {
+pub(super) fn path(raw: &str) -> Advice {
     if raw.split('/').any(|it| it == "..") {
         return Advice::hint("write the path without `..`");
     }

@@ -37,7 +37,7 @@ pub fn line(problem: &Problem) -> String {
     format!("{place}: {severity}[{}]: {}", problem.code, printable(&problem.message))
 }
 
-/// The [`line`], then the source line with the value marked, the hint, and the line as the fix would have it. Ends
+/// The [`line()`], then the source line with the value marked, the hint, and the line as the fix would have it. Ends
 /// with a line break.
 pub fn text(problem: &Problem, style: Style) -> String {
     let renderer = if style.colour { Renderer::styled() } else { Renderer::plain() };

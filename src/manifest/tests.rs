@@ -192,7 +192,7 @@ fn an_unreadable_file_hides_everything() {
 #[test]
 fn places_are_right_with_byte_order_mark_windows_line_ends_and_wide_characters() {
     let text =
-        format!("\u{feff}{}  hostname: \"né\" # é\n  shm_size: 1\n", HEAD).replace('\n', "\r\n");
+        format!("\u{feff}{HEAD}  hostname: \"né\" # é\n  shm_size: 1\n").replace('\n', "\r\n");
     let reading = reading(&text);
     let show = |it: &Problem| {
         (
@@ -327,7 +327,7 @@ fn a_marker_counts_at_the_start_of_a_line_only() {
 fn scalars_are_what_the_core_schema_says() {
     let value = |text: &str| match yaml::documents(&format!("- {text}\n"), 0).remove(0) {
         Parsed::Document { root, flaws } if flaws.is_empty() => root.json()[0].clone(),
-        other => panic!("{text}: {other:?}"),
+        other @ (Parsed::Document { .. } | Parsed::Broken(_)) => panic!("{text}: {other:?}"),
     };
     for (text, expected) in [
         ("", Value::Null),
@@ -412,10 +412,9 @@ fn an_alias_stands_for_its_value_and_points_at_it() {
 
 #[test]
 fn long_lines_are_shown_around_the_value() {
-    let fields: String = (0..500).map(|n| format!("l{n}: x, ")).collect();
+    let fields = (0..500).fold(String::new(), |text, n| text + &format!("l{n}: x, "));
     let text = HEAD
-        .replace("  name: web", &format!("  labels: {{{fields}bad: [1], {fields}}}\n  name: web"))
-        .replace("l", "l");
+        .replace("  name: web", &format!("  labels: {{{fields}bad: [1], {fields}}}\n  name: web"));
     let problem =
         &reading(&text.replacen(&format!("bad: [1], {fields}"), "bad: [1], z: y", 1)).problems[0];
     assert_eq!(problem.code, "wrong-type");

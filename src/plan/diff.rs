@@ -12,9 +12,9 @@ use super::{
     StopInstance, Want, decide, stop_signal,
 };
 use crate::backoff::Delays;
-use crate::desired::{Absence, BootTime, DesiredState, Origin};
+use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
-    Approval, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
+    Approval, EXITED, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
 };
 use crate::oci::{self, Lowering};
 use crate::workload::{
@@ -42,19 +42,23 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     let chosen = |name: &Name| names.is_none_or(|names| names.contains(name));
     let instances: Vec<&Instance> =
         observed.instances.values().filter(|it| chosen(&it.name)).collect();
-    let mut removed: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
+    let mut joiners: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
     // Joiners come before what they join, whatever their names are.
     for instance in donors_last(&instances) {
-        let joiners: Vec<StepId> = instances
-            .iter()
-            .filter(|it| {
-                it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor())
-                    == Some(&instance.name)
-            })
-            .flat_map(|it| removed.get(&it.name).cloned().unwrap_or_default())
-            .collect();
-        let step = remove_steps(&mut plan, instance, &Cause::Down, joiners, None);
-        removed.entry(&instance.name).or_default().push(step);
+        let before = joiners.get(&instance.name).cloned().unwrap_or_default();
+        let step = remove_steps(&mut plan, instance, &Cause::Down, before, None);
+        if let Some(donor) = donor_of(instance) {
+            joiners.entry(donor).or_default().push(step);
+        }
+    }
+    // An orphan has no name but the one that its ID was made of.
+    let stems: Option<BTreeSet<String>> =
+        names.map(|names| names.iter().map(InstanceId::stem_of).collect());
+    for (id, task) in &observed.orphans {
+        let chosen = stems.as_ref().is_none_or(|stems| stems.contains(id.stem()));
+        if chosen && *task != Task::Unknown {
+            plan.push(None, Action::RemoveOrphan { id: id.clone() }, Cause::Down, Vec::new());
+        }
     }
     if names.is_none() {
         sweep(&mut plan, observed, |_| true);
@@ -134,8 +138,15 @@ struct Planner<'a> {
     donors: BTreeMap<Name, Donor>,
     /// Workloads that run and cannot be joined as they are now, and why.
     unjoinable: BTreeMap<Name, Obstacle>,
-    /// Steps that remove or stop a workload for good, for those who have to wait for it.
-    removals: BTreeMap<Name, Vec<StepId>>,
+    /// Who joins whom, by what each of them goes by.
+    joiners: BTreeMap<Name, BTreeSet<Name>>,
+    /// The steps that import images, by the image's name.
+    imports: BTreeMap<String, StepId>,
+    /// The steps that remove tasks without a container object, by what their IDs start with; `None`: nobody knows
+    /// how the task is.
+    orphans: BTreeMap<&'a str, Option<StepId>>,
+    /// How many workloads each source has, those it lost included.
+    sizes: BTreeMap<&'a Source, usize>,
 }
 
 impl<'a> Planner<'a> {
@@ -154,29 +165,53 @@ impl<'a> Planner<'a> {
             cases: BTreeMap::new(),
             donors: BTreeMap::new(),
             unjoinable: BTreeMap::new(),
-            removals: BTreeMap::new(),
+            joiners: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            sizes: BTreeMap::new(),
         }
     }
 
     fn plan(mut self) -> Plan {
+        self.measure();
         self.gather();
         self.limit_removals();
         self.hold_donors_in_use();
+        self.remove_orphans();
         for name in self.order() {
             self.plan_one(&name);
         }
         self.plan_removals();
-        for id in self.observed.orphans.keys() {
-            self.plan.push(
-                None,
-                Action::RemoveOrphan { id: id.clone() },
-                Cause::Orphaned,
-                Vec::new(),
-            );
-        }
         let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
         sweep(&mut self.plan, self.observed, |name| !wanted.contains(name));
         self.plan
+    }
+
+    fn measure(&mut self) {
+        let wanted = self.desired.workloads.iter().map(|(name, it)| (&it.origin.source, name));
+        let there = self.observed.instances.values().map(|it| (&it.origin.source, &it.name));
+        for (source, _) in wanted.chain(there).collect::<BTreeSet<_>>() {
+            *self.sizes.entry(source).or_default() += 1;
+        }
+    }
+
+    /// Ends tasks that have no container object, before anything of the same workload starts: one workload never runs
+    /// twice, and a new container object must not inherit a task that it was not made for.
+    fn remove_orphans(&mut self) {
+        for (id, task) in &self.observed.orphans {
+            if *task == Task::Unknown {
+                self.orphans.insert(id.stem(), None);
+                continue;
+            }
+            // One after the other, so that whoever waits for the last has waited for all.
+            let before = self.orphans.get(id.stem()).copied().flatten();
+            let remove = Action::RemoveOrphan { id: id.clone() };
+            let step = self.plan.push(None, remove, Cause::Orphaned, before.into_iter().collect());
+            self.orphans
+                .entry(id.stem())
+                .and_modify(|it| *it = it.map(|_| step))
+                .or_insert(Some(step));
+        }
     }
 
     /// One case per name that is wanted or there.
@@ -253,18 +288,10 @@ impl<'a> Planner<'a> {
                 by_absence: Some(ByAbsence {
                     name: name.clone(),
                     source: instance.origin.source.clone(),
-                    of: self.size_of(&instance.origin),
+                    of: self.sizes.get(&instance.origin.source).copied().unwrap_or(0),
                 }),
             },
         }
-    }
-
-    /// How many workloads a source has now, those it lost included.
-    fn size_of(&self, origin: &Origin) -> usize {
-        let wanted =
-            self.desired.workloads.iter().filter(|(_, it)| it.origin.source == origin.source);
-        let there = self.observed.instances.values().filter(|it| it.origin.source == origin.source);
-        wanted.map(|(name, _)| name).chain(there.map(|it| &it.name)).collect::<BTreeSet<_>>().len()
     }
 
     /// Holds removals by absence that are more than a source may lose at once, all of them: half a deletion is no
@@ -288,8 +315,10 @@ impl<'a> Planner<'a> {
             let share =
                 peak.saturating_mul(usize::try_from(self.policy.prune_limit).unwrap_or(0)) / 100;
             let allowed = share.max(1);
-            let gone = recent().map(|it| &it.name).collect::<BTreeSet<_>>().len();
-            if gone + names.len() <= allowed {
+            // One whose removal was counted and not completed is not a second one.
+            let gone: BTreeSet<&Name> =
+                recent().map(|it| &it.name).chain(names.iter().map(|it| &it.0)).collect();
+            if gone.len() <= allowed {
                 continue;
             }
             for (name, _) in names {
@@ -317,47 +346,51 @@ impl<'a> Planner<'a> {
 
     /// Holds every donor that would be removed or made unjoinable while somebody's effective spec joins it.
     fn hold_donors_in_use(&mut self) {
-        // Each round holds at least one more donor, and a held donor may itself be a joiner.
-        for _ in 0..=self.cases.len() {
-            let mut joiners: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
-            for case in self.cases.values() {
-                let workload = Self::effective(case);
-                if let Some(donor) =
-                    workload.as_ref().and_then(|it| it.spec.ipc_mode.as_ref()?.donor())
-                {
-                    joiners.entry(donor.clone()).or_default().insert(case.name.clone());
+        let donor = |case: &Case<'a>| {
+            Self::effective(case).and_then(|it| it.spec.ipc_mode.as_ref()?.donor().cloned())
+        };
+        for case in self.cases.values() {
+            if let Some(donor) = donor(case) {
+                self.joiners.entry(donor).or_default().insert(case.name.clone());
+            }
+        }
+        let mut next: Vec<Name> = self.joiners.keys().cloned().collect();
+        while let Some(name) = next.pop() {
+            let Some(case) = self.cases.get_mut(&name) else { continue };
+            let Some(current) = case.current else { continue };
+            let by = self.joiners.get(&name).into_iter().flatten();
+            let by = || by.clone().map(Name::as_str).collect::<Vec<_>>().join(", ");
+            let message = match &case.wish {
+                Wish::Remove { cause, .. } => format!("{cause}, but in use by {}", by()),
+                Wish::Follow(wanted, _) => {
+                    let before = current
+                        .workload
+                        .as_ref()
+                        .is_some_and(|it| it.spec.ipc(&current.defaults).is_joinable());
+                    // A joiner names a donor that says so itself, so the default does not come into it.
+                    if !before || wanted.spec.ipc(&self.policy.ipc).is_joinable() {
+                        continue;
+                    }
+                    format!(
+                        "the new manifest makes it impossible to join, but it is in use by {}",
+                        by()
+                    )
                 }
+                Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => continue,
+            };
+            // A held donor may itself be a joiner, by what it was last applied with.
+            let before = donor(case);
+            case.wish = Wish::Keep { reason: "donor-in-use", message };
+            let after = donor(case);
+            if before == after {
+                continue;
             }
-            let mut changed = false;
-            for (donor, by) in joiners {
-                let Some(case) = self.cases.get_mut(&donor) else { continue };
-                let Some(current) = case.current else { continue };
-                let names: Vec<&str> = by.iter().map(Name::as_str).collect();
-                let message = match &case.wish {
-                    Wish::Remove { cause, .. } => {
-                        format!("{cause}, but in use by {}", names.join(", "))
-                    }
-                    Wish::Follow(wanted, _) => {
-                        let before = current
-                            .workload
-                            .as_ref()
-                            .is_some_and(|it| it.spec.ipc(&current.defaults).is_joinable());
-                        // A joiner names a donor that says so itself, so the default does not come into it.
-                        if !before || wanted.spec.ipc(&self.policy.ipc).is_joinable() {
-                            continue;
-                        }
-                        format!(
-                            "the new manifest makes it impossible to join, but it is in use by {}",
-                            names.join(", ")
-                        )
-                    }
-                    Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => continue,
-                };
-                case.wish = Wish::Keep { reason: "donor-in-use", message };
-                changed = true;
+            if let Some(joiners) = before.and_then(|it| self.joiners.get_mut(&it)) {
+                joiners.remove(&name);
             }
-            if !changed {
-                break;
+            if let Some(donor) = after {
+                self.joiners.entry(donor.clone()).or_default().insert(name);
+                next.push(donor);
             }
         }
     }
@@ -394,6 +427,7 @@ impl<'a> Planner<'a> {
     fn plan_one(&mut self, name: &Name) {
         let Some(case) = self.cases.get(name) else { return };
         let (current, others, wish) = (case.current, case.others.clone(), case.wish.clone());
+        let first = StepId(self.plan.steps.len());
         match wish {
             Wish::Invalid => self.stand(
                 name,
@@ -422,9 +456,11 @@ impl<'a> Planner<'a> {
             Wish::Remove { .. } => {}
             Wish::Keep { reason, message } => {
                 let Some(current) = current else { return };
+                // A time that has passed waits for the manifests to be read again, and they wake by themselves.
                 if let Absence::Pending { until } =
                     self.desired.removal(name, &current.origin, self.now)
                     && reason == "removal-pending"
+                    && until > self.now
                 {
                     self.wake_at(until);
                 }
@@ -441,7 +477,7 @@ impl<'a> Planner<'a> {
             Wish::Follow(workload, origin) => self.follow(name, current, &workload, origin),
         }
         // What is superseded goes once the workload runs as wanted, or was never more than prepared.
-        self.remove_superseded(name, current, &others);
+        self.remove_superseded(current, &others, first);
     }
 
     /// The instance itself as its own target: it goes on as it was last applied.
@@ -515,17 +551,20 @@ impl<'a> Planner<'a> {
             image = current.filter(|it| it.image.name == full).map(|it| it.image.clone());
         }
         let policy = &self.policy.ipc;
-        let candidates = self.observed.instances.values().filter(|it| &it.name == name);
-        let mut equal: Vec<&'a Instance> = candidates
-            .filter(|it| image.as_ref().is_none_or(|image| image.digest == it.image.digest))
-            .filter(|it| {
-                it.workload
-                    .as_ref()
-                    .is_some_and(|stored| stored.changes(&it.defaults, workload, policy).is_empty())
-            })
-            .collect();
-        equal.sort_by_key(|it| (Some(&it.id) != current.map(|it| &it.id), it.id.clone()));
-        if let Some(instance) = equal.first().copied() {
+        // The one that stands for it before the others.
+        let others = self.cases.get(name).map_or_else(Vec::new, |it| {
+            let mut others = it.others.clone();
+            others.sort_by(|a, b| a.id.cmp(&b.id));
+            others
+        });
+        let equal = current.into_iter().chain(others).find(|it| {
+            image.as_ref().is_none_or(|image| image.digest == it.image.digest)
+                && it.workload.as_ref().is_some_and(|stored| {
+                    // Most are the same in every letter, which is quickly seen.
+                    stored == workload || stored.changes(&it.defaults, workload, policy).is_empty()
+                })
+        });
+        if let Some(instance) = equal {
             let mut same = self.same(instance, workload);
             same.image = Some(instance.image.clone());
             return same;
@@ -595,6 +634,12 @@ impl<'a> Planner<'a> {
     /// What is missing for a start of this target, besides its donor.
     fn obstacle(&self, target: &Target<'a>) -> Option<Obstacle> {
         let no = |reason, message: String| Some(Obstacle { reason, message });
+        if let Some(None) = self.orphans.get(target.id.stem()) {
+            return no(
+                "runtime-not-answering",
+                "a task of it has no container object, and the runtime does not say how that task is".to_owned(),
+            );
+        }
         let Some(image) = &target.image else {
             let name = target.workload.spec.image.full();
             let broken: String =
@@ -648,12 +693,10 @@ impl<'a> Planner<'a> {
         if !target.ipc.is_joinable() {
             return None;
         }
-        for case in self.cases.values() {
+        let joiners = self.joiners.get(name).into_iter().flatten();
+        for case in joiners.filter_map(|it| self.cases.get(it)) {
             let Some(current) = case.current.filter(|it| it.task.pid().is_some()) else { continue };
             let Some(workload) = Self::effective(case) else { continue };
-            if workload.spec.ipc_mode.as_ref().and_then(IpcMode::donor) != Some(name) {
-                continue;
-            }
             let joiner = match &case.wish {
                 Wish::Follow(wanted, _) => self.target(case.name, Some(current), wanted),
                 Wish::Keep { .. } | Wish::Unclaimed | Wish::Remove { .. } | Wish::Invalid => {
@@ -785,7 +828,8 @@ impl<'a> Planner<'a> {
             | Decision::Restart
             | Decision::FinishAndStart => {
                 let start = self.start_steps(name, current, target, decision, outdated.as_ref());
-                self.stand(name, Phase::Running, hold, true, target.instance.or(current));
+                let runs = current.filter(|it| it.task.pid().is_some());
+                self.stand(name, Phase::Running, hold, true, runs.or(target.instance).or(current));
                 self.offer(name, current, target, start);
             }
             Decision::Resume => {
@@ -968,24 +1012,17 @@ impl<'a> Planner<'a> {
             (_, Some(Have::Exited | Have::Ended), _) => current.map_or(Cause::NotStarted, ended),
             _ => Cause::NotStarted,
         };
-        let mut before: Vec<StepId> = Vec::new();
+        let orphan = self.orphans.get(target.id.stem()).copied().flatten();
+        let mut before: Vec<StepId> = orphan.into_iter().collect();
         let missing = target.instance.is_none_or(|it| !it.has_snapshot);
         if missing {
             if let ImagePlace::Archive(_) = image.place {
-                let known = self.plan.steps.iter().position(
-                    |step| matches!(&step.action, Action::Import { image: it } if it.name == image.name),
-                );
-                let import = known.map_or_else(
-                    || {
-                        self.plan.push(
-                            Some(name),
-                            Action::Import { image: image.clone() },
-                            cause.clone(),
-                            Vec::new(),
-                        )
-                    },
-                    StepId,
-                );
+                let known = self.imports.get(&image.name).copied();
+                let import = known.unwrap_or_else(|| {
+                    let import = Action::Import { image: image.clone() };
+                    self.plan.push(Some(name), import, cause.clone(), Vec::new())
+                });
+                self.imports.insert(image.name.clone(), import);
                 before.push(import);
             }
             let origin = self.desired.workloads.get(name).map(|it| it.origin.clone());
@@ -1234,51 +1271,52 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// Removes instances that nothing needs any more; `first` is the first step that was planned for the workload.
     fn remove_superseded(
         &mut self,
-        name: &Name,
         current: Option<&'a Instance>,
         others: &[&'a Instance],
+        first: StepId,
     ) {
-        let touched: BTreeSet<&InstanceId> =
-            self.plan.steps.iter().filter_map(|it| it.action.instance()).collect();
         let Some(current) = current else { return };
-        let runs = current.task.pid().is_some();
-        let spare: Vec<&Instance> =
-            others.iter().copied().filter(|it| !touched.contains(&it.id)).collect();
-        for instance in spare {
+        // A job has taken its predecessor's place with its run, also when it has ended since.
+        let has_run = current.end.as_ref().is_some_and(|it| it.reason == EXITED);
+        let runs = current.task.pid().is_some() || has_run;
+        for instance in others {
+            let planned = self.plan.steps.get(first.0..).unwrap_or_default();
+            if planned.iter().any(|it| it.action.instance() == Some(&instance.id)) {
+                continue;
+            }
             // What ran before is kept until what replaces it runs.
             if runs || instance.run.is_none() || instance.task.pid().is_some() {
                 let cause = Cause::Superseded { by: current.id.clone() };
-                let step = remove_steps(&mut self.plan, instance, &cause, Vec::new(), None);
-                self.removals.entry(name.clone()).or_default().push(step);
+                remove_steps(&mut self.plan, instance, &cause, Vec::new(), None);
             }
         }
     }
 
     /// Removals, joiners before donors.
     fn plan_removals(&mut self) {
-        let leaving: Vec<(&Name, Cause, Option<ByAbsence>)> = self
+        let leaving: BTreeMap<&Name, (Cause, Option<ByAbsence>)> = self
             .cases
             .values()
             .filter_map(|case| match &case.wish {
                 Wish::Remove { cause, by_absence } => {
-                    Some((case.name, cause.clone(), by_absence.clone()))
+                    Some((case.name, (cause.clone(), by_absence.clone())))
                 }
                 Wish::Follow(..) | Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => None,
             })
             .collect();
         let instances: Vec<&'a Instance> = leaving
-            .iter()
-            .filter_map(|(name, _, _)| self.cases.get(*name))
+            .keys()
+            .filter_map(|name| self.cases.get(*name))
             .flat_map(|case| case.others.iter().copied().chain(case.current))
             .collect();
+        let mut joiners: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
         let mut counted = BTreeSet::new();
         for instance in donors_last(&instances) {
-            let Some((name, cause, by_absence)) = leaving.iter().find(|it| *it.0 == instance.name)
-            else {
-                continue;
-            };
+            let name = &instance.name;
+            let Some((cause, by_absence)) = leaving.get(name) else { continue };
             if instance.task == Task::Unknown {
                 let why = Obstacle {
                     reason: "runtime-not-answering",
@@ -1287,29 +1325,22 @@ impl<'a> Planner<'a> {
                 self.stand(name, Phase::Stopping, Some(why), false, Some(instance));
                 continue;
             }
-            let joiners: Vec<StepId> = instances
-                .iter()
-                .filter(|it| {
-                    it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor())
-                        == Some(&instance.name)
-                })
-                .flat_map(|it| self.removals.get(&it.name).cloned().unwrap_or_default())
-                .collect();
             // Several instances of one workload are one removal.
-            let by_absence = by_absence.clone().filter(|_| counted.insert((*name).clone()));
-            let step = remove_steps(&mut self.plan, instance, cause, joiners, by_absence);
-            self.removals.entry((*name).clone()).or_default().push(step);
-        }
-        for (name, cause, _) in leaving {
-            if self.plan.standings.contains_key(name) {
-                continue;
+            let by_absence = by_absence.clone().filter(|_| counted.insert(name));
+            let before = joiners.get(name).cloned().unwrap_or_default();
+            let step = remove_steps(&mut self.plan, instance, cause, before, by_absence);
+            if let Some(donor) = donor_of(instance) {
+                joiners.entry(donor).or_default().push(step);
             }
-            // What is on its way out is told until it is gone; what is wanted absent, for ever.
-            let current = self.cases.get(name).and_then(|it| it.current);
-            let reason =
-                if self.desired.workloads.contains_key(name) { "absent" } else { "removed" };
-            let message = current.map_or_else(String::new, |_| cause.to_string());
-            self.stand(name, Phase::Stopped, Some(Obstacle { reason, message }), true, current);
+            let why = Obstacle { reason: "removing", message: cause.to_string() };
+            self.stand(name, Phase::Stopping, Some(why), false, Some(instance));
+        }
+        for name in leaving.into_keys() {
+            if self.desired.workloads.contains_key(name) && !self.plan.standings.contains_key(name)
+            {
+                let absent = Obstacle { reason: "absent", message: String::new() };
+                self.stand(name, Phase::Stopped, Some(absent), true, None);
+            }
         }
     }
 
@@ -1379,8 +1410,11 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// What was due before waits for something else than time.
     fn wake_at(&mut self, at: BootTime) {
-        self.plan.wake = Some(self.plan.wake.map_or(at, |it| it.min(at)));
+        if at > self.now {
+            self.plan.wake = Some(self.plan.wake.map_or(at, |it| it.min(at)));
+        }
     }
 }
 
@@ -1436,18 +1470,22 @@ fn remove_steps(
     plan.push(name, Action::Remove { id: instance.id.clone(), by_absence }, cause.clone(), requires)
 }
 
+/// Whom an instance was made to join.
+fn donor_of(instance: &Instance) -> Option<&Name> {
+    instance.workload.as_ref()?.spec.ipc_mode.as_ref()?.donor()
+}
+
 /// Joiners before what they join, otherwise by ID.
 fn donors_last<'a>(instances: &[&'a Instance]) -> Vec<&'a Instance> {
-    let donor = |it: &Instance| {
-        it.workload.as_ref().and_then(|w| w.spec.ipc_mode.as_ref()?.donor().cloned())
-    };
+    let donors: BTreeMap<&Name, Option<&Name>> =
+        instances.iter().map(|it| (&it.name, donor_of(it))).collect();
     let depth = |it: &Instance| {
-        let mut depth = 0;
-        let mut next = donor(it);
+        let mut depth = 0_usize;
+        let mut next = donor_of(it);
         // A chain cannot be longer than there are instances.
         while let Some(name) = next.filter(|_| depth <= instances.len()) {
             depth += 1;
-            next = instances.iter().find(|it| it.name == name).and_then(|it| donor(it));
+            next = donors.get(name).copied().flatten();
         }
         depth
     };

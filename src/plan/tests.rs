@@ -532,19 +532,6 @@ fn a_donor_in_use_is_not_removed_made_absent_or_made_private() {
 }
 
 #[test]
-fn what_is_on_its_way_out_is_told_until_it_is_gone() {
-    let mut observed = empty();
-    converge(&desired(&[("a", Some("")), ("b", Some(""))]), &mut observed);
-    let wanted = desired(&[("a", Some(""))]);
-    let plan = diff(&wanted, &observed, &policy(), model::now());
-    let it = standing(&plan, "b");
-    assert_eq!((it.phase, it.reason), (Phase::Stopped, "removed"));
-    assert!(it.instance.is_some() && it.message.contains("no longer in"), "{it:?}");
-    let plan = converge(&wanted, &mut observed);
-    assert!(!plan.standings.contains_key(&"b".parse::<Name>().unwrap()));
-}
-
-#[test]
 fn a_donor_and_its_joiner_leave_together_joiner_first() {
     let mut observed = empty();
     converge(&desired(&[PAIR[0], PAIR[1], ("c", Some("")), ("d", Some(""))]), &mut observed);

@@ -55,6 +55,9 @@ const METADATA_LIMIT: Duration = Duration::from_secs(20);
 /// Ten thousand containers take 0.3 s.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 
+/// A large writable layer on a slow disk takes long to delete.
+const COLLECT_LIMIT: Duration = Duration::from_mins(2);
+
 /// Starting a shim and runc takes 50 ms, and many times that while a small box starts everything at boot.
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
 
@@ -132,7 +135,23 @@ impl Containerd {
     /// Writes that, and makes the namespace if it is missing.
     pub async fn set_owner(&self, owner: &str) -> Result<(), Error> {
         let namespace = &self.settings.namespace;
-        owner::write(&self.link, namespace, owner).await.during("write the owner of namespace", namespace)
+        owner::write(&self.link, namespace, owner)
+            .await
+            .during("write the owner of namespace", namespace)
+    }
+
+    /// Has containerd delete now what was removed, writable layers above all, and waits for it. By itself it does so
+    /// some time later, and never when it is ended before.
+    pub async fn collect_garbage(&self) -> Result<(), Error> {
+        const ID: &str = "evenkeel-collect";
+        // Only the deletion of a lease can be waited for.
+        self.lease(ID).await?;
+        let request = DeleteRequest { id: ID.to_owned(), sync: true };
+        let collected = self.link.answer(COLLECT_LIMIT, self.link.leases().delete(request)).await;
+        collected
+            .unless_missing()
+            .map(drop)
+            .during("collect the garbage of", self.settings.address.display())
     }
 
     async fn containers(&self) -> Result<Vec<ContainerRecord>, Fault> {

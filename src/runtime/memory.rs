@@ -10,6 +10,7 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{
     Blob, Container, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update,
@@ -49,8 +50,11 @@ struct State {
     endings: BTreeMap<Name, u32>,
     /// Instances that end by SIGKILL only.
     stubborn: BTreeSet<InstanceId>,
-    failures: VecDeque<(&'static str, ErrorKind)>,
-    calls: Vec<String>,
+    /// `None`: the call panics.
+    failures: VecDeque<(&'static str, Option<ErrorKind>)>,
+    silent: bool,
+    calls: Vec<(Instant, String)>,
+    looks: usize,
     next_pid: u32,
     /// Seconds of a clock that moves with each end of a task.
     clock: i64,
@@ -95,7 +99,9 @@ impl Default for MemoryRuntime {
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
             failures: VecDeque::new(),
+            silent: false,
             calls: Vec::new(),
+            looks: 0,
             next_pid: FIRST_PID,
             clock: 946_684_800,
         };
@@ -121,7 +127,17 @@ impl MemoryRuntime {
 
     /// Lets the next call of one of [`verb`]'s fail, without an effect. Repeated, as many calls fail.
     pub fn fail_next(&self, operation: &'static str, kind: ErrorKind) {
-        self.state().failures.push_back((operation, kind));
+        self.state().failures.push_back((operation, Some(kind)));
+    }
+
+    /// Lets the next call of one of [`verb`]'s panic, as a bug would.
+    pub fn panic_next(&self, operation: &'static str) {
+        self.state().failures.push_back((operation, None));
+    }
+
+    /// While silent nothing hints at changes, as when events are lost.
+    pub fn set_silent(&self, silent: bool) {
+        self.state().silent = silent;
     }
 
     /// Ends the task of an instance with this code.
@@ -176,7 +192,7 @@ impl MemoryRuntime {
     pub fn set_unreachable(&self, unreachable: bool) {
         self.state().unreachable = unreachable;
         if !unreachable {
-            self.changes.send_modify(|n| *n += 1);
+            self.hint();
         }
     }
 
@@ -212,7 +228,17 @@ impl MemoryRuntime {
     /// The verbs that were called since the last time this was asked, each with its subject: `create task web-…`.
     /// Without [`Runtime::observe`], which changes nothing.
     pub fn calls(&self) -> Vec<String> {
+        self.timed_calls().into_iter().map(|it| it.1).collect()
+    }
+
+    /// The same, with the time of each by tokio's clock, which a test can pause.
+    pub fn timed_calls(&self) -> Vec<(Instant, String)> {
         std::mem::take(&mut self.state().calls)
+    }
+
+    /// How often [`Runtime::observe`] was called since the last time this was asked.
+    pub fn looks(&self) -> usize {
+        std::mem::take(&mut self.state().looks)
     }
 
     /// A live process, created or running.
@@ -229,8 +255,14 @@ impl MemoryRuntime {
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.state());
-        self.changes.send_modify(|n| *n += 1);
+        self.hint();
         result
+    }
+
+    fn hint(&self) {
+        if !self.state().silent {
+            self.changes.send_modify(|n| *n += 1);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -250,6 +282,7 @@ impl MemoryRuntime {
         let result = if state.unreachable {
             Err(Refusal(ErrorKind::Unreachable, "the model is switched off"))
         } else if let Some((_, kind)) = failure.and_then(|n| state.failures.remove(n)) {
+            let kind = kind.unwrap_or_else(|| panic!("a test wants `{operation}` to panic"));
             Err(Refusal(kind, "a test wants it"))
         } else {
             look(&mut state)
@@ -269,9 +302,9 @@ impl MemoryRuntime {
         subject: &str,
         effect: impl FnOnce(&mut State) -> Result<T, Refusal>,
     ) -> Result<T, Error> {
-        self.state().calls.push(format!("{operation} {subject}"));
+        self.state().calls.push((Instant::now(), format!("{operation} {subject}")));
         let result = self.look(operation, subject, effect)?;
-        self.changes.send_modify(|n| *n += 1);
+        self.hint();
         Ok(result)
     }
 }
@@ -350,6 +383,7 @@ impl State {
 
 impl Runtime for MemoryRuntime {
     async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
+        self.state().looks += 1;
         self.look(verb::OBSERVE, "the model", |state| {
             let mut objects = Objects { leases: state.leases.clone(), ..Objects::default() };
             for (id, object) in &state.containers {
@@ -584,7 +618,7 @@ impl Runtime for MemoryRuntime {
 
     async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
         let mut changes = self.changes.subscribe();
-        self.state().calls.push(format!("{} {id}", verb::WAIT));
+        self.state().calls.push((Instant::now(), format!("{} {id}", verb::WAIT)));
         let ended = async {
             loop {
                 let ended = self.look(verb::WAIT, id.as_str(), |state| match state.task(id) {

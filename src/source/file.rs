@@ -6,6 +6,7 @@ use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -41,6 +42,17 @@ impl Signature {
             changed: (metadata.ctime(), metadata.ctime_nsec()),
             size: metadata.size(),
         }
+    }
+
+    /// Time since the last change; zero when that is in the future, because the clock was set back.
+    fn age(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let point = |seconds: i64, nanoseconds: i64| {
+            Some(Duration::new(seconds.try_into().ok()?, nanoseconds.try_into().ok()?))
+        };
+        let (now, changed) =
+            (point(now.tv_sec, now.tv_nsec), point(self.changed.0, self.changed.1));
+        now.zip(changed).and_then(|(now, changed)| now.checked_sub(changed)).unwrap_or_default()
     }
 }
 
@@ -124,6 +136,8 @@ pub(super) struct Content {
     pub(super) torn: bool,
     /// On a file system whose every writer is a process of this box.
     pub(super) local: bool,
+    /// For how long it has been as it is, by its change time; zero where that is somebody else's clock.
+    pub(super) age: Duration,
 }
 
 /// Reads a regular file, symlinks followed, at most [`FILE_LIMIT`] bytes and one.
@@ -166,7 +180,9 @@ fn read_place(place: &File, before: &Metadata) -> std::io::Result<Content> {
     bytes.truncate(FILE_LIMIT);
     let torn = signature != Signature::of(before)
         || (!too_large && u64::try_from(bytes.len()).is_ok_and(|length| length != signature.size));
-    Ok(Content { signature, bytes, too_large, torn, local: is_local(&file) })
+    let local = is_local(&file);
+    let age = if local && !torn { signature.age() } else { Duration::ZERO };
+    Ok(Content { signature, bytes, too_large, torn, local, age })
 }
 
 /// Opens for reading without writing an access time where that is allowed: looking costs no disk write.

@@ -26,6 +26,22 @@ const BATCH_LIMIT: usize = 256;
 
 const BUFFER: usize = 16 << 10;
 
+/// What matters of a directory that is only on the way to a source; it may be a busy one, such as /tmp.
+const WAY: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ONLYDIR);
+
+/// What matters of a directory that files are read from. Opening and reading are not in it, so looking makes no events.
+const CONTENT: WatchFlags = WAY
+    .union(WatchFlags::MODIFY)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::EXCL_UNLINK);
+
 /// A file in a watched directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
@@ -76,6 +92,7 @@ struct Interest {
 struct Watched {
     id: FileId,
     interest: Interest,
+    events: WatchFlags,
     /// Asked for again since the last [`Watches::begin`].
     fresh: bool,
 }
@@ -132,24 +149,41 @@ impl Watches {
 
     /// Watches a directory of a source. To be called before its names are read, or a change in between is missed.
     pub(super) fn directory(&mut self, path: &Path, id: FileId, source: usize) {
-        if let Some(directory) = self.watch(path, id) {
+        if let Some(directory) = self.watch(path, id, CONTENT) {
             directory.interest.sources.insert(source);
         }
     }
 
-    /// Watches one name in a directory: it leads to a source, or a symlink of a source leads to it.
-    pub(super) fn name(&mut self, directory: &Path, name: &OsStr, source: usize) -> Option<Key> {
+    /// Watches one name in a directory that leads to a source.
+    pub(super) fn way(&mut self, directory: &Path, name: &OsStr, source: usize) {
+        self.name(directory, name, source, WAY);
+    }
+
+    /// Watches one file that a symlink of a source leads to.
+    pub(super) fn target(&mut self, directory: &Path, name: &OsStr, source: usize) -> Option<Key> {
+        self.name(directory, name, source, CONTENT)
+    }
+
+    fn name(
+        &mut self,
+        directory: &Path,
+        name: &OsStr,
+        source: usize,
+        events: WatchFlags,
+    ) -> Option<Key> {
         let id = FileId::of(&std::fs::metadata(directory).ok()?);
-        if let Some(directory) = self.watch(directory, id) {
+        if let Some(directory) = self.watch(directory, id, events) {
             directory.interest.names.insert((name.to_owned(), source));
         }
         Some(Key { directory: id, name: name.to_owned() })
     }
 
-    fn watch(&mut self, path: &Path, id: FileId) -> Option<&mut Watched> {
+    fn watch(&mut self, path: &Path, id: FileId, events: WatchFlags) -> Option<&mut Watched> {
         let wd = match self.by_id.get(&id) {
-            Some(wd) => *wd,
-            None => self.add(path, id)?,
+            Some(wd) if self.directories.get(wd).is_some_and(|it| it.events.contains(events)) => {
+                *wd
+            }
+            _ => self.add(path, id, events)?,
         };
         let watched = self.directories.get_mut(&wd)?;
         if !watched.fresh {
@@ -159,39 +193,28 @@ impl Watches {
         Some(watched)
     }
 
-    fn add(&mut self, path: &Path, id: FileId) -> Option<i32> {
+    fn add(&mut self, path: &Path, id: FileId, events: WatchFlags) -> Option<i32> {
         let fd = self.inotify.as_ref()?;
-        let events = WatchFlags::CREATE
-            | WatchFlags::DELETE
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MODIFY
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::ATTRIB
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR
-            | WatchFlags::EXCL_UNLINK;
-        match inotify::add_watch(fd, path, events) {
-            Ok(wd) => {
-                // Another directory may have come under this path in the meantime; its events still say "look again".
-                let id = std::fs::metadata(path).map_or(id, |it| FileId::of(&it));
-                if let Some(before) = self
-                    .directories
-                    .insert(wd, Watched { id, interest: Interest::default(), fresh: false })
-                    && before.id != id
-                {
-                    self.by_id.remove(&before.id);
-                }
-                self.by_id.insert(id, wd);
-                Some(wd)
-            }
-            Err(Errno::NOENT | Errno::NOTDIR) => None,
+        let wd = match inotify::add_watch(fd, path, events) {
+            Ok(wd) => wd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return None,
             Err(error) => {
                 self.refused = Some(error);
-                None
+                return None;
+            }
+        };
+        // Another directory may have come under this path in the meantime; its events still say "look again".
+        let id = std::fs::metadata(path).map_or(id, |it| FileId::of(&it));
+        match self.directories.get_mut(&wd) {
+            Some(watched) if watched.id == id => watched.events = events,
+            _ => {
+                self.forget(wd);
+                let watched = Watched { id, interest: Interest::default(), events, fresh: false };
+                self.directories.insert(wd, watched);
             }
         }
+        self.by_id.insert(id, wd);
+        Some(wd)
     }
 
     /// Ends a look: lets go of what was not asked for, and forgets the marks of files that nobody wants.

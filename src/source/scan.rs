@@ -102,7 +102,7 @@ impl Walk<'_> {
             unsteady: false,
         };
         for (directory, name) in hinges(self.root) {
-            self.watches.name(&directory, &name, self.source);
+            self.watches.way(&directory, &name, self.source);
         }
         match file::kind(self.root) {
             Kind::Directory(metadata) => {
@@ -328,7 +328,7 @@ impl Walk<'_> {
 
     fn real_place(&mut self, path: &Path) -> Option<Key> {
         let real = std::fs::canonicalize(path).ok()?;
-        self.watches.name(real.parent()?, real.file_name()?, self.source)
+        self.watches.target(real.parent()?, real.file_name()?, self.source)
     }
 }
 

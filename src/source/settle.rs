@@ -2,7 +2,8 @@
 //!
 //! A file is settled when it came by rename, or its last write was followed by its close; or, when no events were
 //! seen (start-up, overflow, a network file system), when nobody has it open for writing and two reads agree, a quiet
-//! time apart, or one second where it cannot be known who has it open. Until then its last settled content counts:
+//! time apart, or one second where it cannot be known who has it open. On a local file system, a change time a few
+//! seconds ago stands for the first of the two reads. Until then its last settled content counts:
 //! most prefixes of a manifest are valid manifests.
 
 use std::collections::BTreeMap;
@@ -28,6 +29,10 @@ pub(super) const QUIET: Duration = Duration::from_millis(50);
 
 /// Between two reads that must agree, where that cannot be known.
 pub(super) const UNKNOWN: Duration = Duration::from_secs(1);
+
+/// A content that has been the same for so long, by its change time, is one on which two reads agree: the kernel says
+/// that nothing came between. Longer than a second, because that clock may be set.
+const AGED: Duration = Duration::from_secs(3);
 
 /// A file that was seen to be written is left alone for so long before /proc is asked whether it still is: normally
 /// its close is seen.
@@ -93,7 +98,12 @@ pub(super) struct Tracker {
     unsteady: bool,
     /// The patterns changed after the walk that used them.
     repeat: bool,
+    /// Who knows the writers of files.
+    ask: Ask,
 }
+
+/// Answers who has files open for writing.
+type Ask = fn(&BTreeMap<FileId, OsString>) -> Writers;
 
 /// A read whose result counts if no event came meanwhile.
 #[derive(Debug)]
@@ -121,7 +131,9 @@ pub(super) struct Repeat;
 pub(super) struct Begun {
     found: Found,
     reads: Vec<Read>,
+    /// Before the walk: everything in it was seen after this.
     at: BootTime,
+    changed: bool,
 }
 
 impl Begun {
@@ -138,6 +150,7 @@ impl Begun {
 impl Tracker {
     pub(super) fn new(source: Source, index: usize) -> Self {
         Self {
+            ask: writers,
             source,
             index,
             files: BTreeMap::new(),
@@ -165,7 +178,10 @@ impl Tracker {
         self.root = found.id;
         self.unsteady = found.unsteady;
         self.repeat = false;
-        self.note_change(&found, watches, now);
+        let changed = self.is_changed(&found, watches);
+        if changed {
+            self.changed(now);
+        }
 
         self.files.retain(|path, _| found.files.contains_key(path));
         if forget {
@@ -200,7 +216,7 @@ impl Tracker {
             }
             None => self.ignore_file = Tracked::default(),
         }
-        Begun { found, reads, at: now }
+        Begun { found, reads, at: now, changed }
     }
 
     /// Decides what counts of what was read, after the events that came meanwhile were read too. `Err`: the walk has to
@@ -212,7 +228,11 @@ impl Tracker {
         stir: &Stir,
         now: BootTime,
     ) -> Result<Scan, Repeat> {
-        let Begun { found, reads, at } = begun;
+        let Begun { found, reads, at, changed } = begun;
+        if changed {
+            // On a slow disk a walk takes long, and what it found may have happened a moment ago.
+            self.changed(now);
+        }
         let mut quiet = Vec::new();
         for read in reads {
             let unchanged =
@@ -227,33 +247,35 @@ impl Tracker {
                 quiet.push(read);
             }
         }
-        self.settle_quiet(quiet, watches, now);
+        self.settle_quiet(quiet, watches, at, now);
         if self.repeat { Err(Repeat) } else { Ok(self.scan(&found, at)) }
     }
 
-    /// Settles files of which no event says that they are finished.
-    fn settle_quiet(&mut self, reads: Vec<Read>, watches: &mut Watches, now: BootTime) {
-        let mut ask = BTreeMap::<FileId, OsString>::new();
+    /// Settles files of which no event says that they are finished. They were read between `at` and `now`.
+    fn settle_quiet(
+        &mut self,
+        reads: Vec<Read>,
+        watches: &mut Watches,
+        at: BootTime,
+        now: BootTime,
+    ) {
         let mut old = Vec::new();
         for read in reads {
             let tracked = self.tracked(&read.file);
             let same_as_settled =
                 tracked.settled.as_ref().is_some_and(|settled| settled.digest == Some(read.digest));
+            if read.content.age >= AGED && !is_writing(&read) {
+                old.push(read);
+                continue;
+            }
             let same_as_before = tracked.candidate.as_ref().filter(|candidate| {
                 candidate.signature == read.content.signature && candidate.digest == read.digest
             });
             match same_as_before {
-                Some(candidate) if now >= candidate.since + QUIET => {
+                Some(candidate) if at >= candidate.since + QUIET => {
                     if same_as_settled {
                         self.settle(&read, watches);
                     } else {
-                        let name = read.key.as_ref().map(|key| key.name.clone());
-                        if read.content.local
-                            && !read.place.many_names
-                            && let Some(name) = name
-                        {
-                            ask.insert(read.content.signature.id, name);
-                        }
                         old.push(read);
                     }
                 }
@@ -266,14 +288,22 @@ impl Tracker {
         if old.is_empty() {
             return;
         }
-        let answer = if ask.is_empty() { Writers::Known(Vec::new()) } else { writers(&ask) };
+        let mut ask = BTreeMap::<FileId, OsString>::new();
+        for read in &old {
+            if let Some(key) = &read.key
+                && read.content.local
+                && !read.place.many_names
+            {
+                ask.insert(read.content.signature.id, key.name.clone());
+            }
+        }
+        let answer = if ask.is_empty() { Writers::Known(Vec::new()) } else { (self.ask)(&ask) };
         for read in old {
             let id = read.content.signature.id;
             let tracked = self.tracked(&read.file);
             let since = tracked.candidate.as_ref().map_or(now, |it| it.since);
-            // A new hard link looks as if it had just been created.
-            let writing = !read.place.many_names
-                && matches!(read.mark, Some(Mark { stage: Stage::Writing, .. }));
+            let writing = is_writing(&read);
+            let aged = read.content.age >= AGED;
             let (known, found) = match &answer {
                 Writers::Known(found) => (ask.contains_key(&id), found),
                 Writers::Incomplete(found) => (false, found),
@@ -286,7 +316,7 @@ impl Tracker {
                 if let Some(candidate) = &mut tracked.candidate {
                     candidate.asked += 1;
                 }
-            } else if known || (!writing && now >= since + UNKNOWN) {
+            } else if known || (!writing && (aged || at >= since + UNKNOWN)) {
                 self.settle(&read, watches);
             } else if writing {
                 // It was seen to be written and its close was not: only the close, or knowing better, settles it.
@@ -346,7 +376,7 @@ impl Tracker {
     }
 
     /// Compares what the walk found with what the last one found.
-    fn note_change(&mut self, found: &Found, watches: &Watches, now: BootTime) {
+    fn is_changed(&mut self, found: &Found, watches: &Watches) -> bool {
         let mut hasher = DefaultHasher::new();
         match &found.root {
             Root::Directory { device } => (0, device).hash(&mut hasher),
@@ -362,9 +392,7 @@ impl Tracker {
             (id, (!watches.is_watched(*id)).then_some(changed)).hash(&mut hasher);
         }
         let fingerprint = hasher.finish();
-        if self.fingerprint.replace(fingerprint) != Some(fingerprint) {
-            self.changed(now);
-        }
+        self.fingerprint.replace(fingerprint) != Some(fingerprint)
     }
 
     fn scan(&self, found: &Found, at: BootTime) -> Scan {
@@ -537,6 +565,12 @@ impl Tracked {
     }
 }
 
+/// Whether it was seen to be written, and not to be closed since.
+fn is_writing(read: &Read) -> bool {
+    // A new hard link looks as if it had just been created.
+    !read.place.many_names && matches!(read.mark, Some(Mark { stage: Stage::Writing, .. }))
+}
+
 /// A path as it is shown to the user.
 pub(super) fn shown(root: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
@@ -590,3 +624,6 @@ fn bad_line(shown: &Path, line: BadLine) -> Problem {
         source_line: line.text,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,11 +15,12 @@ use evenkeel::runtime::{
 use evenkeel::workload::{InstanceId, IpcDefaults, IpcMode, Signal, Workload};
 use oci_spec::runtime::Spec;
 
+mod containerd;
 mod memory;
 mod real;
 
 /// Everything that a test waits for happens within milliseconds; this is for a busy machine.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A runtime, and the means to make happen to it what the seam has no verb for.
 trait Harness {
@@ -32,6 +33,9 @@ trait Harness {
 
     /// The spec of an instance whose program runs until it is told to exit, and ends with 143 on SIGTERM.
     fn spec(&self, id: &InstanceId) -> Spec;
+
+    /// Waits until the program of a started task listens to signals.
+    async fn listens(&self, pid: u32);
 
     async fn exit(&self, id: &InstanceId, code: u32);
 
@@ -189,6 +193,7 @@ async fn run(harness: &impl Harness, name: &str) -> (NewInstance, u32) {
     create(harness, &instance).await;
     let pid = create_task(harness, &instance.id).await;
     harness.runtime().start_task(&instance.id).await.unwrap();
+    harness.listens(pid).await;
     (instance, pid)
 }
 
@@ -220,10 +225,10 @@ async fn until<H: Harness>(harness: &H, what: &str, is_so: impl Fn(&Objects) -> 
             drop(tokio::time::timeout(Duration::from_millis(100), hints.changed()).await);
         }
     };
-    match tokio::time::timeout(SOON, looking).await {
-        Ok(objects) => objects,
-        Err(_) => panic!("{what}: not within {SOON:?}; last: {:?}", observe(harness).await),
-    }
+    let Ok(objects) = tokio::time::timeout(SOON, looking).await else {
+        panic!("{what}: not within {SOON:?}; last: {:?}", observe(harness).await)
+    };
+    objects
 }
 
 async fn until_dead(harness: &impl Harness, pid: u32) {

@@ -562,6 +562,16 @@ fn the_published_tmpfs_has_the_options_of_the_reference_and_does_not_propagate()
 }
 
 #[test]
+fn publishing_again_keeps_what_is_in_it() {
+    let (it, a) = (Linux::new(), id("a-1"));
+    it.host.publish_shm(&a, MIB).unwrap();
+    let object = published_paths(&it.run(), &a).shm.join("object");
+    fs::write(&object, "kept").unwrap();
+    it.host.publish_shm(&a, MIB).unwrap();
+    assert_eq!(fs::read_to_string(&object).unwrap(), "kept");
+}
+
+#[test]
 fn nothing_propagates_out_of_a_shared_mount() {
     let it = Linux::new();
     let root = fs::canonicalize(it.directory.as_ref().unwrap().path()).unwrap();

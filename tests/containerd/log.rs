@@ -324,6 +324,8 @@ fn a_disk_that_fills_up_keeps_whole_records() {
     let entries = entries(&place);
     assert!(entries.len() > 1000, "{}", entries.len());
     assert!(entries.iter().all(|it| !it.stamp.is_empty()), "no record is torn");
+    let content = fs::read(place.directory.join("output.log")).unwrap();
+    assert_eq!(content.last(), Some(&b'\n'), "the last one is whole too");
 }
 
 #[test]

@@ -1,8 +1,15 @@
 //! Everything that needs a real containerd: the rig starts its own, in a temporary directory.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod contract;
+mod crash;
 mod engine;
 mod host;
 mod ipc;
+mod lifecycle;
 mod log;
+mod program;
 mod rig;
+mod rigs;
+mod safety;

@@ -22,7 +22,7 @@ pub(crate) mod sweep;
 pub(crate) const NAMESPACE: &str = "evenkeel";
 
 /// Generous: with all tests at once on two cores, containerd takes a few seconds to come up.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// A containerd to be tested with: a directory with `containerd` and its shim; empty for the installed one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,8 @@ pub(crate) struct Engine(PathBuf);
 impl Engine {
     /// The one that `EVENKEEL_TEST_CONTAINERD` names, or the installed one.
     pub(crate) fn chosen() -> Self {
-        Self(std::env::var_os("EVENKEEL_TEST_CONTAINERD").map(PathBuf::from).unwrap_or_default())
+        std::env::var_os("EVENKEEL_TEST_CONTAINERD")
+            .map_or_else(Self::installed, |it| Self::at(PathBuf::from(it)))
     }
 
     /// Those that `EVENKEEL_TEST_ENGINES` names: versions below `target/engines`, directories, or `installed`, with
@@ -40,7 +41,7 @@ impl Engine {
         let engines = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("engines");
         if let Ok(names) = std::env::var("EVENKEEL_TEST_ENGINES") {
             let engine = |name: &str| {
-                if name == "installed" { Self(PathBuf::new()) } else { Self(engines.join(name)) }
+                if name == "installed" { Self::installed() } else { Self::at(engines.join(name)) }
             };
             return names
                 .split(',')
@@ -49,17 +50,29 @@ impl Engine {
                 .map(engine)
                 .collect();
         }
-        let mut found: Vec<Self> = std::fs::read_dir(&engines)
-            .into_iter()
-            .flatten()
-            .map(|entry| Self(entry.unwrap().path()))
-            .filter(|it| it.0.join("containerd").exists())
-            .collect();
+        let directories =
+            std::fs::read_dir(&engines).into_iter().flatten().map(|entry| entry.unwrap().path());
+        // One that begins with a dot is being made.
+        let complete =
+            directories.filter(|it| !it.file_name().unwrap().as_encoded_bytes().starts_with(b"."));
+        let mut found: Vec<Self> = complete.map(Self::at).collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
-        if found.is_empty() { vec![Self(PathBuf::new())] } else { found }
+        if found.is_empty() { vec![Self::installed()] } else { found }
     }
 
-    fn path(&self) -> std::ffi::OsString {
+    fn installed() -> Self {
+        Self(PathBuf::new())
+    }
+
+    /// Without this check, the installed one would be tested under another name.
+    fn at(directory: PathBuf) -> Self {
+        let program = directory.join("containerd");
+        assert!(program.exists(), "{} is missing; run scripts/engines", program.display());
+        Self(directory)
+    }
+
+    /// `PATH` with it in front.
+    pub(crate) fn path(&self) -> std::ffi::OsString {
         let own = (!self.0.as_os_str().is_empty()).then(|| self.0.clone());
         let rest = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -374,6 +387,7 @@ impl Rig {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "shown with the failed test only")]
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -1,6 +1,8 @@
 //! The samples of the repository: examples are right, each wrong manifest has exactly the problems written beside it,
 //! the published schema is the generated one, and hostile files cost little. `UPDATE=1` rewrites the golden files.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as the test does")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
@@ -368,7 +370,7 @@ fn hostile() -> BTreeMap<&'static str, Vec<u8>> {
         format!("a: [{}]", (0..25_000).fold(String::new(), |text, n| text + &format!("&a{n} b,"))),
     );
     put("long mode", valid(&format!("  ipcMode: {}\n", "container:".repeat(20_000))));
-    put("long image", valid(&"").replace("image: a", &format!("image: {}", "a-".repeat(100_000))));
+    put("long image", valid("").replace("image: a", &format!("image: {}", "a-".repeat(100_000))));
     put("too large", "a".repeat(300 * 1024));
     files.insert("not UTF-8", b"a: \xff\xfe".to_vec());
     files.insert("NUL", b"a: b\nc: \0".to_vec());

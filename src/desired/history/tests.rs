@@ -154,6 +154,26 @@ fn an_absence_acts_after_the_source_was_quiet_and_was_looked_at_again() {
 }
 
 #[test]
+fn a_slow_scan_counts_from_the_side_that_waits_longer() {
+    let mut history = History::default();
+    let both = [("web.yaml", &*valid("web")), ("db.yaml", &*valid("db"))];
+    fold(&mut history, &scan(0, 0, &both));
+    // Begun at 10 s, ended at 70 s, with trouble until then.
+    let mut slow = scan(10_000, 70_000, &both[1..]);
+    slow.files.insert("x.yaml".into(), FileState::Unsettled);
+    history.fold(&[slow], at(70_000), &Believing::default());
+    let state =
+        history.fold(&[scan(70_010, 70_000, &both[1..])], at(70_010), &Believing::default());
+    let absence = state.removal(&name("web"), &origin("web.yaml"), at(70_010));
+    assert_eq!(absence, Absence::Pending { until: at(72_000) });
+    // Begun before the time had come: what it shows may be older than that.
+    let state =
+        history.fold(&[scan(71_900, 70_000, &both[1..])], at(80_000), &Believing::default());
+    let absence = state.removal(&name("web"), &origin("web.yaml"), at(80_000));
+    assert_eq!(absence, Absence::Pending { until: at(72_000) });
+}
+
+#[test]
 fn a_source_that_never_rests_delays_an_absence_by_a_minute_at_most() {
     let mut history = History::default();
     let both = [("web.yaml", &*valid("web")), ("db.yaml", &*valid("db"))];

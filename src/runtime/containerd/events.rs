@@ -83,7 +83,7 @@ async fn read(link: &Link, namespace: &str, marker: &str, changes: &watch::Sende
         return Reached::No;
     };
     let mut reached = Reached::No;
-    // An error is the end as well: the caller subscribes anew, and that counts as a change.
+    // An error is the end as well: the caller subscribes anew.
     while let Ok(Some(envelope)) = stream.message().await {
         if envelope.topic == marker {
             // What changed before the subscription stood may have been missed. Later markers were still under way.
@@ -93,6 +93,10 @@ async fn read(link: &Link, namespace: &str, marker: &str, changes: &watch::Sende
         } else if matters(&envelope.topic) {
             changes.send_modify(|n| *n += 1);
         }
+    }
+    // The next look finds out whether containerd is gone, and then says so at once.
+    if reached == Reached::Yes {
+        changes.send_modify(|n| *n += 1);
     }
     reached
 }

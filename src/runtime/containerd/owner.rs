@@ -10,7 +10,7 @@ use prost_types::FieldMask;
 use super::link::{Fault, Link};
 use crate::runtime::ErrorKind;
 
-/// Its value: the owner's id and, after a space, its state directory.
+/// Its value is for its writer to know.
 const OWNER: &str = "evenkeel/owner";
 
 /// Who the namespace belongs to; `None`: nobody yet.

@@ -48,6 +48,8 @@ impl Harness for Memory {
         spec
     }
 
+    async fn listens(&self, _: u32) {}
+
     async fn exit(&self, id: &InstanceId, code: u32) {
         self.runtime.exit(id, code);
     }

@@ -22,16 +22,17 @@ use super::Harness;
 use crate::rig::{Engine, Rig, sweep};
 
 pub(super) struct Real {
-    rig: Rig,
-    client: Containerd,
-    image: Image,
+    pub(super) rig: Rig,
+    pub(super) client: Containerd,
+    pub(super) image: Image,
 }
 
 /// What a test leaves in a writable layer.
 const TRACE: &str = "trace";
 
-/// Ends with the code in `/exit`, or with 143 on SIGTERM.
-const PROGRAM: &str = "trap 'exit 143' TERM; until [ -s /exit ]; do sleep 0.02; done; read code </exit; rm /exit; exit $code";
+/// Ends with the code in `/exit`, or with 143 on SIGTERM; `/dev/listens` says that it would.
+const PROGRAM: &str = "trap 'exit 143' TERM; : >/dev/listens; until [ -s /exit ]; do sleep 0.02; done; \
+     read code </exit; rm /exit; exit $code";
 
 impl Real {
     pub(super) async fn start(engine: &Engine) -> Self {
@@ -81,6 +82,16 @@ impl Harness for Real {
         serde_json::from_value(spec).unwrap()
     }
 
+    async fn listens(&self, pid: u32) {
+        let sign = PathBuf::from(format!("/proc/{pid}/root/dev/listens"));
+        let listens = async {
+            while !sign.exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(super::SOON, listens).await.expect("the program starts");
+    }
+
     async fn exit(&self, id: &InstanceId, code: u32) {
         let objects = super::observe(self).await;
         let container = objects.containers.iter().find(|it| it.id == *id).unwrap();
@@ -126,7 +137,15 @@ impl Harness for Real {
     }
 
     async fn hang(&self, id: &InstanceId, hung: bool) {
-        sweep::signal(self.rig.shim(id.as_str()), if hung { Signal::STOP } else { Signal::CONT });
+        let shim = self.rig.shim(id.as_str());
+        sweep::signal(shim, if hung { Signal::STOP } else { Signal::CONT });
+        let follows = async {
+            // A thread that is in the kernel stops a little later.
+            while hung && !sweep::is_stopped(shim) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(super::SOON, follows).await.expect("the shim stops");
     }
 
     async fn lose_container(&self, id: &InstanceId) {

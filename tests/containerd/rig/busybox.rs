@@ -30,6 +30,26 @@ pub(crate) fn archive() -> &'static [u8] {
     })
 }
 
+/// The same image as `docker save` writes it, with its layer compressed or not.
+pub(crate) fn saved(name: &str, compressed: bool) -> Vec<u8> {
+    let layer = layer();
+    let manifest =
+        format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":["x/layer.tar"]}}]"#);
+    let mut archive = Tar::default();
+    archive.file("manifest.json", 0o644, manifest.as_bytes());
+    archive.file("config.json", 0o644, &config(&layer));
+    let layer = if compressed { gzip(&layer) } else { layer };
+    archive.file("x/layer.tar", 0o644, &layer);
+    archive.finish()
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// The image's only layer, uncompressed.
 pub(crate) fn layer() -> Vec<u8> {
     let busybox =

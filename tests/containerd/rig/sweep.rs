@@ -54,6 +54,8 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
     // Has to be read before it is removed.
     let sockets = shim_sockets(directory);
     let mut cgroups = cgroups(directory);
+    let mut parents: BTreeSet<PathBuf> =
+        cgroup_roots().iter().map(|root| root.join(directory.file_name().unwrap())).collect();
     let mut left = Vec::new();
     for _ in 0..TRIES {
         left.clear();
@@ -70,6 +72,13 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
             rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).ok();
             left.push(format!("mount {}", mount.display()));
         }
+        parents.extend(
+            cgroups
+                .iter()
+                .filter_map(|it| it.parent())
+                .filter(|it| is_ours(it))
+                .map(Path::to_owned),
+        );
         if left.is_empty() {
             cgroups.retain(|path| std::fs::remove_dir(path).is_err() && path.exists());
             left.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
@@ -77,7 +86,7 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
         if left.is_empty() {
             match std::fs::remove_dir_all(directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    left.push(format!("directory: {error}"))
+                    left.push(format!("directory: {error}"));
                 }
                 _ => {}
             }
@@ -90,7 +99,7 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
     for socket in sockets {
         drop(std::fs::remove_file(socket));
     }
-    for parent in cgroup_roots().iter().map(|root| root.join(directory.file_name().unwrap())) {
+    for parent in parents {
         drop(std::fs::remove_dir(parent));
     }
     left
@@ -106,11 +115,11 @@ pub(crate) fn processes() -> Vec<Process> {
 /// The processes that mention the directory in their arguments, or that run in a container below it.
 pub(crate) fn processes_of(directory: &Path) -> Vec<Process> {
     let text = directory.to_str().unwrap();
-    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    // A container that is just being made still has all mounts of the host, those of other rigs included: only what
+    // is mounted on its root says whose it is.
     let is_inside = |pid: u32| {
-        std::fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|it| it != own)
-            && std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))
-                .is_ok_and(|it| it.contains(text))
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some("/") && line.contains(text))
     };
     let mut processes = processes();
     processes.retain(|it| {
@@ -135,6 +144,13 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 /// Whether a process is there and no zombie.
 pub(crate) fn is_alive(pid: u32) -> bool {
     process(pid).is_some()
+}
+
+/// Whether a signal has stopped every thread of a process.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut states = threads.filter_map(|it| std::fs::read_to_string(it.path().join("stat")).ok());
+    states.all(|it| it.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
 }
 
 fn process(pid: u32) -> Option<Process> {
@@ -199,7 +215,7 @@ fn is_ours(cgroup: &Path) -> bool {
 }
 
 /// The hierarchies of version 1, and the one of version 2.
-fn cgroup_roots() -> Vec<PathBuf> {
+pub(crate) fn cgroup_roots() -> Vec<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
     let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|it| it.path());
     below.filter(|it| it.is_dir()).chain([root.clone()]).collect()

@@ -1,0 +1,230 @@
+//! Donors and joiners.
+
+use super::*;
+
+const DONOR: &str = r#""ipcMode": "shareable""#;
+const JOINER: &str = r#""ipcMode": "container:donor""#;
+
+async fn shares(it: &Harness) -> bool {
+    let observed = it.look().await;
+    let view = |workload: &str| {
+        let mut of = observed.instances.values().filter(|it| it.name.as_str() == workload);
+        of.find_map(|it| it.view).expect("it runs")
+    };
+    view("donor") == view("joiner")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_starts_after_its_donor_and_in_its_namespace() {
+    let mut it = Harness::new();
+    // By name it would come first.
+    it.want("a", JOINER);
+    it.want("donor", DONOR);
+    it.want("joiner", JOINER);
+    it.run();
+    it.until_running("joiner").await;
+    it.until_running("a").await;
+    let calls = it.calls();
+    let at = |call: &str| calls.iter().position(|it| it == call).unwrap();
+    assert!(at("start task donor") < at("create task a"));
+    assert!(shares(&it).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_follows_its_donor_once_that_has_lived_through_its_first_delay() {
+    let donor = r#""ipcMode": "shareable", "restart": {"backoff": {"initial": "2s"}}"#;
+    let mut it = Harness::with(&[("donor", donor), ("joiner", JOINER), ("other", "")]).await;
+    let before = it.pids().await;
+    let ended = it.clock();
+    it.exit("donor", 1).await;
+    it.after(4.5).await;
+    let (donors, joiners) = (it.starts("donor"), it.starts("joiner"));
+    assert_eq!((donors.len(), joiners.len()), (2, 2));
+    assert!((2000..2100).contains(&(donors[1] - ended)), "{donors:?}");
+    assert!((2000..2100).contains(&(joiners[1] - donors[1])), "{joiners:?}");
+    assert!(shares(&it).await);
+    assert_eq!(it.pid_of("other").await, before["other"]);
+    assert!(!it.look().await.strikes.contains_key(&name("joiner")), "following is no failure");
+    it.after(100.0).await;
+    assert_eq!(it.starts("joiner").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_donor_in_a_crash_loop_does_not_take_its_joiner_along() {
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", JOINER)]).await;
+    let pid = it.pid_of("joiner").await;
+    it.exit_on_start("donor", Some(1));
+    it.exit("donor", 1).await;
+    it.after(60.0).await;
+    assert!(it.starts("donor").len() > 8);
+    assert_eq!(it.pid_of("joiner").await, pid);
+    // An edit of a donor that dies at once does not either.
+    it.want("donor", r#""ipcMode": "shareable", "args": ["x"]"#);
+    it.after(30.0).await;
+    assert_eq!(it.pid_of("joiner").await, pid);
+    it.exit_on_start("donor", None);
+    it.until_running("donor").await;
+    it.after(1.0).await;
+    assert!(shares(&it).await);
+    assert_eq!(it.starts("joiner").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_donor_is_followed() {
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", JOINER)]).await;
+    let before = it.pids().await;
+    it.after(20.0).await;
+    let plan = {
+        it.want("donor", r#""ipcMode": "shareable", "shmSize": "1Mi""#);
+        it.plan().await
+    };
+    // The plan is complete, although the joiner has a moment yet.
+    let planned = |workload: &str| {
+        let of = plan.steps.iter().filter(|it| it.name.as_ref() == Some(&name(workload)));
+        of.map(|it| it.action.verb()).collect::<Vec<_>>()
+    };
+    assert_eq!(planned("donor"), ["prepare", "stop", "start", "remove"]);
+    assert_eq!(planned("joiner"), ["stop", "start"]);
+    it.after(5.0).await;
+    let after = it.pids().await;
+    assert!(after["donor"] != before["donor"] && after["joiner"] != before["joiner"]);
+    assert!(shares(&it).await);
+    assert!(it.plan().await.is_empty());
+    assert!(it.look().await.strikes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_that_keeps_what_it_has_is_left_alone() {
+    let keep = r#""ipcMode": "container:donor", "restart": {"onDonorChange": "keep"}"#;
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", keep)]).await;
+    let pid = it.pid_of("joiner").await;
+    it.exit("donor", 1).await;
+    it.until_reason("joiner", "donor-changed").await;
+    it.after(100.0).await;
+    assert_eq!(it.pid_of("joiner").await, pid);
+    assert!(!it.item("joiner").up_to_date);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_that_was_swept_up_in_many_changes_follows_no_more_often_than_it_would_restart() {
+    let joiner = r#""ipcMode": "container:donor", "restart": {"backoff": {"initial": "30s"}}"#;
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", joiner)]).await;
+    it.after(60.0).await;
+    for round in 0..6 {
+        it.want("donor", &format!(r#""ipcMode": "shareable", "args": ["{round}"]"#));
+        it.after(5.0).await;
+    }
+    // At once after a long life, then not before its own delay.
+    assert_eq!(it.starts("joiner").len(), 2);
+    it.after(30.0).await;
+    assert_eq!(it.starts("joiner").len(), 3);
+    assert!(shares(&it).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_donor_in_use_is_neither_removed_nor_made_unjoinable() {
+    for change in ["remove", "absent", "private", "own shm"] {
+        let mut it =
+            Harness::with(&[("donor", DONOR), ("joiner", JOINER), ("x", ""), ("y", "")]).await;
+        let before = it.pids().await;
+        match change {
+            "remove" => it.remove("donor"),
+            "absent" => it.want("donor", r#""ipcMode": "shareable", "state": "absent""#),
+            "private" => it.want("donor", ""),
+            _ => it.want(
+                "donor",
+                r#""ipcMode": "shareable", "mounts": [{"type": "tmpfs", "target": "/dev/shm"}]"#,
+            ),
+        }
+        // The graph check makes the joiner invalid along with its donor; it goes on all the same.
+        it.want_invalid("joiner");
+        it.until_reason("donor", "donor-in-use").await;
+        assert!(it.item("donor").message.contains("joiner"), "{:?}", it.item("donor"));
+        it.after(100.0).await;
+        assert_eq!(it.pids().await, before, "{change}");
+        // Nor may a person release it: it would take the joiner's memory away.
+        assert!(it.status().holds.is_empty());
+        it.remove("joiner");
+        it.until_gone("joiner").await;
+        it.after(5.0).await;
+        let after = it.pids().await;
+        assert_ne!(after.get("donor"), before.get("donor"), "{change}");
+        assert_eq!(
+            after.contains_key("donor"),
+            matches!(change, "private" | "own shm"),
+            "{change}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn donor_and_joiner_leave_together_the_joiner_first() {
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", JOINER), ("x", ""), ("y", "")]).await;
+    it.calls();
+    it.wanted.workloads.remove(&name("donor"));
+    it.remove("joiner");
+    it.until_gone("donor").await;
+    it.idle().await;
+    assert_eq!(it.running().await, ["x", "y"]);
+    let calls = it.calls();
+    let at = |call: &str| calls.iter().position(|it| it == call).unwrap();
+    assert!(at("remove container joiner") < at("signal task donor"), "{calls:#?}");
+    assert!(it.look().await.leftovers.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_donor_waits_with_its_replacement_until_its_joiners_could_start_again() {
+    let bound = r#""ipcMode": "container:donor", "mounts": [{"type": "bind", "source": "/data", "target": "/data"}]"#;
+    let mut it = Harness::new();
+    let data = std::path::Path::new("/data");
+    it.host.set_path(data, Some(crate::observed::FileKind::Directory));
+    it.want("donor", DONOR);
+    it.want("joiner", bound);
+    it.run();
+    it.until_running("joiner").await;
+    let before = it.pids().await;
+    it.host.set_path(data, None);
+    it.want("donor", r#""ipcMode": "shareable", "args": ["x"]"#);
+    it.until_reason("donor", "joiner-not-startable").await;
+    it.after(100.0).await;
+    assert_eq!(it.pids().await, before);
+    it.host.set_path(data, Some(crate::observed::FileKind::Directory));
+    it.after(40.0).await;
+    let after = it.pids().await;
+    assert!(after["donor"] != before["donor"] && after["joiner"] != before["joiner"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_of_a_stopped_donor_waits() {
+    let mut it = Harness::new();
+    it.want("donor", r#""ipcMode": "shareable", "state": "stopped""#);
+    it.want("joiner", JOINER);
+    it.run();
+    it.until_reason("joiner", "waiting-for-donor").await;
+    it.after(100.0).await;
+    assert_eq!(it.running().await, [""; 0]);
+    assert_eq!(it.item("joiner").phase, Phase::Waiting);
+    it.want("donor", DONOR);
+    it.until_running("joiner").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_of_a_joiner_lives_with_the_root() {
+    let mut it = Harness::with(&[
+        ("donor", DONOR),
+        ("joiner", JOINER),
+        ("third", r#""ipcMode": "container:joiner""#),
+    ])
+    .await;
+    let same = |observed: &ObservedState| {
+        let views: BTreeSet<_> =
+            observed.instances.values().map(|it| it.view.unwrap().ipc_ns).collect();
+        views.len() == 1
+    };
+    assert!(same(&it.look().await));
+    it.exit("donor", 1).await;
+    it.after(10.0).await;
+    assert_eq!(it.running().await, ["donor", "joiner", "third"]);
+    assert!(same(&it.look().await));
+    assert!(it.plan().await.is_empty());
+}

@@ -1,0 +1,417 @@
+//! Controllers, engines and programs that come and go, and what that does to containers.
+
+use std::fs;
+
+use containerd_client::services::v1::DeleteContainerRequest;
+use containerd_client::services::v1::containers_client::ContainersClient;
+use evenkeel::engine::{Embedded, Found};
+use evenkeel::plan::Phase;
+use evenkeel::status::Item;
+use rustix::process::Signal;
+
+use crate::program::{Site, eventually, manifest, sleeper, until_dead};
+use crate::rig::{Engine, NAMESPACE, Rig, sweep};
+use crate::safety::assert_untouched;
+
+#[tokio::test]
+async fn containers_outlive_their_controller_and_a_second_one_is_refused() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let names: Vec<String> = (0..10).map(|n| format!("w{n}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        let mode =
+            ["", "  ipcMode: shareable\n", "  ipcMode: container:w1\n"].get(n).unwrap_or(&"");
+        site.write(&format!("{name}.yaml"), &(sleeper(name) + mode));
+    }
+    let controller = site.controller();
+    names.iter().for_each(|it| _ = site.until_running(it));
+    let all = site.pids();
+    assert_eq!(all.len(), 10);
+
+    // A second one, and everything that would work against the first.
+    let pid = format!("pid {}", controller.pid());
+    site.run(&["run"]).exits(3).says(&[&pid]);
+    site.run(&["down"]).exits(3).says(&[&pid]);
+    site.write("late.yaml", &sleeper("late"));
+    site.run(&["apply"]).exits(0).says(&["a controller runs", "late"]);
+    let late = site.pid("late");
+    site.remove("late.yaml");
+    site.run(&["apply"]).exits(0);
+    assert!(!sweep::is_alive(late), "apply came back before its removal");
+
+    // A configuration that cannot be read changes nothing.
+    site.configure("removeAfter: [\n");
+    controller.hang_up();
+    controller.until_logged("configuration is not valid; nothing changed", 1);
+    // Another default concerns new instances only.
+    site.configure("removeAfter: 200ms\ndefaultIpcMode: shareable\n");
+    controller.hang_up();
+    controller.until_logged("configuration was read again", 1);
+    site.write("late.yaml", &sleeper("late"));
+    site.until_running("late");
+    let mode = |name: &str| site.item(name).unwrap().ipc.unwrap().mode;
+    assert_eq!(mode("late"), "shareable");
+    assert_eq!(mode("w0"), "private");
+    assert_untouched(&site, &all);
+    site.plan_is_empty();
+    site.remove("late.yaml");
+    site.until_gone("late");
+
+    controller.kill();
+    assert_untouched(&site, &all);
+    site.plan_is_empty();
+    let controller = site.controller();
+    names.iter().for_each(|it| _ = site.until_running(it));
+    assert_untouched(&site, &all);
+    site.plan_is_empty();
+    assert_eq!(controller.terminate(), Some(0));
+    assert_untouched(&site, &all);
+    assert_eq!(fs::read_dir(rig.run_dir().join("ipc")).unwrap().count(), 1);
+    site.apply();
+    assert_untouched(&site, &all);
+
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn a_containerd_namespace_has_one_owner() {
+    let rig = Rig::start().await;
+    let first = Site::of(&rig);
+    let second = Site::beside(&rig, "second").with_namespace(NAMESPACE);
+    first.write("a.yaml", &sleeper("a"));
+    second.write("b.yaml", &sleeper("b"));
+    let controller = first.controller();
+    first.until_running("a");
+    let all = first.pids();
+    let (first_state, pid) = (first.state_dir(), format!("pid {}", controller.pid()));
+    let named = [first_state.to_str().unwrap(), &pid];
+    second.run(&["apply"]).exits(3).says(&named);
+    second.run(&["run"]).exits(3).says(&named);
+    // Taking everything down is no way around it, nor is force while the other one works.
+    second.run(&["down"]).exits(3).says(&named);
+    second.run(&["apply", "--take-over"]).exits(3).says(&named);
+    // The same installation with another run directory would be a second controller too.
+    let third = Site::beside(&rig, "third")
+        .with_namespace(NAMESPACE)
+        .with("EVENKEEL_STATE_DIR", first.state_dir());
+    third.run(&["apply", "--take-over"]).exits(3).says(&[&pid]);
+    assert_untouched(&first, &all);
+
+    assert_eq!(controller.terminate(), Some(0));
+    second.run(&["apply"]).exits(3).says(&["--take-over", first_state.to_str().unwrap()]);
+    second.run(&["down"]).exits(3).says(&["--take-over"]);
+    third.run(&["apply"]).exits(3).says(&["--take-over"]);
+    second.run(&["apply", "--take-over"]).exits(0).says(&["unclaimed"]);
+    assert_untouched(&first, &all);
+    first.run(&["apply"]).exits(3).says(&["--take-over", second.state_dir().to_str().unwrap()]);
+    second.run(&["down", "b"]).exits(0);
+    // An owner that cannot come back needs no word.
+    fs::remove_dir_all(second.state_dir()).unwrap();
+    first.apply();
+    assert_untouched(&first, &all);
+    first.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+/// Code and reason of the last end.
+fn end(item: &Item) -> Option<(u32, &str)> {
+    item.last_exit.as_ref().map(|it| (it.code, it.reason.as_str()))
+}
+
+#[tokio::test]
+async fn jobs_that_have_ended_are_not_run_again_whoever_restarts() {
+    for engine in Engine::all() {
+        let mut rig = Rig::start_on(&engine).await;
+        let site = Site::of(&rig);
+        let out = rig.dir().join("out");
+        fs::create_dir(&out).unwrap();
+        let job = |name: &str, code: u32| {
+            let script = format!("command: [sh, -c, \"echo ran >> /out/{name}; exit {code}\"]\n");
+            let mounts =
+                format!("mounts: [{{type: bind, source: {}, target: /out}}]\n", out.display());
+            manifest(name, &(script + &mounts + "restart: {policy: never}"))
+        };
+        site.write("good.yaml", &job("good", 0));
+        site.write("bad.yaml", &job("bad", 3));
+        site.write("steady.yaml", &sleeper("steady"));
+        let ended = |site: &Site| {
+            for (name, phase, code) in [("good", Phase::Completed, 0), ("bad", Phase::Failed, 3)] {
+                site.until(name, |item| {
+                    item.filter(|it| it.phase == phase && end(it) == Some((code, "exited")))
+                        .map(drop)
+                });
+                let runs = fs::read_to_string(out.join(name)).unwrap();
+                assert_eq!(runs, "ran\n", "{name} on containerd {engine}");
+            }
+            // Recorded is not over: what is left of their tasks is still being removed.
+            eventually("nothing to do", || (site.run(&["plan"]).code == Some(0)).then_some(()));
+        };
+        let controller = site.controller();
+        let steady = site.until_running("steady");
+        ended(&site);
+
+        controller.kill();
+        let controller = site.controller();
+        ended(&site);
+
+        // containerd crashes and comes back; what was dropped meanwhile runs then.
+        rig.kill_containerd();
+        site.until_status("an unreachable containerd", |status| {
+            (status.runtime.state == "unreachable").then_some(())
+        });
+        site.run(&["status"]).exits(3).says(&["unreachable", "steady"]);
+        site.write("late.yaml", &sleeper("late"));
+        assert!(sweep::is_alive(steady));
+        rig.start_containerd().await;
+        site.until_running("late");
+        ended(&site);
+        assert_eq!(site.pid("steady"), steady, "on containerd {engine}");
+
+        // Both, and containerd in order: newer ones forget what has ended then, too.
+        controller.kill();
+        rig.stop_containerd();
+        rig.start_containerd().await;
+        site.plan_is_empty();
+        let controller = site.controller();
+        ended(&site);
+        assert_eq!(site.until_running("steady"), steady, "on containerd {engine}");
+
+        // A shim takes the exit of its container with it.
+        let once = manifest(
+            "once",
+            "command: [sleep, \"36000\"]\nrestart: {policy: never}\nstop: {timeout: 0s}",
+        );
+        site.write("once.yaml", &once);
+        let (once, steady) = (site.until_running("once"), site.until_running("steady"));
+        for name in ["once", "steady"] {
+            sweep::signal(rig.shim(&site.item(name).unwrap().instance.unwrap().id), Signal::KILL);
+        }
+        let lost = site.until("once", |item| {
+            item.filter(|it| it.phase == Phase::Failed && it.last_exit.is_some()).cloned()
+        });
+        assert_eq!(lost.reason, "exit-unknown");
+        assert_eq!(end(&lost), Some((255, "exit-unknown")));
+        site.until("steady", |item| item?.instance.as_ref()?.pid.filter(|it| *it != steady));
+        until_dead(once);
+        until_dead(steady);
+        assert_eq!(controller.terminate(), Some(0));
+        site.apply_exits(4);
+        assert_eq!(site.item("once").unwrap().phase, Phase::Failed);
+        ended(&site);
+        site.run(&["down"]).exits(0);
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn programs_that_fail_or_do_not_want_to_end() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let out = rig.dir().join("out");
+    fs::create_dir(&out).unwrap();
+    let loops = "while true; do sleep 0.1; done";
+    let traps = |name: &str, signal: &str, code: u32, stop: &str| {
+        let script = format!(
+            "command: [sh, -c, \"trap 'exit {code}' {signal}; echo up > /out/{name}; {loops}\"]\n"
+        );
+        let mounts = format!("mounts: [{{type: bind, source: {}, target: /out}}]\n", out.display());
+        manifest(name, &(script + &mounts + &format!("stop: {{{stop}}}")))
+    };
+    site.write("missing.yaml", &manifest("missing", "command: [/no/such/program]"));
+    site.write("data.yaml", &manifest("data", "command: [/etc/passwd]"));
+    site.write("crash.yaml", &manifest("crash", "command: [sh, -c, exit 5]"));
+    site.write("term.yaml", &traps("term", "TERM", 7, "timeout: 1m"));
+    site.write("usr1.yaml", &traps("usr1", "USR1", 8, "signal: SIGUSR1"));
+    site.write("deaf.yaml", &manifest("deaf", "command: [sleep, \"36000\"]\nstop: {timeout: 1s}"));
+    let controller = site.controller();
+
+    let failure = |name: &str| {
+        site.until(name, |item| {
+            let item = item.filter(|it| it.phase == Phase::BackingOff)?;
+            item.next_retry_at.as_ref()?;
+            let failure = item.start_failure.as_ref()?;
+            assert_eq!(item.reason, "start-failed");
+            Some((failure.code, failure.reason.clone()))
+        })
+    };
+    assert_eq!(failure("missing"), (127, "command-not-found".to_owned()));
+    assert_eq!(failure("data"), (126, "command-not-executable".to_owned()));
+    // It is never given up, and waits longer each time.
+    site.until("crash", |item| {
+        let item = item.filter(|it| it.phase == Phase::BackingOff && it.next_retry_at.is_some())?;
+        let restarts = item.instance.as_ref()?.restarts;
+        (restarts >= 3 && end(item) == Some((5, "exited"))).then_some(())
+    });
+    site.run(&["status", "crash"]).exits(4).says(&["BackingOff", "exited with code 5", "next try"]);
+    // An edit heals at once, whatever the delay.
+    for name in ["missing", "crash"] {
+        site.write(&format!("{name}.yaml"), &sleeper(name));
+        site.until_running(name);
+        assert_eq!(site.item(name).unwrap().start_failure, None);
+    }
+    site.remove("data.yaml");
+    site.until_gone("data");
+
+    // The program's own end, within its time and by its signal; and SIGKILL after it.
+    for name in ["term", "usr1", "deaf"] {
+        site.until_running(name);
+    }
+    for name in ["term", "usr1"] {
+        eventually("a program that is up", || out.join(name).exists().then_some(()));
+    }
+    let stopped = |text: String| text + "\n  state: stopped\n";
+    site.write("term.yaml", &stopped(traps("term", "TERM", 7, "timeout: 1m")));
+    site.write("usr1.yaml", &stopped(traps("usr1", "USR1", 8, "signal: SIGUSR1")));
+    let deaf = site.pid("deaf");
+    site.write(
+        "deaf.yaml",
+        &stopped(manifest("deaf", "command: [sleep, \"36000\"]\nstop: {timeout: 1s}")),
+    );
+    for (name, code) in [("term", 7), ("usr1", 8), ("deaf", 137)] {
+        site.until(name, |item| {
+            let item = item.filter(|it| it.phase == Phase::Stopped && it.up_to_date)?;
+            let found = item
+                .last_exit
+                .as_ref()
+                .filter(|_| item.instance.as_ref().unwrap().pid.is_none())?;
+            assert_eq!((found.code, found.reason.as_str()), (code, "stopped"), "{name}");
+            Some(())
+        });
+    }
+    assert!(!sweep::is_alive(deaf));
+    // Started again, and removed: it cannot refuse that either.
+    site.write("deaf.yaml", &manifest("deaf", "command: [sleep, \"36000\"]\nstop: {timeout: 1s}"));
+    let deaf = site.until_running("deaf");
+    site.remove("deaf.yaml");
+    site.until_gone("deaf");
+    assert!(!sweep::is_alive(deaf));
+
+    // A task whose container object somebody has deleted is put back and removed; the workload starts anew.
+    assert_eq!(controller.terminate(), Some(0));
+    for by in ["apply", "down"] {
+        let (id, old) = {
+            let item = site.item("missing").unwrap().instance.unwrap();
+            (item.id, item.pid.unwrap())
+        };
+        let request = Rig::request(DeleteContainerRequest { id });
+        ContainersClient::new(rig.channel()).delete(request).await.unwrap();
+        assert!(sweep::is_alive(old));
+        site.write("term.yaml", &sleeper("term"));
+        site.run(&[by]).exits(0);
+        assert!(!sweep::is_alive(old), "after {by}");
+    }
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn the_embedded_engine_is_started_by_those_who_may_and_kept() {
+    let mut rig = Rig::start().await;
+    // For the embedded one alone.
+    rig.stop_containerd();
+    let site = Site::of(&rig).with_embedded_engine();
+    let embedded = Embedded::new(&site.state_dir(), &site.run_dir());
+    let engine = || match embedded.find() {
+        Found::Running { pid: Some(pid) } => Some(pid),
+        Found::Running { pid: None } | Found::Never | Found::Stopped => None,
+    };
+    let kill = || {
+        let pid = engine().unwrap();
+        sweep::signal(pid, Signal::KILL);
+        until_dead(pid);
+    };
+    site.write(
+        "web.yaml",
+        &manifest("web", "command: [sh, -c, echo hello; exec sleep 36000]\nstop: {timeout: 0s}"),
+    );
+    site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n"));
+
+    // Looking starts nothing, and nothing observed is an answer.
+    for _ in 0..2 {
+        site.run(&["plan"]).exits(5).says(&["new manifest"]);
+        site.run(&["status"]).exits(4).says(&["web"]);
+        site.run(&["logs", "web"]).exits(3);
+        site.run(&["down", "--dry-run"]).exits(0);
+        assert_eq!(embedded.find(), Found::Never);
+    }
+    assert!(!site.state_dir().join("engine.json").exists());
+
+    site.apply();
+    let first = engine().unwrap();
+    let web = site.pid("web");
+    site.plan_is_empty();
+    let hello = || {
+        eventually("hello", || (site.run(&["logs", "web"]).exits(0).out == "hello\n").then_some(()))
+    };
+    hello();
+    site.apply();
+    assert_eq!(engine(), Some(first), "it is found again");
+
+    // What it answered once stands.
+    let auto = site.clone().with("EVENKEEL_ENGINE", "auto");
+    auto.plan_is_empty();
+    for args in [["plan"], ["apply"], ["run"]] {
+        auto.clone()
+            .with_socket(&rig.socket())
+            .run(&args)
+            .exits(3)
+            .says(&["embedded engine", "down"]);
+        site.clone()
+            .with("EVENKEEL_ENGINE", "system")
+            .run(&args)
+            .exits(3)
+            .says(&["embedded engine"]);
+    }
+
+    // Dead: a root directory without an engine is unknown, not empty.
+    kill();
+    // The kernel has closed its socket before it was gone.
+    assert_eq!(embedded.find(), Found::Stopped);
+    assert!(sweep::is_alive(web));
+    site.run(&["plan"]).exits(3).says(&["evenkeel run", "evenkeel apply"]);
+    site.run(&["status"]).exits(3).says(&["evenkeel apply", "web"]);
+    hello();
+    assert_eq!(embedded.find(), Found::Stopped);
+    site.apply();
+    assert_eq!(site.pid("web"), web);
+
+    // A controller starts it, and again when it dies.
+    kill();
+    let controller = site.controller();
+    assert_eq!(site.until_running("web"), web);
+    kill();
+    eventually("another engine", engine);
+    site.write("late.yaml", &sleeper("late"));
+    site.until_running("late");
+    assert_eq!(site.until_running("web"), web);
+    assert_eq!(controller.terminate(), Some(0));
+    let last = engine().unwrap();
+
+    // `down` of one leaves it, `down` of everything ends it.
+    site.run(&["down", "late"]).exits(0);
+    assert_eq!(engine(), Some(last));
+    site.remove("late.yaml");
+    site.run(&["down"]).exits(0);
+    until_dead(last);
+    assert!(!sweep::is_alive(web));
+    let nothing = |when: &str| {
+        assert_eq!(
+            sweep::processes_of(rig.dir()).iter().map(|it| &it.arguments).collect::<Vec<_>>(),
+            Vec::<&Vec<String>>::new(),
+            "{when}"
+        );
+        assert_eq!(sweep::mounts_below(rig.dir()), Vec::<std::path::PathBuf>::new(), "{when}");
+        let left: Vec<_> =
+            fs::read_dir(site.run_dir()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["lock"], "{when}");
+    };
+    nothing("after down");
+    site.run(&["down"]).exits(0);
+    nothing("after down of nothing");
+
+    // Also when it has died before.
+    site.apply();
+    kill();
+    site.run(&["down"]).exits(0);
+    nothing("after down without an engine");
+}
