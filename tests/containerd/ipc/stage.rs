@@ -369,18 +369,9 @@ pub(crate) fn inside(pid: u32, command: &[&str]) -> String {
 /// Files that the program keeps about itself, not about a workload; and the archives.
 fn is_own(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
-    [
-        "lock",
-        "status.json",
-        "removals.json",
-        "owner",
-        "engine.json",
-        "logs",
-        "images",
-        "probe.tar",
-        "busybox.tar",
-    ]
-    .contains(&name)
+    name.ends_with(".tar")
+        || ["lock", "status.json", "removals.json", "owner", "engine.json", "images", "logs"]
+            .contains(&name)
 }
 
 /// Everything below a directory, without going into other file systems.
