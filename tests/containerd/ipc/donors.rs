@@ -206,7 +206,7 @@ async fn a_joiner_is_left_alone_while_its_donor_does_not_last() {
         "donor",
         json!({
             "ipcMode": "shareable",
-            "command": ["sh", "-c", "while [ ! -e /control/end ]; do sleep 0.1; done; exit 1"],
+            "command": ["sh", "-c", "trap 'exit 0' TERM; while [ ! -e /control/end ]; do sleep 0.1; done; exit 1"],
             "mounts": [{ "type": "bind", "source": control, "target": "/control" }],
             "restart": { "backoff": { "initial": "2s", "factor": 1, "max": "2s" } },
         }),

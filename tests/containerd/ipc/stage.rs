@@ -144,13 +144,9 @@ impl Stage {
                 traces.insert(format!("process {} {place} {:?}", process.pid, process.arguments));
             }
         }
-        for directory in [
-            self.rig.run_dir().join("ipc"),
-            self.rig.run_dir().join("runc"),
-            self.rig.run_dir().join("strikes"),
-            self.rig.state_dir().join("logs"),
-        ] {
-            traces.extend(below(&directory).iter().map(|it| format!("file {}", it.display())));
+        for directory in [self.rig.run_dir(), self.rig.state_dir()] {
+            let files = below(&directory).into_iter().filter(|it| !is_own(it));
+            traces.extend(files.map(|it| format!("file {}", it.display())));
         }
         traces.extend(self.cgroups().iter().map(|it| format!("cgroup {}", it.display())));
         let images = self.rig.ctr(&["images", "list", "--quiet"]);
@@ -209,6 +205,10 @@ impl Controller {
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: command.spawn().unwrap(), log }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it as its service manager would.
@@ -364,6 +364,14 @@ pub(crate) fn inside(pid: u32, command: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Files that the program keeps about itself, not about a workload; and the archives.
+fn is_own(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    name.ends_with(".tar")
+        || ["lock", "status.json", "removals.json", "owner", "engine.json", "images", "logs"]
+            .contains(&name)
 }
 
 /// Everything below a directory, without going into other file systems.
