@@ -496,8 +496,7 @@ pub fn read_to_rest(
             looker = back;
             let mut files = scans.iter().flat_map(|it| it.files.values());
             let writing = files.any(|it| *it == FileState::Unsettled);
-            let settled = !looker.is_settling()
-                && (!writing || ended >= started + ONCE_WRITING)
+            let settled = !looker.is_settling() && (!writing || ended >= started + ONCE_WRITING)
                 || ended >= started + ONCE_LONGEST;
             if settled {
                 sender.send_replace(Some(Arc::new(state)));

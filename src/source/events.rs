@@ -314,8 +314,7 @@ impl Watches {
         }
         self.refused = None;
         self.let_go();
-        self.rearming =
-            std::mem::take(&mut self.rearm) || self.now.since(self.armed) >= REARM;
+        self.rearming = std::mem::take(&mut self.rearm) || self.now.since(self.armed) >= REARM;
         if self.rearming {
             self.armed = self.now;
         }
@@ -504,8 +503,9 @@ impl Watches {
             self.marks.clear();
             stir.lost = true;
             stir.any = true;
-            stir.sources
-                .extend(self.directories.values().flat_map(|it| it.interest.sources.iter().copied()));
+            stir.sources.extend(
+                self.directories.values().flat_map(|it| it.interest.sources.iter().copied()),
+            );
         }
         self.pending = stir;
     }
@@ -598,4 +598,200 @@ fn id_at(path: &Path) -> Option<FileId> {
 
 fn is_directory(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|it| it.is_dir())
+}
+
+#[cfg(test)]
+impl Watches {
+    /// Waits until every event of what happened before has come. `beside` is a directory for nothing else.
+    pub(super) fn catch_up(&mut self, beside: &Path) {
+        let Some(notify) = self.notify.as_mut().and_then(|it| it.0.as_mut()) else { return };
+        notify.watch(beside, RecursiveMode::NonRecursive).unwrap();
+        let begun = std::time::Instant::now();
+        for round in 0.. {
+            let marker = beside.join(format!("{}-{round}", self.serial));
+            std::fs::write(&marker, "").unwrap();
+            loop {
+                let waiting = lock(&self.waiting);
+                if waiting.hints.iter().any(|it| it.path == marker) {
+                    return;
+                }
+                if waiting.lost {
+                    break;
+                }
+                drop(waiting);
+                assert!(begun.elapsed() < Duration::from_secs(60), "no event came");
+                std::thread::yield_now();
+            }
+            self.collect();
+        }
+    }
+
+    /// No event comes any more.
+    pub(super) fn deafen(&mut self) {
+        let posts = std::mem::take(&mut lock(&self.waiting).posts);
+        self.waiting = Arc::new(Mutex::new(Waiting { posts, ..Waiting::default() }));
+        self.notify = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bench {
+        base: tempfile::TempDir,
+        watches: Watches,
+        beside: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let watches = Watches::new(|| {});
+            let [base, beside] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+            Self { base, watches, beside }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.base.path().join(name)
+        }
+
+        /// Watches these directories and no others.
+        fn watch(&mut self, names: &[&str]) {
+            self.watches.begin();
+            for name in names {
+                let path = self.path(name);
+                self.watches.directory(&path, id_at(&path).unwrap(), 0);
+            }
+            self.watches.end(BTreeSet::new());
+            assert_eq!(self.watches.complete(), Ok(()));
+        }
+
+        fn drain(&mut self) -> Stir {
+            self.watches.catch_up(self.beside.path());
+            self.watches.drain(BootTime::default())
+        }
+
+        /// How many hints wait.
+        fn heard_of_base(&mut self) -> usize {
+            self.watches.catch_up(self.beside.path());
+            let waiting = lock(&self.watches.waiting);
+            waiting.hints.iter().filter(|it| it.path.starts_with(self.base.path())).count()
+        }
+
+        /// Whether a change in a directory is seen.
+        fn is_heard(&mut self, name: &str) -> bool {
+            self.drain();
+            std::fs::write(self.path(name).join("web.yaml"), "").unwrap();
+            self.drain().finished
+        }
+    }
+
+    #[test]
+    fn reading_makes_no_event() {
+        let mut bench = Bench::new();
+        std::fs::write(bench.path("web.yaml"), "a").unwrap();
+        bench.watch(&[""]);
+        bench.drain();
+        std::fs::read(bench.path("web.yaml")).unwrap();
+        assert_eq!(std::fs::read_dir(bench.path("")).unwrap().count(), 1);
+        assert_eq!(bench.heard_of_base(), 0);
+        assert_eq!(bench.drain(), Stir::default());
+    }
+
+    #[test]
+    fn directories_that_change_places_are_watched_as_what_they_are_now() {
+        let mut bench = Bench::new();
+        for name in ["a", "b"] {
+            std::fs::create_dir(bench.path(name)).unwrap();
+        }
+        for above in [true, false] {
+            // With and without a watch on what is above, at which `notify` lets go of those below.
+            let names: &[&str] = if above { &["", "a", "b"] } else { &["a", "b"] };
+            bench.watch(names);
+            std::fs::rename(bench.path("a"), bench.path("c")).unwrap();
+            std::fs::rename(bench.path("b"), bench.path("a")).unwrap();
+            std::fs::rename(bench.path("c"), bench.path("b")).unwrap();
+            assert!(bench.drain().any);
+            bench.watch(names);
+            assert!(bench.is_heard("a") && bench.is_heard("b"), "{above}");
+            let key = |name: &str| Key {
+                directory: id_at(&bench.path(name)).unwrap(),
+                name: "web.yaml".into(),
+            };
+            assert!(bench.watches.mark(&key("a")).is_some(), "{above}");
+            assert!(bench.watches.mark(&key("b")).is_some(), "{above}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_moved_before_its_event_came_is_watched_after_it() {
+        let mut bench = Bench::new();
+        std::fs::create_dir(bench.path("a")).unwrap();
+        bench.watch(&["", "a"]);
+        std::fs::rename(bench.path("a"), bench.path("b")).unwrap();
+        std::fs::create_dir(bench.path("a")).unwrap();
+        bench.watch(&["", "a", "b"]);
+        // What came meanwhile may say that some watch is gone, and then makes us look again.
+        while bench.drain().any {
+            bench.watch(&["", "a", "b"]);
+        }
+        assert!(bench.is_heard("a") && bench.is_heard("b"));
+    }
+
+    #[test]
+    fn a_watch_that_is_gone_without_a_word_is_placed_anew() {
+        let mut bench = Bench::new();
+        bench.watch(&[""]);
+        let path = bench.path("");
+        bench.watches.unwatch(&path);
+        assert!(!bench.is_heard(""));
+        bench.watches.now = bench.watches.now + REARM;
+        bench.watch(&[""]);
+        assert!(bench.is_heard(""));
+    }
+
+    #[test]
+    fn names_that_do_not_matter_in_a_busy_directory_are_left_out() {
+        let mut bench = Bench::new();
+        std::fs::create_dir(bench.path("root")).unwrap();
+        let base = bench.path("");
+        bench.watches.begin();
+        bench.watches.name(&base, OsStr::new("link"), 0);
+        let root = bench.path("root");
+        bench.watches.directory(&root, id_at(&root).unwrap(), 0);
+        bench.watches.end(BTreeSet::new());
+        bench.drain();
+        for _ in 0..10 {
+            std::fs::write(bench.path("log"), "a").unwrap();
+            std::fs::rename(bench.path("log"), bench.path("old")).unwrap();
+        }
+        assert_eq!(bench.heard_of_base(), 0);
+        assert_eq!(bench.drain(), Stir::default());
+        std::fs::write(bench.path("link"), "").unwrap();
+        assert!(bench.drain().any);
+        std::fs::rename(bench.path("root"), bench.path("away")).unwrap();
+        assert!(bench.drain().any);
+    }
+
+    #[test]
+    fn hints_without_end_are_lost_and_not_kept() {
+        let mut waiting = Waiting::default();
+        let event = |n: usize| {
+            notify::Event::new(EventKind::Create(CreateKind::File))
+                .add_path(PathBuf::from(format!("/{n}")))
+        };
+        for n in 0..=HINT_LIMIT {
+            assert!(!waiting.lost);
+            waiting.take_in(Ok(event(n)));
+        }
+        assert!(waiting.lost && waiting.hints.capacity() == 0);
+        waiting.take_in(Ok(event(0)));
+        assert!(waiting.hints.is_empty());
+        let mut waiting = Waiting::default();
+        let overflow = notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
+        waiting.take_in(Ok(overflow));
+        assert!(waiting.lost && waiting.failed.is_none());
+        waiting.take_in(Err(notify::Error::new(ErrorKind::MaxFilesWatch)));
+        assert_eq!(waiting.failed, Some(Errno::NOSPC));
+    }
 }

@@ -286,7 +286,13 @@ impl Tracker {
     }
 
     /// Sorts out what may count of what was read, after the events that came meanwhile were taken too.
-    fn weigh(&mut self, begun: Begun, watches: &mut Watches, stir: &Stir, now: BootTime) -> Weighed {
+    fn weigh(
+        &mut self,
+        begun: Begun,
+        watches: &mut Watches,
+        stir: &Stir,
+        now: BootTime,
+    ) -> Weighed {
         let Begun { found, reads, at, changed } = begun;
         if changed {
             // On a slow disk a walk takes long, and what it found may have happened a moment ago.
@@ -303,11 +309,13 @@ impl Tracker {
                     && at >= candidate.since + QUIET
             });
             let aged = read.content.age >= AGED && !is_writing(&read);
+            let may_count = is_finished(&read) || aged || same_as_before;
             if !read.is_unchanged(watches, stir) || read.content.torn {
                 tracked.wait(&read, now + QUIET, now);
-            } else if same_as_settled && (is_finished(&read) || (same_as_before && !aged)) {
+            } else if may_count && same_as_settled {
+                // It counts already, whoever is about to write it.
                 self.settle(&read, watches);
-            } else if is_finished(&read) || aged || same_as_before {
+            } else if may_count {
                 ready.push(read);
             } else {
                 tracked.wait(&read, now + QUIET, now);
