@@ -173,7 +173,7 @@ async fn a_process_that_ignores_its_signal_is_killed_when_its_time_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_hint_is_made_up_for_by_the_next_look_at_everything() {
-    let mut it = Harness::with(&[("a", "")]).await;
+    let it = Harness::with(&[("a", "")]).await;
     let pid = it.pid_of("a").await;
     it.runtime.set_silent(true);
     it.exit("a", 1).await;

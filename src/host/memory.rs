@@ -23,7 +23,7 @@ pub type Processes = Arc<dyn Fn(u32) -> Option<Process> + Send + Sync>;
 pub fn process_of(spec: &Spec) -> Process {
     let namespaces = spec.linux().as_ref().and_then(|it| it.namespaces().as_deref());
     let namespace = namespaces.into_iter().flatten().find(|it| it.typ() == LinuxNamespaceType::Ipc);
-    let ipc = match namespace.map(|it| it.path()) {
+    let ipc = match namespace.map(oci_spec::runtime::LinuxNamespace::path) {
         None => ProcessIpc::Host,
         Some(None) => ProcessIpc::Own,
         Some(Some(path)) => ProcessIpc::Path(path.clone()),

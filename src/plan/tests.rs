@@ -101,7 +101,15 @@ fn as_held(decision: Decision) -> Decision {
         Decision::Leave(_) => Decision::Leave(Phase::Held),
         Decision::Wait(_) => Decision::Wait(Phase::Held),
         Decision::FinishAs(_) => Decision::FinishAs(Phase::Held),
-        other => other,
+        Decision::Create
+        | Decision::Start
+        | Decision::Replace
+        | Decision::Restart
+        | Decision::Resume
+        | Decision::FinishAndWait
+        | Decision::FinishAndStart
+        | Decision::Stop
+        | Decision::Remove => decision,
     }
 }
 

@@ -739,6 +739,19 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_moved_out_of_the_sources_is_let_go() {
+        let mut bench = Bench::new();
+        std::fs::create_dir(bench.path("a")).unwrap();
+        std::fs::create_dir(bench.path("b")).unwrap();
+        bench.watch(&["a", "b"]);
+        std::fs::rename(bench.path("a"), bench.path("away")).unwrap();
+        assert!(bench.drain().any);
+        bench.watch(&["b"]);
+        std::fs::write(bench.path("away/web.yaml"), "").unwrap();
+        assert_eq!(bench.heard_of_base(), 0);
+    }
+
+    #[test]
     fn a_watch_that_is_gone_without_a_word_is_placed_anew() {
         let mut bench = Bench::new();
         bench.watch(&[""]);

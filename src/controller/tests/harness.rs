@@ -260,9 +260,8 @@ impl Harness {
                 status.changed().await.expect("the controller runs");
             }
         };
-        if tokio::time::timeout(DEADLINE, wait).await.is_err() {
-            panic!("never came: {what}; the last status was {:#?}", self.status.borrow());
-        }
+        let came = tokio::time::timeout(DEADLINE, wait).await.is_ok();
+        assert!(came, "never came: {what}; the last status was {:#?}", self.status.borrow());
     }
 
     pub(super) async fn until_running(&mut self, workload: &str) {
