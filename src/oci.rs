@@ -1,7 +1,7 @@
 //! Workload → OCI runtime spec. Pure: the same input gives the same spec, and nothing is looked up.
 //!
 //! The result is what Docker would give such a container, with the differences that are named where they are made:
-//! capabilities, masked and read-only paths and devices here, file systems and /dev/shm in [`mounts`]. Not here:
+//! capabilities, masked and read-only paths and devices here, file systems and /dev/shm in `mounts`. Not here:
 //! who owns /dev/shm ([`crate::workload::Spec::ipc`] decides that), whether a bind's source exists, and names of
 //! users and groups, which only the image's own files could resolve.
 
