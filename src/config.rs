@@ -183,7 +183,7 @@ impl Flags {
         let typed = |id: &&clap::Id| {
             matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine)
         };
-        self.typed = matches.ids().filter(typed).map(|id| id.to_string()).collect();
+        self.typed = matches.ids().filter(typed).map(ToString::to_string).collect();
     }
 }
 
@@ -477,12 +477,20 @@ impl Settings {
         };
         let restart = file.restart.unwrap_or_default();
         let log = file.log.unwrap_or_default();
+        let run_directory =
+            either(run_dir.as_ref(), file.run_dir)?.unwrap_or_else(|| RUN_DIRECTORY.into());
+        let state_directory =
+            either(state_dir.as_ref(), file.state_dir)?.unwrap_or_else(|| STATE_DIRECTORY.into());
+        if run_directory == state_directory {
+            return Err(Error::Conflict(vec![format!(
+                "run and state directory are both `{}`: one is forgotten at a reboot, the other is not",
+                run_directory.display()
+            )]));
+        }
         Ok(Self {
             manifests,
-            run_directory: either(run_dir.as_ref(), file.run_dir)?
-                .unwrap_or_else(|| RUN_DIRECTORY.into()),
-            state_directory: either(state_dir.as_ref(), file.state_dir)?
-                .unwrap_or_else(|| STATE_DIRECTORY.into()),
+            run_directory,
+            state_directory,
             containerd_address: either(containerd_address.as_ref(), file.containerd_address)?,
             containerd_namespace: containerd_namespace
                 .as_ref()
@@ -583,8 +591,8 @@ pub fn cgroup_parent(run_directory: &Path) -> String {
         return "/evenkeel".to_owned();
     }
     let digest = Sha256::digest(run_directory.as_os_str().as_encoded_bytes());
-    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("/evenkeel-{hex}")
+    let first = digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    format!("/evenkeel-{first:08x}")
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {

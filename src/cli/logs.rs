@@ -81,7 +81,7 @@ pub(super) struct Line {
 fn write(context: &mut Context<'_>, entry: &Entry, timestamps: bool) -> Result<(), Failure> {
     if context.is_json() {
         let line = Line {
-            time: entry.stamp.to_string(),
+            time: entry.stamp.clone(),
             stream: entry.stream.as_str().to_owned(),
             text: String::from_utf8_lossy(&entry.text).into_owned(),
             partial: entry.partial,

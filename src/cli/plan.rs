@@ -68,10 +68,13 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         };
         writeln!(context.out, "{summary}")?;
     }
-    Ok(match super::status::exit_of_manifests(&desired) {
-        Exit::Problems => Exit::Problems,
-        _ if plan.is_empty() => Exit::Success,
-        _ => Exit::Changes,
+    let of_manifests = super::status::exit_of_manifests(&desired);
+    Ok(if of_manifests != Exit::Success {
+        of_manifests
+    } else if plan.is_empty() {
+        Exit::Success
+    } else {
+        Exit::Changes
     })
 }
 

@@ -48,8 +48,8 @@ pub(super) struct ApplyArgs {
     take_over: bool,
 }
 
-pub(super) fn run(context: &mut Context<'_>, args: RunArgs) -> Result<Exit, Failure> {
-    let RunArgs { log_json, take_over } = args;
+pub(super) fn run(context: &mut Context<'_>, args: &RunArgs) -> Result<Exit, Failure> {
+    let RunArgs { log_json, take_over } = *args;
     super::start_tracing(context.verbose, log_json)?;
     let settings = context.strict_settings()?;
     let flags = context.flags.clone();

@@ -100,7 +100,9 @@ fn explain(root: &Node, schema: &Value, violation: &schema::Violation) -> Vec<Fl
         Rule::Type(expected) => {
             let found = match node.kind {
                 Kind::Null => "nothing".to_owned(),
-                _ => yaml::describe(node),
+                Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) | Kind::List(_) | Kind::Map(_) => {
+                    yaml::describe(node)
+                }
             };
             let message = format!("{field} has to be {}, not {found}", type_names(expected));
             let advice = match &node.kind {
