@@ -32,6 +32,9 @@ const START_INTERVAL: Duration = Duration::from_millis(20);
 /// How long it may take to end after SIGTERM, and again after SIGKILL.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+/// containerd's own limit for the paths of its two sockets.
+const SOCKET_LIMIT: usize = 104;
+
 /// Its log is cut back above this, and what is kept besides is at most that much again.
 const LOG_LIMIT: u64 = 4 << 20;
 
@@ -309,6 +312,8 @@ pub enum Error {
     },
     #[error(transparent)]
     File(#[from] rundir::Error),
+    #[error("`{}` is too long for the path of a socket, which has at most {SOCKET_LIMIT} bytes: use a shorter run directory", socket.display())]
+    TooLong { socket: PathBuf },
     #[error("{} not installed; {}", list(programs), hint(programs))]
     Missing { programs: Vec<&'static str> },
     #[error("containerd ended while it started; its log, `{}`, ends with: {tail}", log.display())]
@@ -411,6 +416,10 @@ impl Embedded {
     pub async fn start(&self) -> Result<PathBuf, Error> {
         if matches!(self.find(), Found::Running { .. }) {
             return Ok(self.socket());
+        }
+        let second = PathBuf::from(format!("{}.ttrpc", self.socket().display()));
+        if second.as_os_str().len() > SOCKET_LIMIT {
+            return Err(Error::TooLong { socket: second });
         }
         check_programs(&std::env::var_os("PATH").unwrap_or_default())?;
         // Alive and silent: it starts, or hangs. A second one beside it would wait for its database for ever.

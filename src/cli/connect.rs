@@ -168,11 +168,12 @@ pub(super) async fn connect(
             }
         },
     };
+    let is_recorded = recorded.is_some();
     let snapshotter = match recorded {
         Some(record) => record.snapshotter,
         // To find out mounts and makes directories, and nobody who only looks makes snapshots.
         None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
-        None => decide_snapshotter(settings, start, &decision, &embedded)?,
+        None => decide_snapshotter(settings, &decision, &embedded)?,
     };
     let log_program = std::env::current_exe().map_err(|error| {
         Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
@@ -180,7 +181,7 @@ pub(super) async fn connect(
     let runtime = Containerd::new(containerd::Settings {
         address: address.clone(),
         namespace: settings.containerd_namespace.clone(),
-        snapshotter,
+        snapshotter: snapshotter.clone(),
         runc_root: settings.run_directory.join("runc"),
         log_program,
     })
@@ -196,6 +197,20 @@ pub(super) async fn connect(
         mounts_not_shared = host.mounts_shared_with(pid.unwrap_or(0)).err();
         if start != Start::Nothing {
             claim(&runtime, settings, take_over).await?;
+        }
+        // Only now: a place that does not answer must not bind anybody. And before anything is made there.
+        if start == Start::Engine && !is_recorded {
+            let record = Record {
+                engine: decision.engine,
+                address: settings.containerd_address.clone(),
+                namespace: settings.containerd_namespace.clone(),
+                snapshotter,
+                reason: decision.reason.to_owned(),
+            };
+            record
+                .write(&settings.state_directory)
+                .map_err(|error| Failure::environment(&error))?;
+            info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
         }
     }
     let edge = Edge::new(
@@ -220,10 +235,9 @@ struct Owner {
     run_directory: PathBuf,
 }
 
-/// Finds out where snapshots are to be kept, and, where something may be started, records it with the engine.
+/// Where snapshots are to be kept: found out by trying, which mounts below the directory that they will be in.
 fn decide_snapshotter(
     settings: &Settings,
-    start: Start,
     decision: &Decision,
     embedded: &Embedded,
 ) -> Result<String, Failure> {
@@ -232,19 +246,8 @@ fn decide_snapshotter(
         Engine::System => settings.state_directory.clone(),
     };
     let snapshotter =
-        crate::engine::snapshotter(&root).map_err(|error| Failure::environment(&error))?.to_owned();
-    if start == Start::Engine {
-        let record = Record {
-            engine: decision.engine,
-            address: settings.containerd_address.clone(),
-            namespace: settings.containerd_namespace.clone(),
-            snapshotter: snapshotter.clone(),
-            reason: decision.reason.to_owned(),
-        };
-        record.write(&settings.state_directory).map_err(|error| Failure::environment(&error))?;
-        info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
-    }
-    Ok(snapshotter)
+        crate::engine::snapshotter(&root).map_err(|error| Failure::environment(&error))?;
+    Ok(snapshotter.to_owned())
 }
 
 /// Writes our name on the containerd namespace, or says whose is on it.

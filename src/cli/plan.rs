@@ -68,11 +68,13 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         };
         writeln!(context.out, "{summary}")?;
     }
-    let problems = super::status::exit_of_manifests(&desired) == Exit::Problems;
-    Ok(match (problems, plan.is_empty()) {
-        (true, _) => Exit::Problems,
-        (false, true) => Exit::Success,
-        (false, false) => Exit::Changes,
+    let of_manifests = super::status::exit_of_manifests(&desired);
+    Ok(if of_manifests != Exit::Success {
+        of_manifests
+    } else if plan.is_empty() {
+        Exit::Success
+    } else {
+        Exit::Changes
     })
 }
 

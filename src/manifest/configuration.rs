@@ -98,8 +98,12 @@ fn explain(root: &Node, schema: &Value, violation: &schema::Violation) -> Vec<Fl
             .collect(),
         Rule::Missing(name) => vec![flaw("missing-field", mark(), format!("`{name}` is missing"))],
         Rule::Type(expected) => {
-            let found =
-                if node.kind == Kind::Null { "nothing".to_owned() } else { yaml::describe(node) };
+            let found = match node.kind {
+                Kind::Null => "nothing".to_owned(),
+                Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) | Kind::List(_) | Kind::Map(_) => {
+                    yaml::describe(node)
+                }
+            };
             let message = format!("{field} has to be {}, not {found}", type_names(expected));
             let advice = match &node.kind {
                 Kind::Number(number) if !expected.contains(&"integer") => {

@@ -1,6 +1,8 @@
 //! The program as its users meet it: help, mistakes, exit codes, configuration. Needs root (the commands that work
 //! with containers refuse anybody else), but no containerd: nothing here gets so far.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as the test does")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -145,9 +147,8 @@ fn help_fits_a_narrow_terminal_and_is_no_error() {
         let help = ended(evenkeel(line.split_whitespace()).env("COLUMNS", "60"));
         let text = help.expect(0, "").out;
         assert!(text.contains("Usage: evenkeel"), "{line}: {text}");
-        for long in text.lines().filter(|it| it.chars().count() > 60) {
-            panic!("`evenkeel {line}` has a line of {} columns: {long}", long.chars().count());
-        }
+        let long = text.lines().find(|it| it.chars().count() > 60);
+        assert_eq!(long, None, "evenkeel {line}");
     }
 }
 
@@ -181,6 +182,7 @@ fn a_wrong_command_line_is_a_usage_error_on_stderr() {
         ("plan --output yaml", "human, json"),
         ("plan --engine embedded --containerd-address /x.sock", "contradict"),
         ("plan --config /nonexistent/config.yaml", "/nonexistent/config.yaml"),
+        ("plan --run-dir /tmp/x/ --state-dir /tmp/x", "are both `/tmp/x`"),
     ] {
         let ended = run(line).expect(2, error);
         assert_eq!(ended.out, "", "{line}");
@@ -295,14 +297,14 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["approve"],
         vec!["approve", "0123abcd"],
     ] {
-        let run = path("run");
-        let arguments = ["--run-dir", &run, "--state-dir", &run, "--engine", "embedded"];
+        let (run, state) = (path("run"), path("state"));
+        let arguments = ["--run-dir", &run, "--state-dir", &state, "--engine", "embedded"];
         let mut arguments = arguments.to_vec();
         arguments.extend(&command);
         let mut command = Command::new(&program);
         command.args(&arguments).env_clear().uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
         ended(&mut command).expect(3, "root is needed");
-        assert!(!Path::new(&run).exists());
+        assert!(!Path::new(&run).exists() && !Path::new(&state).exists());
     }
 }
 
@@ -579,6 +581,24 @@ fn another_engine_or_place_than_the_recorded_one_is_refused() {
     ended(&mut fresh.command(&format!("{dry} plan"))).expect(0, "");
     fresh.write("state/engine.json", "{");
     ended(&mut fresh.command(&format!("{dry} plan"))).expect(3, "state/engine.json");
+}
+
+#[test]
+fn an_engine_that_never_answered_binds_nobody() {
+    let fresh = Fresh::new();
+    let line = "--engine system --containerd-address /nonexistent.sock apply";
+    let dry = "--run-dir run --state-dir state --manifests manifests";
+    ended(&mut fresh.command(&format!("{dry} {line}"))).expect(3, "/nonexistent.sock");
+    ended(&mut fresh.with_directories("plan")).expect(0, "");
+}
+
+#[test]
+fn a_run_directory_that_is_too_deep_for_a_socket_is_refused() {
+    let fresh = Fresh::new();
+    let deep = "x".repeat(100);
+    let line =
+        format!("--state-dir state --manifests manifests --engine embedded --run-dir {deep} apply");
+    ended(&mut fresh.command(&line)).expect(3, "use a shorter run directory");
 }
 
 #[test]
