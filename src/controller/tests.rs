@@ -121,6 +121,10 @@ async fn failing_steps_of_one_workload_leave_the_others_alone() {
     it.until_running("b").await;
     it.want("a", r#""args": ["x"]"#);
     it.after(600.0).await;
+    let item = it.item("bad");
+    assert_eq!((item.phase, item.reason.as_str()), (Phase::Running, "prepare-failed"));
+    assert_eq!((item.instance.unwrap().pid, item.up_to_date), (Some(pid), false));
+    assert!(item.message.contains("prepare snapshot") && item.next_retry_at.is_some());
     assert_eq!(it.running().await, ["a", "b", "bad"]);
     assert_eq!(it.pid_of("bad").await, pid, "nothing running is touched");
     let tries = it.calls().iter().filter(|it| *it == "make lease evenkeel-bad").count();

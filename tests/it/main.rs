@@ -1,9 +1,9 @@
 //! Everything that needs no container runtime.
 
-mod r#loop;
 mod cli;
 mod docs;
 mod manifests;
 mod oci;
+mod reconcile;
 mod source;
 mod structure;
