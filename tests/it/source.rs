@@ -231,6 +231,59 @@ async fn no_prefix_of_a_slowly_written_manifest_ever_acts() {
 }
 
 #[tokio::test]
+async fn a_finished_file_that_is_written_again_before_it_is_read_never_acts_by_half() {
+    use std::fmt::Write as _;
+    use std::io::Write as _;
+    let text = |tag: u32| {
+        let mut text = manifest("a", &tag.to_string());
+        text.push_str("  env:\n");
+        for n in 0..20 {
+            writeln!(text, "    - {{name: V{n}, value: \"{tag}\"}}").unwrap();
+        }
+        text
+    };
+    let mut rig = Rig::new(&[("a.yaml", &text(0))]);
+    rig.until("the first", |it| tag_of(it, "a") == Some("0")).await;
+    let mut seen = rig.watching.desired();
+    let observer = tokio::spawn(async move {
+        let mut last = 0;
+        while seen.changed().await.is_ok() {
+            let state = seen.borrow_and_update().clone().unwrap();
+            let Some(wanted) = state.workloads.get(&name("a")) else { continue };
+            let spec = &wanted.workload.as_ref().expect("no half-written file counts").spec;
+            assert_eq!(spec.env.len(), 20, "{spec:?}");
+            last = spec.image.as_str().rsplit_once(':').unwrap().1.parse().unwrap();
+        }
+        last
+    });
+    for round in 0..30 {
+        let (finished, next) = (2 * round + 1, 2 * round + 2);
+        if round % 2 == 0 {
+            place(&rig.path("a.yaml"), &text(finished));
+        } else {
+            fs::write(rig.path("a.yaml"), text(finished)).unwrap();
+        }
+        // From before the event was heard of to after the file was read.
+        tokio::time::sleep(Duration::from_micros(u64::from(round) * 150)).await;
+        let next = text(next);
+        // Up to the end of a line, so that it is a valid manifest that says something else.
+        let half = next.find("    - {name: V10").unwrap();
+        let mut writer = fs::File::create(rig.path("a.yaml")).unwrap();
+        writer.write_all(&next.as_bytes()[..half]).unwrap();
+        let marker = round.to_string();
+        place(&rig.path("marker.yaml"), &manifest("marker", &marker));
+        rig.watching.look();
+        rig.until("the marker", |it| tag_of(it, "marker") == Some(&marker)).await;
+        writer.write_all(&next.as_bytes()[half..]).unwrap();
+        drop(writer);
+        let tag = (2 * round + 2).to_string();
+        rig.until("the whole", |it| tag_of(it, "a") == Some(&tag)).await;
+    }
+    drop(rig);
+    assert_eq!(observer.await.unwrap(), 60);
+}
+
+#[tokio::test]
 async fn a_file_that_is_open_for_writing_at_the_start_counts_when_it_is_closed() {
     use std::io::Write as _;
     let (directory, root) = prepared(&[("a.yaml", &manifest("a", "1"))]);

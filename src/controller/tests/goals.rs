@@ -190,3 +190,14 @@ async fn down_of_what_does_not_answer_gives_up() {
     assert_eq!(it.look().await.instances.len(), 1);
     assert!(it.clock() < 600000);
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_does_not_end_before_the_manifests_have_come_to_rest() {
+    let mut it = Harness::new();
+    it.want("web", "");
+    let controller = it.controller(Arc::new(it.edge()), Goal::Converge { wait: false });
+    let ended = controller.run(watch::channel(None).0, std::future::pending());
+    // What is absent may still have to be confirmed for as long as the other end is there.
+    let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+    assert!(ended.is_err(), "{ended:?}");
+}

@@ -186,7 +186,11 @@ impl Harness {
         self.directory.path().join("logs")
     }
 
-    fn controller(&self, edge: MemoryEdge, goal: Goal) -> Controller<MemoryRuntime, MemoryHost> {
+    pub(super) fn controller(
+        &self,
+        edge: MemoryEdge,
+        goal: Goal,
+    ) -> Controller<MemoryRuntime, MemoryHost> {
         Controller {
             edge,
             desired: self.desired.subscribe(),
@@ -215,7 +219,9 @@ impl Harness {
     pub(super) async fn once(&mut self, goal: Goal) -> Ended {
         let (report, status) = watch::channel(None);
         self.status = status;
-        let controller = self.controller(Arc::new(self.edge()), goal);
+        let mut controller = self.controller(Arc::new(self.edge()), goal);
+        // A command reads its manifests to their last state, and then the channel ends.
+        controller.desired = watch::channel(Some(Arc::new(self.wanted.clone()))).1;
         let ended = controller.run(report, std::future::pending());
         tokio::time::timeout(DEADLINE, ended).await.expect("it ends")
     }
