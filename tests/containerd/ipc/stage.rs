@@ -79,7 +79,13 @@ impl Stage {
     }
 
     pub(crate) fn apply(&self) -> Applied {
-        let output = self.rig.evenkeel(&["apply", "--engine", "system", "--output", "json"]);
+        self.apply_with(&[])
+    }
+
+    /// With more flags.
+    pub(crate) fn apply_with(&self, flags: &[&str]) -> Applied {
+        let usual = ["apply", "--engine", "system", "--output", "json"];
+        let output = self.rig.evenkeel(&[&usual, flags].concat());
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let status = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("apply printed no status: {error}\n{stderr}"));
@@ -89,7 +95,7 @@ impl Stage {
     /// [`Stage::apply`], which has to reach everything.
     pub(crate) fn apply_all(&self) -> Status {
         let applied = self.apply();
-        assert_eq!(applied.code, 0, "{applied:#?}");
+        assert_eq!(applied.code, 0, "{}\n{:#?}", applied.stderr, applied.status);
         applied.status
     }
 
@@ -112,10 +118,7 @@ impl Stage {
                 tokio::time::sleep(PAUSE).await;
             }
         });
-        match found.await {
-            Ok(status) => status,
-            Err(_) => panic!("not within {LIMIT:?}: {what}\n{:#?}", read()),
-        }
+        found.await.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}\n{:#?}", read()))
     }
 
     /// Removes everything, and looks that nothing at all is left.
@@ -223,6 +226,7 @@ impl Controller {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "shown by the test runner when the test fails")]
 impl Drop for Controller {
     fn drop(&mut self) {
         if self.child.try_wait().ok().flatten().is_none() {
@@ -369,7 +373,7 @@ pub(crate) fn inside(pid: u32, command: &[&str]) -> String {
 /// Files that the program keeps about itself, not about a workload; and the archives.
 fn is_own(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
-    name.ends_with(".tar")
+    path.extension().is_some_and(|it| it == "tar")
         || ["lock", "status.json", "removals.json", "owner", "engine.json", "images", "logs"]
             .contains(&name)
 }
