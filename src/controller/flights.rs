@@ -292,6 +292,7 @@ impl Trouble {
             Action::Resume { .. } => "resume-failed",
             Action::Finish(_) => "finish-failed",
             Action::Start(_) => "start-failed",
+            Action::Publish { .. } => "publish-failed",
             Action::Remove { .. } | Action::RemoveOrphan { .. } | Action::Sweep(_) => {
                 "remove-failed"
             }
