@@ -3,6 +3,10 @@
 //! The floor is the same containerd calls made directly, with the same log, lease, labels and concurrency. Pairs are
 //! interleaved, so that whatever else the box does meets both; the medians are compared. Promises: 1.2 × and 1.1 ×.
 
+#![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
+#![expect(clippy::print_stdout, reason = "that is what a bench is for")]
+#![expect(clippy::disallowed_methods, reason = "it measures")]
+
 use std::collections::HashMap;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -288,7 +292,7 @@ fn starts(rig: &Rig) -> Starts {
 /// Waits for the next start whose ID begins like that.
 async fn next(started: &mut Starts, prefix: &str) -> Instant {
     loop {
-        let next = tokio::time::timeout(Duration::from_secs(60), started.recv()).await;
+        let next = tokio::time::timeout(Duration::from_mins(1), started.recv()).await;
         let (id, at) = next.expect("started within a minute").unwrap();
         if id.starts_with(prefix) {
             return at;

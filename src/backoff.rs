@@ -10,7 +10,7 @@ use crate::workload::{Backoff, Revision};
 /// Docker's delays: 100 ms, doubled up to 60 s, started anew by a run of at least 10 s.
 pub const INITIAL: Duration = Duration::from_millis(100);
 pub const FACTOR: u32 = 2;
-pub const MAX: Duration = Duration::from_secs(60);
+pub const MAX: Duration = Duration::from_mins(1);
 pub const RESET_AFTER: Duration = Duration::from_secs(10);
 
 /// The delays of one workload, with every default applied.

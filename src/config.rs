@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::backoff::Delays;
+use crate::content::hex;
 use crate::manifest::{self, Problem};
 use crate::plan::{LogDefaults, Policy};
 use crate::workload::{
@@ -477,20 +478,12 @@ impl Settings {
         };
         let restart = file.restart.unwrap_or_default();
         let log = file.log.unwrap_or_default();
-        let run_directory =
-            either(run_dir.as_ref(), file.run_dir)?.unwrap_or_else(|| RUN_DIRECTORY.into());
-        let state_directory =
-            either(state_dir.as_ref(), file.state_dir)?.unwrap_or_else(|| STATE_DIRECTORY.into());
-        if run_directory == state_directory {
-            return Err(Error::Conflict(vec![format!(
-                "run and state directory are both `{}`: one is forgotten at a reboot, the other is not",
-                run_directory.display()
-            )]));
-        }
         Ok(Self {
             manifests,
-            run_directory,
-            state_directory,
+            run_directory: either(run_dir.as_ref(), file.run_dir)?
+                .unwrap_or_else(|| RUN_DIRECTORY.into()),
+            state_directory: either(state_dir.as_ref(), file.state_dir)?
+                .unwrap_or_else(|| STATE_DIRECTORY.into()),
             containerd_address: either(containerd_address.as_ref(), file.containerd_address)?,
             containerd_namespace: containerd_namespace
                 .as_ref()
@@ -591,8 +584,7 @@ pub fn cgroup_parent(run_directory: &Path) -> String {
         return "/evenkeel".to_owned();
     }
     let digest = Sha256::digest(run_directory.as_os_str().as_encoded_bytes());
-    let first = digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
-    format!("/evenkeel-{first:08x}")
+    format!("/evenkeel-{}", hex(&digest[..4]))
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {

@@ -38,6 +38,16 @@ pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Digest(String);
 
+/// Bytes as lower-case hex digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    text
+}
+
 impl Digest {
     /// The digest of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
@@ -46,12 +56,7 @@ impl Digest {
 
     /// The digest of everything that a hasher was fed with.
     pub fn finish(hasher: Sha256) -> Self {
-        use std::fmt::Write as _;
-        let mut text = "sha256:".to_owned();
-        for byte in hasher.finalize() {
-            write!(text, "{byte:02x}").expect("a string takes everything");
-        }
-        Self(text)
+        Self(format!("sha256:{}", hex(&hasher.finalize())))
     }
 
     pub fn as_str(&self) -> &str {

@@ -32,6 +32,9 @@ use flights::{Cooling, Flights, Key, keys};
 /// A look at everything without any hint, for what no event tells of.
 pub const RESYNC: Duration = Duration::from_secs(30);
 
+/// The shortest wait for a time that was planned, whatever the plan says.
+const LEAST: Duration = Duration::from_millis(1);
+
 /// Hints of the runtime within this time make one look together; a start alone makes half a dozen.
 const HINT_QUIET: Duration = Duration::from_millis(25);
 
@@ -147,7 +150,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     let plan = self.plan(desired, &look);
                     debug!(wake, steps = plan.steps.len(), "pass");
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
-                    self.say(&report, desired, &look, &plan);
+                    self.say(&report, desired, &look, &plan, &cooling);
                     // What is absent may still have to be confirmed.
                     let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
                     if flights.is_empty()
@@ -157,7 +160,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         return ended;
                     }
                     let due = plan.wake.into_iter().chain(cooling.due(look.now)).min();
-                    next = due.map_or(next, |it| next.min(it.since(look.now)));
+                    next = due.map_or(next, |it| next.min(it.since(look.now).max(LEAST)));
                     held = !plan.holds.is_empty();
                     released.clone_from(&look.observed.approvals);
                     if self.goal != Goal::Keep && flights.is_empty() {
@@ -184,7 +187,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     // Read once and for all when the other end is gone.
                     manifests_end = changed.is_err();
                     // An edit acts at once, whatever failed before it.
-                    cooling = Cooling::default();
+                    cooling.forget();
                     "manifests"
                 }
                 Ok(()) = self.policy.changed() => "configuration",
@@ -294,6 +297,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         desired: &DesiredState,
         look: &Look,
         plan: &Plan,
+        cooling: &Cooling,
     ) {
         let around = Around {
             controller: self.identity.clone(),
@@ -301,7 +305,24 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             now: look.now,
             wall_clock_of: due_times(plan, &*self.edge.host, look.now),
         };
-        let status = status::status(desired, &look.observed, plan, &around);
+        let mut status = status::status(desired, &look.observed, plan, &around);
+        let planned: BTreeSet<&str> =
+            plan.steps.iter().filter_map(|it| Some(it.name.as_ref()?.as_str())).collect();
+        for item in status.items.iter_mut().filter(|it| planned.contains(it.name.as_str())) {
+            // What is planned and does not work is not under way.
+            let Some((trouble, until)) =
+                item.name.parse().ok().and_then(|name| cooling.trouble(&name))
+            else {
+                continue;
+            };
+            let runs = item.instance.as_ref().is_some_and(|it| it.pid.is_some());
+            item.phase = if runs { Phase::Running } else { Phase::BackingOff };
+            item.reason = trouble.reason.to_owned();
+            item.message.clone_from(&trouble.message);
+            item.up_to_date = false;
+            item.next_retry_at =
+                (until > look.now).then(|| self.edge.host.wall_clock_after(until.since(look.now)));
+        }
         report.send_if_modified(|before| {
             let changed = before.as_deref() != Some(&status);
             if changed {
@@ -528,8 +549,7 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
 
 /// The connected parts of a plan: steps that share a workload or an edge belong together, in the plan's order.
 fn parts(plan: &Plan) -> Vec<Vec<StepId>> {
-    // Union-find over steps.
-    let mut root: Vec<usize> = (0..plan.steps.len()).collect();
+    /// Of union-find over steps.
     fn find(root: &mut [usize], mut at: usize) -> usize {
         while root[at] != at {
             root[at] = root[root[at]];
@@ -537,6 +557,7 @@ fn parts(plan: &Plan) -> Vec<Vec<StepId>> {
         }
         at
     }
+    let mut root: Vec<usize> = (0..plan.steps.len()).collect();
     let mut by_name: BTreeMap<&Name, usize> = BTreeMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
         let of_same_name = step.name.as_ref().and_then(|it| by_name.insert(it, at));

@@ -18,7 +18,7 @@ pub mod history;
 
 pub use history::{Believing, History};
 
-/// Time since boot, suspended time included (CLOCK_BOOTTIME): it never jumps, and equals across processes.
+/// Time since boot, suspended time included (`CLOCK_BOOTTIME`): it never jumps, and equals across processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct BootTime(pub Duration);
 

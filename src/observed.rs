@@ -219,8 +219,6 @@ pub enum Leftover {
     Published(InstanceId),
     /// `<state>/logs/<instance>`.
     Logs(InstanceId),
-    /// `<run>/runc/<namespace>/<instance>` or a cgroup of ours without a container.
-    Cgroup(InstanceId),
     /// Strikes of a workload that is neither wanted nor there.
     Strikes(Name),
     /// A release of a removal that has become pointless: the workload is wanted again, or its instance is gone.

@@ -26,7 +26,7 @@ pub use decide::{Again, Decision, Fit, Have, Want, decide};
 pub use diff::{diff, down};
 
 /// How long a removal by absence counts against the limit on how much may vanish at once.
-pub const PRUNE_WINDOW: Duration = Duration::from_secs(600);
+pub const PRUNE_WINDOW: Duration = Duration::from_mins(10);
 
 /// What the plan follows besides the two states: settings only, no facts.
 #[derive(Debug, Clone, PartialEq)]
@@ -376,7 +376,6 @@ impl fmt::Display for Leftover {
             Self::Snapshot(key) => write!(f, "snapshot {key}"),
             Self::Published(id) => write!(f, "ipc mounts of {id}"),
             Self::Logs(id) => write!(f, "logs of {id}"),
-            Self::Cgroup(id) => write!(f, "cgroup of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
             Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
         }

@@ -4,7 +4,7 @@
 //! reads those that have settled, and looks again when something may have changed. Events are hints; every look is
 //! complete and is the truth.
 //!
-//! One thread looks after all sources. It waits for events of inotify, and looks
+//! One thread looks after all sources. It waits for events of [`notify`], and looks
 //!
 //! * at once when a file came by rename or was closed after its last write,
 //! * when it has been quiet for 50 ms after any other event, or 1 s after the first of them,
@@ -28,9 +28,9 @@ use crate::desired::history::Together;
 use crate::desired::{Believing, BootTime, DesiredState, FileState, History, Root, Scan, Source};
 use crate::manifest::{self, Problem, Reading};
 
+mod events;
 mod file;
 mod ignore;
-mod inotify;
 mod scan;
 mod settle;
 mod writers;
@@ -38,11 +38,12 @@ mod writers;
 pub use file::FILE_LIMIT;
 pub use scan::{DEPTH_LIMIT, FILES_LIMIT, NAMES_LIMIT, TOTAL_LIMIT};
 
+use events::{Stir, Watches};
 use file::{FileId, Look};
 use ignore::Ignore;
-use inotify::{Stir, Watches};
 use scan::{Entry, Walk};
 use settle::{Begun, Tracker};
+use writers::writers;
 
 /// Quiet after an event that finished no file, before a look.
 const QUIET: Duration = Duration::from_millis(50);
@@ -141,7 +142,13 @@ pub fn watch(options: Options) -> Result<Watching, Error> {
         wake,
     });
     let (sender, desired) = watch::channel(None);
-    let looker = Looker::new(options.sources, Watches::new(options.inotify));
+    let watches = if options.inotify {
+        let shared = Arc::clone(&shared);
+        Watches::new(move || shared.wake())
+    } else {
+        Watches::default()
+    };
+    let looker = Looker::new(options.sources, watches);
     let thread = Watcher {
         looker,
         sender,
@@ -237,13 +244,15 @@ impl Looker {
         let begun = self.trackers.iter_mut().map(|it| it.begin(&mut self.watches, at, forget));
         let begun: Vec<Begun> = begun.collect();
         self.watches.end(begun.iter().flat_map(Begun::keys).collect());
-        // Every write that was complete before a file was read is known after this.
         let mut stir = self.watches.drain(now());
-        for (tracker, begun) in self.trackers.iter_mut().zip(begun) {
-            let mut outcome = tracker.end(begun, &mut self.watches, &stir, now());
+        let looks = self.trackers.iter_mut().zip(begun).collect();
+        let outcomes = settle::end(looks, &mut self.watches, &mut stir, writers, now());
+        for (tracker, mut outcome) in self.trackers.iter_mut().zip(outcomes) {
             if outcome.is_err() {
                 let begun = tracker.begin(&mut self.watches, at, false);
-                outcome = tracker.end(begun, &mut self.watches, &stir, now());
+                let looks = vec![(&mut *tracker, begun)];
+                let again = settle::end(looks, &mut self.watches, &mut stir, writers, now());
+                outcome = again.into_iter().next().unwrap_or(outcome);
             }
             match outcome {
                 Ok(scan) => scans.push(scan),
@@ -414,10 +423,7 @@ impl Watcher {
     }
 
     fn wait(&self, span: Duration) {
-        let mut ready = vec![PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN)];
-        if let Some(fd) = self.looker.watches.fd() {
-            ready.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        }
+        let mut ready = [PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN)];
         // A little more than asked, so that the time has come when it wakes.
         let span = span + Duration::from_micros(200);
         let timeout = Timespec {

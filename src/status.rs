@@ -381,7 +381,16 @@ fn item(
     let phase = match standing.phase {
         Phase::Running if starts => Phase::Starting,
         Phase::Stopped if stops && running => Phase::Stopping,
-        phase => phase,
+        Phase::Running
+        | Phase::Starting
+        | Phase::Waiting
+        | Phase::BackingOff
+        | Phase::Held
+        | Phase::Invalid
+        | Phase::Stopped
+        | Phase::Stopping
+        | Phase::Completed
+        | Phase::Failed => standing.phase,
     };
     let run = instance.and_then(|it| it.run.as_ref());
     let strikes = observed.strikes.get(name);

@@ -1323,7 +1323,7 @@ impl Workload {
             digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             digest.update(part.as_bytes());
         }
-        Revision(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Revision(crate::content::hex(&digest.finalize()))
     }
 
     /// The fields in which an instance made of `self` under `created_with` differs in meaning from what `wanted`

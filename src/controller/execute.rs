@@ -559,10 +559,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Lease(id) => self.runtime.remove_lease(id).await?,
             Leftover::Snapshot(key) => self.runtime.remove_snapshot(key).await?,
             Leftover::Published(id) => {
-                self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?
+                self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
             }
             Leftover::Logs(id) => self.remove_logs(id).await?,
-            Leftover::Cgroup(_) => {}
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
             Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
         }

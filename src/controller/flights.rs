@@ -48,9 +48,7 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
             Leftover::Snapshot(key) => {
                 key.parse().map_or_else(|_| Key::Leftover(leftover.to_string()), Key::Instance)
             }
-            Leftover::Published(id) | Leftover::Logs(id) | Leftover::Cgroup(id) => {
-                Key::Instance(id.clone())
-            }
+            Leftover::Published(id) | Leftover::Logs(id) => Key::Instance(id.clone()),
             Leftover::Strikes(name) => Key::Workload(name.clone()),
             Leftover::Approval(it) => Key::Workload(it.name.clone()),
         }]),
@@ -73,6 +71,8 @@ struct Flight {
     step: Arc<Step>,
     /// Steps that have to succeed before; empty when it runs.
     requires: BTreeSet<Ticket>,
+    /// Steps that require this one.
+    dependants: Vec<Ticket>,
     keys: BTreeSet<Key>,
     begun: Option<Instant>,
 }
@@ -87,8 +87,8 @@ pub(super) struct Flights {
     next: Ticket,
     /// How many steps need each thing.
     busy: BTreeMap<Key, usize>,
-    /// Busy things of which a step failed without a strike.
-    failed: BTreeSet<Key>,
+    /// Busy things of which a step failed, and how the last of them did.
+    failed: BTreeMap<Key, Trouble>,
     /// Something is free that was not at the last look.
     freed: bool,
 }
@@ -114,35 +114,41 @@ impl Flights {
         part: Vec<(StepId, Step)>,
     ) {
         let mut tickets = BTreeMap::new();
+        let mut ready = Vec::new();
         for (id, step) in part {
             let ticket = self.next;
             self.next += 1;
             tickets.insert(id, ticket);
-            let requires = step
+            let requires: BTreeSet<Ticket> = step
                 .requires
                 .iter()
                 .map(|it| *tickets.get(it).expect("a part has all that its steps require"))
                 .collect();
+            for it in &requires {
+                if let Some(flight) = self.steps.get_mut(it) {
+                    flight.dependants.push(ticket);
+                }
+            }
+            if requires.is_empty() {
+                ready.push(ticket);
+            }
             let keys = keys(&step);
             for key in &keys {
                 *self.busy.entry(key.clone()).or_default() += 1;
             }
-            let flight = Flight { step: Arc::new(step), requires, keys, begun: None };
-            self.steps.insert(ticket, flight);
+            let (step, dependants) = (Arc::new(step), Vec::new());
+            self.steps.insert(ticket, Flight { step, requires, dependants, keys, begun: None });
         }
-        self.advance(edge);
+        self.begin(edge, ready);
     }
 
-    /// Begins every step that requires nothing any more.
-    fn advance<R: Runtime, H: Host>(&mut self, edge: &Arc<Edge<R, H>>) {
-        for (ticket, flight) in &mut self.steps {
-            if flight.begun.is_some() || !flight.requires.is_empty() {
-                continue;
-            }
+    fn begin<R: Runtime, H: Host>(&mut self, edge: &Arc<Edge<R, H>>, ready: Vec<Ticket>) {
+        for ticket in ready {
+            let Some(flight) = self.steps.get_mut(&ticket) else { continue };
             flight.begun = Some(Instant::now());
             let (edge, step) = (Arc::clone(edge), Arc::clone(&flight.step));
             let task = self.running.spawn(async move { edge.carry_out(&step).await });
-            self.tickets.insert(task.id(), *ticket);
+            self.tickets.insert(task.id(), ticket);
         }
     }
 
@@ -173,8 +179,8 @@ impl Flights {
                         }
                     };
                     if let Some(ticket) = self.tickets.remove(&task) {
-                        self.land(ticket, result, cooling, edge.host.now());
-                        self.advance(edge);
+                        let ready = self.land(ticket, result, cooling, edge.host.now());
+                        self.begin(edge, ready);
                     }
                 }
                 () = tokio::time::sleep_until(soonest), if self.freed => {}
@@ -182,42 +188,51 @@ impl Flights {
         }
     }
 
+    /// Returns the steps that can begin now.
     fn land(
         &mut self,
         ticket: Ticket,
         result: Result<(), Error>,
         cooling: &mut Cooling,
         now: BootTime,
-    ) {
-        let Some(flight) = self.steps.remove(&ticket) else { return };
-        report(&flight, &result);
+    ) -> Vec<Ticket> {
+        let Some(flight) = self.steps.remove(&ticket) else { return Vec::new() };
+        let mut ready = Vec::new();
         match result {
             Ok(()) => {
-                for other in self.steps.values_mut() {
-                    other.requires.remove(&ticket);
+                report_done(&flight);
+                for dependant in &flight.dependants {
+                    let Some(it) = self.steps.get_mut(dependant) else { continue };
+                    it.requires.remove(&ticket);
+                    if it.requires.is_empty() {
+                        ready.push(*dependant);
+                    }
                 }
             }
             Err(error) => {
-                if !error.is_counted() {
-                    self.failed.extend(flight.keys.iter().cloned());
+                let trouble = Trouble::of(&flight.step, &error);
+                let is_known = flight.keys.iter().any(|it| {
+                    cooling.after.get(it).is_some_and(|it| it.trouble.message == trouble.message)
+                });
+                report_failed(&flight, &trouble, is_known);
+                for key in &flight.keys {
+                    self.failed.insert(key.clone(), trouble.clone());
                 }
-                self.skip(ticket, cooling, now);
+                self.skip(&flight.dependants, cooling, now);
             }
         }
         self.release(&flight.keys, cooling, now);
+        ready
     }
 
-    /// Forgets every step that cannot begin any more.
-    fn skip(&mut self, failed: Ticket, cooling: &mut Cooling, now: BootTime) {
-        let mut gone = vec![failed];
+    /// Forgets steps that cannot begin any more, and those that require them.
+    fn skip(&mut self, dependants: &[Ticket], cooling: &mut Cooling, now: BootTime) {
+        let mut gone = dependants.to_vec();
         while let Some(ticket) = gone.pop() {
-            let dependants = self.steps.iter().filter(|(_, it)| it.requires.contains(&ticket));
-            for ticket in dependants.map(|(ticket, _)| *ticket).collect::<Vec<_>>() {
-                if let Some(flight) = self.steps.remove(&ticket) {
-                    debug!(step = %flight.step, "step skipped: one that it requires failed");
-                    self.release(&flight.keys, cooling, now);
-                }
-                gone.push(ticket);
+            if let Some(flight) = self.steps.remove(&ticket) {
+                debug!(step = %flight.step, "step skipped: one that it requires failed");
+                self.release(&flight.keys, cooling, now);
+                gone.extend(flight.dependants);
             }
         }
     }
@@ -231,10 +246,9 @@ impl Flights {
             }
             self.busy.remove(key);
             self.freed = true;
-            if self.failed.remove(key) {
-                cooling.strike(key, now);
-            } else {
-                cooling.until.remove(key);
+            match self.failed.remove(key) {
+                Some(trouble) => cooling.fail(key, trouble, now),
+                None => drop(cooling.after.remove(key)),
             }
         }
     }
@@ -257,46 +271,116 @@ impl Flights {
     }
 }
 
-/// Failures of steps that no strike stands for: how long what they touched is left alone.
+/// How a step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// A stable kebab-case code.
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    /// A strike stands for it and says when it is tried again.
+    is_counted: bool,
+}
+
+impl Trouble {
+    fn of(step: &Step, error: &Error) -> Self {
+        let reason = match &step.action {
+            _ if error.is_unreachable() => "runtime-not-answering",
+            Action::Import { .. } => "image-import-failed",
+            Action::Prepare(_) => "prepare-failed",
+            Action::Update(_) => "update-failed",
+            Action::Stop(_) => "stop-failed",
+            Action::Resume { .. } => "resume-failed",
+            Action::Finish(_) => "finish-failed",
+            Action::Start(_) => "start-failed",
+            Action::Publish { .. } => "publish-failed",
+            Action::Remove { .. } | Action::RemoveOrphan { .. } | Action::Sweep(_) => {
+                "remove-failed"
+            }
+        };
+        Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted() }
+    }
+}
+
+/// What failed last time, and how long it is left alone if no strike says so.
 #[derive(Default)]
 pub(super) struct Cooling {
-    until: BTreeMap<Key, (u32, BootTime)>,
+    after: BTreeMap<Key, Failed>,
+}
+
+struct Failed {
+    trouble: Trouble,
+    /// In a row, those without a strike.
+    count: u32,
+    until: BootTime,
 }
 
 impl Cooling {
-    fn strike(&mut self, key: &Key, now: BootTime) {
-        let count = self.until.get(key).map_or(0, |it| it.0).saturating_add(1);
-        self.until.insert(key.clone(), (count, now + Delays::default().after(count)));
+    fn fail(&mut self, key: &Key, trouble: Trouble, now: BootTime) {
+        let (count, until) = if trouble.is_counted {
+            (0, now)
+        } else {
+            let count = self.after.get(key).map_or(0, |it| it.count).saturating_add(1);
+            (count, now + Delays::default().after(count))
+        };
+        self.after.insert(key.clone(), Failed { trouble, count, until });
     }
 
     pub(super) fn is_cooling(&self, key: &Key, now: BootTime) -> bool {
-        self.until.get(key).is_some_and(|it| it.1 > now)
+        self.after.get(key).is_some_and(|it| it.until > now)
     }
 
     pub(super) fn is_cooling_any(&self, now: BootTime) -> bool {
-        self.until.values().any(|it| it.1 > now)
+        self.after.values().any(|it| it.until > now)
     }
 
     /// Nothing of what is left got better in several tries.
     pub(super) fn has_given_up(&self) -> bool {
-        self.until.values().any(|it| it.0 >= 5)
+        self.after.values().any(|it| it.count >= 5)
     }
 
     /// When the next of them may be tried again.
     pub(super) fn due(&self, now: BootTime) -> Option<BootTime> {
-        self.until.values().map(|it| it.1).filter(|it| *it > now).min()
+        self.after.values().map(|it| it.until).filter(|it| *it > now).min()
+    }
+
+    /// What keeps a workload from getting on that the plan cannot know of, and when it is tried again.
+    pub(super) fn trouble(&self, name: &Name) -> Option<(&Trouble, BootTime)> {
+        let failed = self.after.get(&Key::Workload(name.clone()))?;
+        (!failed.trouble.is_counted).then_some((&failed.trouble, failed.until))
+    }
+
+    /// Everything may be tried at once.
+    pub(super) fn forget(&mut self) {
+        for failed in self.after.values_mut() {
+            failed.count = 0;
+            failed.until = BootTime::default();
+        }
     }
 }
 
-fn report(flight: &Flight, result: &Result<(), Error>) {
+fn report_done(flight: &Flight) {
     let step = &flight.step;
     let name = step.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let (action, subject, cause) = (step.action.verb(), step.action.subject(), &step.cause);
-    let ms = flight.begun.map_or(0, |it| it.elapsed().as_millis());
-    match result {
-        Ok(()) => info!(name, action, subject, cause = %cause, ms, "step done"),
-        Err(error) => {
-            warn!(name, action, subject, cause = %cause, error = %Chain(error), "step failed");
-        }
+    info!(name, action, subject, cause = %cause, ms = flight.lasted(), "step done");
+}
+
+/// A failure that persists is told when it starts and when its text changes, not at every try.
+fn report_failed(flight: &Flight, trouble: &Trouble, is_known: bool) {
+    let step = &flight.step;
+    let name = step.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let (action, subject, cause) = (step.action.verb(), step.action.subject(), &step.cause);
+    let (ms, error) = (flight.lasted(), &trouble.message);
+    if is_known {
+        debug!(name, action, subject, cause = %cause, error, ms, "step failed again");
+    } else {
+        warn!(name, action, subject, cause = %cause, error, ms, "step failed, and is tried again");
+    }
+}
+
+impl Flight {
+    fn lasted(&self) -> u64 {
+        let lasted = self.begun.map_or(Duration::ZERO, |it| it.elapsed());
+        u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)
     }
 }

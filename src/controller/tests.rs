@@ -121,6 +121,10 @@ async fn failing_steps_of_one_workload_leave_the_others_alone() {
     it.until_running("b").await;
     it.want("a", r#""args": ["x"]"#);
     it.after(600.0).await;
+    let item = it.item("bad");
+    assert_eq!((item.phase, item.reason.as_str()), (Phase::Running, "prepare-failed"));
+    assert_eq!((item.instance.unwrap().pid, item.up_to_date), (Some(pid), false));
+    assert!(item.message.contains("prepare snapshot") && item.next_retry_at.is_some());
     assert_eq!(it.running().await, ["a", "b", "bad"]);
     assert_eq!(it.pid_of("bad").await, pid, "nothing running is touched");
     let tries = it.calls().iter().filter(|it| *it == "make lease evenkeel-bad").count();
@@ -173,7 +177,7 @@ async fn a_process_that_ignores_its_signal_is_killed_when_its_time_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_hint_is_made_up_for_by_the_next_look_at_everything() {
-    let mut it = Harness::with(&[("a", "")]).await;
+    let it = Harness::with(&[("a", "")]).await;
     let pid = it.pid_of("a").await;
     it.runtime.set_silent(true);
     it.exit("a", 1).await;

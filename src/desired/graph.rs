@@ -138,6 +138,7 @@ fn duplicates(named: &[Named<'_>], graph: &mut Graph) {
         let message = format!("`{}` is named at {} as well", document.name, name_position(first));
         let problem = Problem::at(&place, severity, "duplicate-name", message);
         graph.problems.push(Problem {
+            workload: Some(document.name.clone()),
             hint: Some(hint.to_owned()),
             related: Some(name_position(first)),
             ..problem
@@ -242,7 +243,9 @@ fn cycles<'a>(
 }
 
 fn problem(document: &Named<'_>, code: &'static str, message: String) -> Problem {
-    Problem::at(&place(document, document.places.ipc_mode.as_ref()), Severity::Error, code, message)
+    let place = place(document, document.places.ipc_mode.as_ref());
+    let problem = Problem::at(&place, Severity::Error, code, message);
+    Problem { workload: Some(document.name.clone()), ..problem }
 }
 
 fn name_position(document: &Named<'_>) -> Position {

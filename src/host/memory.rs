@@ -23,7 +23,7 @@ pub type Processes = Arc<dyn Fn(u32) -> Option<Process> + Send + Sync>;
 pub fn process_of(spec: &Spec) -> Process {
     let namespaces = spec.linux().as_ref().and_then(|it| it.namespaces().as_deref());
     let namespace = namespaces.into_iter().flatten().find(|it| it.typ() == LinuxNamespaceType::Ipc);
-    let ipc = match namespace.map(|it| it.path()) {
+    let ipc = match namespace.map(oci_spec::runtime::LinuxNamespace::path) {
         None => ProcessIpc::Host,
         Some(None) => ProcessIpc::Own,
         Some(Some(path)) => ProcessIpc::Path(path.clone()),
@@ -89,6 +89,8 @@ enum Clock {
     Manual(BootTime),
     /// Follows tokio's clock, which tests can pause.
     Runtime(tokio::time::Instant),
+    /// The box's.
+    Boot,
 }
 
 impl fmt::Debug for MemoryHost {
@@ -118,6 +120,13 @@ impl MemoryHost {
     #[must_use]
     pub fn with_runtime_clock(self) -> Self {
         self.state().clock = Clock::Runtime(tokio::time::Instant::now());
+        self
+    }
+
+    /// The same host with the clock of the box, for tests with other parts that look at it.
+    #[must_use]
+    pub fn with_boot_clock(self) -> Self {
+        self.state().clock = Clock::Boot;
         self
     }
 
@@ -182,6 +191,7 @@ impl MemoryHost {
         state.clock = match state.clock {
             Clock::Manual(_) => Clock::Manual(BootTime(START)),
             Clock::Runtime(_) => Clock::Runtime(tokio::time::Instant::now()),
+            Clock::Boot => Clock::Boot,
         };
     }
 
@@ -345,6 +355,7 @@ impl Host for MemoryHost {
         match self.state().clock {
             Clock::Manual(now) => now,
             Clock::Runtime(start) => BootTime(START) + start.elapsed(),
+            Clock::Boot => super::linux::boot_time(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! [`diff`]: wishes, targets and gates of every workload, then one decision each, then the steps with their edges.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::{
     StopInstance, Want, decide, stop_signal,
 };
 use crate::backoff::Delays;
+use crate::content::hex;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
     Approval, EXITED, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
@@ -134,6 +136,8 @@ struct Planner<'a> {
     now: BootTime,
     plan: Plan,
     cases: BTreeMap<Name, Case<'a>>,
+    /// The revisions that are wanted of those that follow their manifests.
+    targets: BTreeMap<&'a Name, Rc<Target<'a>>>,
     /// Workloads that run, or will when the steps so far are done, by name.
     donors: BTreeMap<Name, Donor>,
     /// Workloads that run and cannot be joined as they are now, and why.
@@ -163,6 +167,7 @@ impl<'a> Planner<'a> {
             now,
             plan: Plan::default(),
             cases: BTreeMap::new(),
+            targets: BTreeMap::new(),
             donors: BTreeMap::new(),
             unjoinable: BTreeMap::new(),
             joiners: BTreeMap::new(),
@@ -177,6 +182,7 @@ impl<'a> Planner<'a> {
         self.gather();
         self.limit_removals();
         self.hold_donors_in_use();
+        self.aim();
         self.remove_orphans();
         for name in self.order() {
             self.plan_one(&name);
@@ -395,6 +401,14 @@ impl<'a> Planner<'a> {
         }
     }
 
+    fn aim(&mut self) {
+        for case in self.cases.values() {
+            if let Wish::Follow(workload, _) = &case.wish {
+                self.targets.insert(case.name, Rc::new(self.target(case, workload)));
+            }
+        }
+    }
+
     /// Donors before joiners, otherwise by name.
     fn order(&self) -> Vec<Name> {
         let mut done = BTreeSet::new();
@@ -468,7 +482,7 @@ impl<'a> Planner<'a> {
                 self.hold_releasable(name, current, &hold);
                 match &current.workload {
                     Some(workload) => {
-                        let target = self.same(current, workload);
+                        let target = Self::same(current, workload);
                         self.carry_out(name, Some(current), &target, Some(hold));
                     }
                     None => self.stand(name, Phase::Held, Some(hold), false, Some(current)),
@@ -481,7 +495,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The instance itself as its own target: it goes on as it was last applied.
-    fn same(&self, instance: &'a Instance, workload: &Arc<Workload>) -> Target<'a> {
+    fn same(instance: &'a Instance, workload: &Arc<Workload>) -> Target<'a> {
         Target {
             workload: Arc::clone(workload),
             id: instance.id.clone(),
@@ -501,7 +515,8 @@ impl<'a> Planner<'a> {
         workload: &Arc<Workload>,
         origin: &Origin,
     ) {
-        let target = self.target(name, current, workload);
+        let Some(target) = self.targets.get(name).cloned() else { return };
+        let target = &*target;
         let stopped = workload.spec.state == WantedState::Stopped;
         let is_current = target.instance.is_some()
             && target.instance.map(|it| &it.id) == current.map(|it| &it.id);
@@ -515,35 +530,31 @@ impl<'a> Planner<'a> {
             {
                 // It stays stopped as it is; the new revision is made when it is to run.
                 let kept =
-                    Target { workload: Arc::clone(workload), ..self.same(current, workload) };
+                    Target { workload: Arc::clone(workload), ..Self::same(current, workload) };
                 self.carry_out(name, Some(current), &kept, None);
             } else {
-                self.carry_out(name, current, &target, None);
+                self.carry_out(name, current, target, None);
             }
             return;
         }
         // Another revision is wanted. What is there goes on, restarts included, until the other one can start.
-        let obstacle = self.obstacle(&target).or_else(|| self.joiners_obstacle(name, &target));
+        let obstacle = self.obstacle(target).or_else(|| self.joiners_obstacle(name, target));
         match (obstacle, current) {
             (Some(obstacle), Some(current)) => match current.workload.clone() {
                 Some(stored) => {
-                    let kept = self.same(current, &stored);
+                    let kept = Self::same(current, &stored);
                     self.carry_out(name, Some(current), &kept, None);
                     self.remark(name, obstacle);
                 }
                 None => self.stand(name, Phase::Held, Some(obstacle), false, Some(current)),
             },
-            (_, current) => self.carry_out(name, current, &target, None),
+            (_, current) => self.carry_out(name, current, target, None),
         }
     }
 
     /// Which instance a manifest means, by meaning: one that is there and would come out the same, or a new one.
-    fn target(
-        &self,
-        name: &Name,
-        current: Option<&'a Instance>,
-        workload: &Arc<Workload>,
-    ) -> Target<'a> {
+    fn target(&self, case: &Case<'a>, workload: &Arc<Workload>) -> Target<'a> {
+        let current = case.current;
         let full = workload.spec.image.full();
         let mut image = self.observed.images.get(&full).cloned();
         if image.is_none() {
@@ -551,43 +562,42 @@ impl<'a> Planner<'a> {
             image = current.filter(|it| it.image.name == full).map(|it| it.image.clone());
         }
         let policy = &self.policy.ipc;
-        // The one that stands for it before the others.
-        let others = self.cases.get(name).map_or_else(Vec::new, |it| {
-            let mut others = it.others.clone();
+        // Empty: it would come out the same. Most are the same in every letter, which is quickly seen.
+        let changes = |it: &Instance| match &it.workload {
+            Some(stored) if stored == workload => Some(Vec::new()),
+            Some(stored) => Some(stored.changes(&it.defaults, workload, policy)),
+            None => None,
+        };
+        let has_image =
+            |it: &Instance| image.as_ref().is_none_or(|image| image.digest == it.image.digest);
+        let of_current = current.and_then(changes);
+        let others = || {
+            let mut others = case.others.clone();
             others.sort_by(|a, b| a.id.cmp(&b.id));
             others
-        });
-        let equal = current.into_iter().chain(others).find(|it| {
-            image.as_ref().is_none_or(|image| image.digest == it.image.digest)
-                && it.workload.as_ref().is_some_and(|stored| {
-                    // Most are the same in every letter, which is quickly seen.
-                    stored == workload || stored.changes(&it.defaults, workload, policy).is_empty()
-                })
-        });
+                .into_iter()
+                .find(|it| has_image(it) && changes(it).is_some_and(|it| it.is_empty()))
+        };
+        // The one that stands for it before the others.
+        let equal = current
+            .filter(|it| has_image(it) && of_current.as_ref().is_some_and(Vec::is_empty))
+            .or_else(others);
         if let Some(instance) = equal {
-            let mut same = self.same(instance, workload);
+            let mut same = Self::same(instance, workload);
             same.image = Some(instance.image.clone());
             return same;
         }
         let digest = image.as_ref().map_or("", |it| it.digest.as_str());
         let revision = workload.revision(digest);
-        let changes = current.map_or_else(Vec::new, |it| {
-            let mut changes = it
-                .workload
-                .as_ref()
-                .map_or_else(Vec::new, |stored| stored.changes(&it.defaults, workload, policy));
-            if let Some(image) = &image
-                && image.digest != it.image.digest
-                && image.name == it.image.name
-            {
-                changes.insert(
-                    0,
-                    format!("image: {} → {}", short(&it.image.digest), short(&image.digest)),
-                );
-            }
-            changes
-        });
-        let id = InstanceId::new(name, &revision);
+        let mut changes = of_current.unwrap_or_default();
+        if let (Some(image), Some(current)) = (&image, current)
+            && image.digest != current.image.digest
+            && image.name == current.image.name
+        {
+            let (before, after) = (short(&current.image.digest), short(&image.digest));
+            changes.insert(0, format!("image: {before} → {after}"));
+        }
+        let id = InstanceId::new(case.name, &revision);
         Target {
             // An instance of this revision whose manifest cannot be read any more is still that revision.
             instance: self.observed.instances.get(&id),
@@ -642,8 +652,10 @@ impl<'a> Planner<'a> {
         }
         let Some(image) = &target.image else {
             let name = target.workload.spec.image.full();
-            let broken: String =
-                self.observed.archive_problems.iter().map(|it| format!("; {it}")).collect();
+            let mut broken = self.observed.archive_problems.join("; ");
+            if !broken.is_empty() {
+                broken.insert_str(0, "; ");
+            }
             return no(
                 "image-missing",
                 format!(
@@ -696,12 +708,10 @@ impl<'a> Planner<'a> {
         let joiners = self.joiners.get(name).into_iter().flatten();
         for case in joiners.filter_map(|it| self.cases.get(it)) {
             let Some(current) = case.current.filter(|it| it.task.pid().is_some()) else { continue };
-            let Some(workload) = Self::effective(case) else { continue };
-            let joiner = match &case.wish {
-                Wish::Follow(wanted, _) => self.target(case.name, Some(current), wanted),
-                Wish::Keep { .. } | Wish::Unclaimed | Wish::Remove { .. } | Wish::Invalid => {
-                    self.same(current, &workload)
-                }
+            let joiner = match (self.targets.get(case.name), Self::effective(case)) {
+                (Some(target), _) => Rc::clone(target),
+                (None, Some(workload)) => Rc::new(Self::same(current, &workload)),
+                (None, None) => continue,
             };
             // The donor itself is what this is about: it is joinable in its wanted spec.
             if let Some(why) = self.obstacle(&joiner).filter(|it| !it.reason.contains("donor")) {
@@ -1058,7 +1068,7 @@ impl<'a> Planner<'a> {
                     before = vec![stop];
                 }
                 (_, Have::Exited | Have::Lost | Have::Created) => {
-                    before.push(self.finish_with(name, current, target, Vec::new()))
+                    before.push(self.finish_with(name, current, target, Vec::new()));
                 }
                 (_, Have::Nothing | Have::Unstarted | Have::Ended | Have::Unknown) => {}
             }
@@ -1329,6 +1339,10 @@ impl<'a> Planner<'a> {
             let by_absence = by_absence.clone().filter(|_| counted.insert(name));
             let before = joiners.get(name).cloned().unwrap_or_default();
             let step = remove_steps(&mut self.plan, instance, cause, before, by_absence);
+            if !self.desired.workloads.contains_key(name) {
+                let going = Obstacle { reason: "removed", message: cause.to_string() };
+                self.stand(name, Phase::Stopping, Some(going), false, Some(instance));
+            }
             if let Some(donor) = donor_of(instance) {
                 joiners.entry(donor).or_default().push(step);
             }
@@ -1519,5 +1533,5 @@ fn token(removals: &BTreeSet<Approval>) -> String {
     for it in removals {
         digest.update(format!("{} {}\n", it.name, it.instance));
     }
-    digest.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest.finalize()[..4])
 }

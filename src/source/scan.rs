@@ -12,9 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Dir, FileType, OFlags};
 use rustix::io::Errno;
 
+use super::events::{Key, Watches};
 use super::file::{self, FILE_LIMIT, FileId, Kind, Refusal, Signature};
 use super::ignore::{self, Ignore};
-use super::inotify::{Key, Watches};
 use crate::desired::Root;
 
 /// Most manifests of one source.
@@ -102,7 +102,7 @@ impl Walk<'_> {
             unsteady: false,
         };
         for (directory, name) in hinges(self.root) {
-            self.watches.way(&directory, &name, self.source);
+            self.watches.name(&directory, &name, self.source);
         }
         match file::kind(self.root) {
             Kind::Directory(metadata) => {
@@ -328,7 +328,7 @@ impl Walk<'_> {
 
     fn real_place(&mut self, path: &Path) -> Option<Key> {
         let real = std::fs::canonicalize(path).ok()?;
-        self.watches.target(real.parent()?, real.file_name()?, self.source)
+        self.watches.name(real.parent()?, real.file_name()?, self.source)
     }
 }
 

@@ -1,10 +1,17 @@
 //! Which content of a file counts: only a settled one.
 //!
-//! A file is settled when it came by rename, or its last write was followed by its close; or, when no events were
-//! seen (start-up, overflow, a network file system), when nobody has it open for writing and two reads agree, a quiet
-//! time apart, or one second where it cannot be known who has it open. On a local file system, a change time a few
-//! seconds ago stands for the first of the two reads. Until then its last settled content counts:
-//! most prefixes of a manifest are valid manifests.
+//! A content is settled when all of this holds:
+//!
+//! * Events say that the file came by rename, or that its last write was followed by its close. Or no events were seen
+//!   (start-up, overflow, a network file system) and two reads agree, a quiet time apart; on a local file system, a
+//!   change time a few seconds ago stands for the first of the two.
+//! * After it was read, nobody has the file open for writing. Where that cannot be known, no later event has come since
+//!   and, without events, the two reads are a second apart.
+//! * After that, the file still looks as it did when it was read.
+//!
+//! The first is a hint, because events come late; the others make it sure: there was a time after the read at which
+//! the file was closed, and from the read until then nothing was written. Until all of it holds the last settled
+//! content counts: most prefixes of a manifest are valid manifests.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,11 +22,11 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use super::events::{Key, Mark, Stage, Stir, Watches};
 use super::file::{self, Content, FileId, Look, Refusal, Signature};
 use super::ignore::{self, BadLine, Ignore};
-use super::inotify::{Key, Mark, Stage, Stir, Watches};
 use super::scan::{Entry, Found, Place, Walk};
-use super::writers::{Writers, writers};
+use super::writers::Writers;
 use crate::desired::history::LATEST;
 use crate::desired::{BootTime, FileState, Root, Scan, Source};
 use crate::manifest::{self, Position, Problem, Reading, Severity};
@@ -98,14 +105,12 @@ pub(super) struct Tracker {
     unsteady: bool,
     /// The patterns changed after the walk that used them.
     repeat: bool,
-    /// Who knows the writers of files.
-    ask: Ask,
 }
 
 /// Answers who has files open for writing.
-type Ask = fn(&BTreeMap<FileId, OsString>) -> Writers;
+pub(super) type Ask = fn(&BTreeMap<FileId, OsString>) -> Writers;
 
-/// A read whose result counts if no event came meanwhile.
+/// A read whose result may count.
 #[derive(Debug)]
 struct Read {
     file: Which,
@@ -136,6 +141,68 @@ pub(super) struct Begun {
     changed: bool,
 }
 
+/// A look at one source of which only the writers of some files are still to be known.
+#[derive(Debug)]
+struct Weighed {
+    found: Found,
+    /// What counts if nobody is writing it.
+    ready: Vec<Read>,
+    at: BootTime,
+}
+
+/// Ends looks: decides what counts of what was read. `stir` is what events brought since, and is added to.
+///
+/// All looks together, because to ask for writers is to look at every process.
+pub(super) fn end(
+    looks: Vec<(&mut Tracker, Begun)>,
+    watches: &mut Watches,
+    stir: &mut Stir,
+    ask: Ask,
+    now: BootTime,
+) -> Vec<Result<Scan, Repeat>> {
+    let weigh = |(tracker, begun): (_, _)| {
+        let tracker: &mut Tracker = tracker;
+        let weighed = tracker.weigh(begun, watches, stir, now);
+        (tracker, weighed)
+    };
+    let weighed: Vec<(&mut Tracker, Weighed)> = looks.into_iter().map(weigh).collect();
+    let ready = weighed.iter().flat_map(|(_, it)| &it.ready);
+    let files: BTreeMap<FileId, OsString> = ready.filter_map(Read::asks).collect();
+    let answer = if files.is_empty() { Writers::Known(Vec::new()) } else { ask(&files) };
+    if weighed.iter().any(|(_, it)| !it.ready.is_empty()) {
+        stir.add(watches.drain_late(now));
+    }
+    weighed
+        .into_iter()
+        .map(|(tracker, weighed)| tracker.conclude(weighed, watches, stir, &answer, now))
+        .collect()
+}
+
+impl Read {
+    /// Whether no later event has come.
+    fn is_unchanged(&self, watches: &Watches, stir: &Stir) -> bool {
+        !stir.lost && self.key.as_ref().and_then(|key| watches.mark(key)) == self.mark
+    }
+
+    /// Whether the file looks as it did when it was read.
+    fn is_as_it_was(&self) -> bool {
+        std::fs::metadata(&self.place.path)
+            .is_ok_and(|it| Signature::of(&it) == self.content.signature)
+    }
+
+    /// What to ask for its writers; `None` where no answer would be whole.
+    fn asks(&self) -> Option<(FileId, OsString)> {
+        let key = self.key.as_ref().filter(|_| self.content.local && !self.place.many_names)?;
+        Some((self.content.signature.id, key.name.clone()))
+    }
+
+    fn unmark(&self, watches: &mut Watches) {
+        if let Some(key) = &self.key {
+            watches.unmark(key);
+        }
+    }
+}
+
 impl Begun {
     /// The files whose events matter.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
@@ -150,7 +217,6 @@ impl Begun {
 impl Tracker {
     pub(super) fn new(source: Source, index: usize) -> Self {
         Self {
-            ask: writers,
             source,
             index,
             files: BTreeMap::new(),
@@ -219,112 +285,109 @@ impl Tracker {
         Begun { found, reads, at: now, changed }
     }
 
-    /// Decides what counts of what was read, after the events that came meanwhile were read too. `Err`: the walk has to
-    /// be repeated at once, because what it leaves out has changed.
-    pub(super) fn end(
+    /// Sorts out what may count of what was read, after the events that came meanwhile were taken too.
+    fn weigh(
         &mut self,
         begun: Begun,
         watches: &mut Watches,
         stir: &Stir,
         now: BootTime,
-    ) -> Result<Scan, Repeat> {
+    ) -> Weighed {
         let Begun { found, reads, at, changed } = begun;
         if changed {
             // On a slow disk a walk takes long, and what it found may have happened a moment ago.
             self.changed(now);
         }
-        let mut quiet = Vec::new();
-        for read in reads {
-            let unchanged =
-                !stir.lost && read.key.as_ref().and_then(|key| watches.mark(key)) == read.mark;
-            let finished = matches!(read.mark, Some(Mark { stage: Stage::Finished, .. }));
-            if !unchanged || read.content.torn {
-                let due = now + QUIET;
-                self.tracked(&read.file).wait(&read, due, now);
-            } else if finished {
-                self.settle(&read, watches);
-            } else {
-                quiet.push(read);
-            }
-        }
-        self.settle_quiet(quiet, watches, at, now);
-        if self.repeat { Err(Repeat) } else { Ok(self.scan(&found, at)) }
-    }
-
-    /// Settles files of which no event says that they are finished. They were read between `at` and `now`.
-    fn settle_quiet(
-        &mut self,
-        reads: Vec<Read>,
-        watches: &mut Watches,
-        at: BootTime,
-        now: BootTime,
-    ) {
-        let mut old = Vec::new();
+        let mut ready = Vec::new();
         for read in reads {
             let tracked = self.tracked(&read.file);
             let same_as_settled =
                 tracked.settled.as_ref().is_some_and(|settled| settled.digest == Some(read.digest));
-            if read.content.age >= AGED && !is_writing(&read) {
-                old.push(read);
-                continue;
-            }
-            let same_as_before = tracked.candidate.as_ref().filter(|candidate| {
-                candidate.signature == read.content.signature && candidate.digest == read.digest
+            let same_as_before = tracked.candidate.as_ref().is_some_and(|candidate| {
+                candidate.signature == read.content.signature
+                    && candidate.digest == read.digest
+                    && at >= candidate.since + QUIET
             });
-            match same_as_before {
-                Some(candidate) if at >= candidate.since + QUIET => {
-                    if same_as_settled {
-                        self.settle(&read, watches);
-                    } else {
-                        old.push(read);
-                    }
-                }
-                _ => {
-                    let due = now + QUIET;
-                    tracked.wait(&read, due, now);
-                }
-            }
-        }
-        if old.is_empty() {
-            return;
-        }
-        let mut ask = BTreeMap::<FileId, OsString>::new();
-        for read in &old {
-            if let Some(key) = &read.key
-                && read.content.local
-                && !read.place.many_names
-            {
-                ask.insert(read.content.signature.id, key.name.clone());
-            }
-        }
-        let answer = if ask.is_empty() { Writers::Known(Vec::new()) } else { (self.ask)(&ask) };
-        for read in old {
-            let id = read.content.signature.id;
-            let tracked = self.tracked(&read.file);
-            let since = tracked.candidate.as_ref().map_or(now, |it| it.since);
-            let writing = is_writing(&read);
-            let aged = read.content.age >= AGED;
-            let (known, found) = match &answer {
-                Writers::Known(found) => (ask.contains_key(&id), found),
-                Writers::Incomplete(found) => (false, found),
-            };
-            if found.contains(&id) {
-                let asked = tracked.candidate.as_ref().map_or(0, |it| it.asked);
-                let pause = (QUIET * 2).saturating_mul(1_u32 << asked.min(16)).min(ASK_LIMIT);
-                tracked.wait(&read, now + pause, now);
-                tracked.held_open = true;
-                if let Some(candidate) = &mut tracked.candidate {
-                    candidate.asked += 1;
-                }
-            } else if known || (!writing && (aged || at >= since + UNKNOWN)) {
+            let aged = read.content.age >= AGED && !is_writing(&read);
+            let may_count = is_finished(&read) || aged || same_as_before;
+            if !read.is_unchanged(watches, stir) || read.content.torn {
+                tracked.wait(&read, now + QUIET, now);
+            } else if may_count && same_as_settled {
+                // It counts already, whoever is about to write it.
                 self.settle(&read, watches);
-            } else if writing {
-                // It was seen to be written and its close was not: only the close, or knowing better, settles it.
-                tracked.wait(&read, now + ASK_LIMIT, now);
-                tracked.held_open = true;
+            } else if may_count {
+                ready.push(read);
             } else {
-                tracked.wait(&read, since + UNKNOWN, now);
+                tracked.wait(&read, now + QUIET, now);
             }
+        }
+        Weighed { found, ready, at }
+    }
+
+    /// Decides what counts, knowing the writers. `Err`: the walk has to be repeated at once, because what it leaves out
+    /// has changed.
+    fn conclude(
+        &mut self,
+        weighed: Weighed,
+        watches: &mut Watches,
+        stir: &Stir,
+        answer: &Writers,
+        now: BootTime,
+    ) -> Result<Scan, Repeat> {
+        let Weighed { found, ready, at } = weighed;
+        for read in ready {
+            self.conclude_read(&read, watches, stir, answer, at, now);
+        }
+        if self.repeat { Err(Repeat) } else { Ok(self.scan(&found, at)) }
+    }
+
+    /// Settles a file or waits. It was read between `at` and `now`.
+    fn conclude_read(
+        &mut self,
+        read: &Read,
+        watches: &mut Watches,
+        stir: &Stir,
+        answer: &Writers,
+        at: BootTime,
+        now: BootTime,
+    ) {
+        let finished = is_finished(read);
+        let writing = is_writing(read);
+        let aged = read.content.age >= AGED;
+        let id = read.content.signature.id;
+        let (known, found) = match answer {
+            Writers::Known(found) => (read.asks().is_some(), found),
+            Writers::Incomplete(found) => (false, found),
+        };
+        let tracked = self.tracked(&read.file);
+        let since = tracked.candidate.as_ref().map_or(now, |it| it.since);
+        if !read.is_unchanged(watches, stir) {
+            tracked.wait(read, now + QUIET, now);
+        } else if found.contains(&id) {
+            let asked = tracked.candidate.as_ref().map_or(0, |it| it.asked);
+            let pause = (QUIET * 2).saturating_mul(1_u32 << asked.min(16)).min(ASK_LIMIT);
+            tracked.wait(read, now + pause, now);
+            tracked.held_open = true;
+            if let Some(candidate) = &mut tracked.candidate {
+                candidate.asked += 1;
+            }
+            if finished {
+                read.unmark(watches);
+            }
+        } else if !read.is_as_it_was() {
+            // Its event is on its way; the one that was there was about something else.
+            tracked.wait(read, now + QUIET, now);
+            if finished {
+                read.unmark(watches);
+            }
+        } else if known || finished || (!writing && (aged || at >= since + UNKNOWN)) {
+            self.settle(read, watches);
+        } else if writing {
+            // It was seen to be written and its close was not: only the close, or knowing better, settles it.
+            tracked.wait(read, now + ASK_LIMIT, now);
+            tracked.held_open = true;
+        } else {
+            tracked.wait(read, since + UNKNOWN, now);
         }
     }
 
@@ -336,9 +399,7 @@ impl Tracker {
     }
 
     fn settle(&mut self, read: &Read, watches: &mut Watches) {
-        if let Some(key) = &read.key {
-            watches.unmark(key);
-        }
+        read.unmark(watches);
         let shown = match &read.file {
             Which::Ignore => self.source.path().join(ignore::FILE),
             Which::Manifest(path) => shown(self.source.path(), path),
@@ -563,6 +624,11 @@ impl Tracked {
         self.due = Some(due);
         self.held_open = false;
     }
+}
+
+/// Whether events say that it came by rename or was closed after its last write.
+fn is_finished(read: &Read) -> bool {
+    matches!(read.mark, Some(Mark { stage: Stage::Finished, .. }))
 }
 
 /// Whether it was seen to be written, and not to be closed since.

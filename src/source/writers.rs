@@ -3,8 +3,8 @@
 //! Asks nothing of the file itself: a lease (`F_SETLEASE`) would say the same in one call, but there is no safe way to
 //! take one. Does not see writers in another kernel, which is why it is asked about local file systems only.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -33,12 +33,13 @@ pub(super) fn writers(files: &BTreeMap<FileId, OsString>) -> Writers {
     let mut complete =
         std::fs::metadata("/proc/self/ns/pid").is_ok_and(|it| it.ino() == FIRST_PID_NAMESPACE);
     let Ok(processes) = std::fs::read_dir("/proc") else { return Writers::Incomplete(found) };
+    let names: HashSet<&OsStr> = files.values().map(OsString::as_os_str).collect();
     let mut left = DESCRIPTOR_LIMIT;
     for process in processes.flatten() {
         if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        match look_into(&process.path(), files, &mut left, &mut found) {
+        match look_into(&process.path(), files, &names, &mut left, &mut found) {
             Ok(()) => {}
             Err(error) if is_gone(&error) => {}
             Err(_) => complete = false,
@@ -59,6 +60,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 fn look_into(
     process: &Path,
     files: &BTreeMap<FileId, OsString>,
+    names: &HashSet<&OsStr>,
     left: &mut usize,
     found: &mut Vec<FileId>,
 ) -> std::io::Result<()> {
@@ -74,7 +76,7 @@ fn look_into(
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(error),
         };
-        if !target.is_absolute() || !files.values().any(|name| target.file_name() == Some(name)) {
+        if !target.is_absolute() || !target.file_name().is_some_and(|name| names.contains(name)) {
             continue;
         }
         let Ok(metadata) = std::fs::metadata(descriptor.path()) else { continue };

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod donors;
+mod edits;
 mod modes;
+mod refused;
 mod shm;
 pub(crate) mod stage;

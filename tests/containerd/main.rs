@@ -5,6 +5,7 @@
 mod contract;
 mod crash;
 mod engine;
+mod examples;
 mod host;
 mod ipc;
 mod lifecycle;

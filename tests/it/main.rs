@@ -4,5 +4,6 @@ mod cli;
 mod docs;
 mod manifests;
 mod oci;
+mod reconcile;
 mod source;
 mod structure;

@@ -3,9 +3,11 @@
 //! `UPDATE=1 cargo test` rewrites the files; a reviewer reads their diff.
 #![cfg(test)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use evenkeel::manifest::{self, Content};
 use evenkeel::observed::{ImageConfig, PublishedPaths};
 use evenkeel::oci::{Lowering, lower};
 use evenkeel::workload::{IpcDefaults, Workload};
@@ -100,6 +102,36 @@ fn whole_specs_are_as_committed() {
         "sealed.json",
         &text(&lowered(&workload(json!({ "ipcMode": "none", "readOnlyRootfs": true })), &shell())),
     );
+}
+
+/// Every example and what the demo runs, each workload on its own.
+#[test]
+fn the_specs_of_all_examples_are_as_committed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = BTreeSet::new();
+    for directory in ["examples", "manifests"] {
+        for entry in std::fs::read_dir(root.join(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|it| it != "yaml") {
+                continue;
+            }
+            let reading = manifest::read(&path, &std::fs::read(&path).unwrap());
+            assert_eq!(reading.problems, [], "{}", path.display());
+            for document in reading.documents {
+                let Content::Workload { name, workload: Some(workload), .. } = document.content
+                else {
+                    panic!("{} has a document that is no workload", path.display())
+                };
+                let file = format!("examples/{name}.json");
+                check(&file, &text(&lowered(&workload, &shell())));
+                names.insert(format!("{name}.json"));
+            }
+        }
+    }
+    let committed = std::fs::read_dir(root.join("tests/golden/oci/examples")).unwrap();
+    let committed: BTreeSet<String> =
+        committed.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(committed, names, "specs of examples that are gone");
 }
 
 const MODES: [&str; 5] = ["none", "private", "shareable", "host", "container:db"];

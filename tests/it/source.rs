@@ -30,14 +30,14 @@ fn name(text: &str) -> Name {
 }
 
 /// A manifest; the tag tells its versions apart.
-fn manifest(name: &str, tag: &str) -> String {
+pub(super) fn manifest(name: &str, tag: &str) -> String {
     format!(
         "apiVersion: evenkeel/v1\nkind: Container\nmetadata:\n  name: {name}\nspec:\n  image: docker.io/library/busybox:{tag}\n"
     )
 }
 
 /// Puts a file there as a careful writer does.
-fn place(path: &Path, text: &str) {
+pub(super) fn place(path: &Path, text: &str) {
     let temporary = path.with_file_name(".placed");
     fs::write(&temporary, text).unwrap();
     fs::rename(temporary, path).unwrap();
@@ -228,6 +228,59 @@ async fn no_prefix_of_a_slowly_written_manifest_ever_acts() {
         assert!(spec.read_only_rootfs, "the whole file counts");
         assert!(codes(&state).is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_finished_file_that_is_written_again_before_it_is_read_never_acts_by_half() {
+    use std::fmt::Write as _;
+    use std::io::Write as _;
+    let text = |tag: u32| {
+        let mut text = manifest("a", &tag.to_string());
+        text.push_str("  env:\n");
+        for n in 0..20 {
+            writeln!(text, "    - {{name: V{n}, value: \"{tag}\"}}").unwrap();
+        }
+        text
+    };
+    let mut rig = Rig::new(&[("a.yaml", &text(0))]);
+    rig.until("the first", |it| tag_of(it, "a") == Some("0")).await;
+    let mut seen = rig.watching.desired();
+    let observer = tokio::spawn(async move {
+        let mut last = 0;
+        while seen.changed().await.is_ok() {
+            let state = seen.borrow_and_update().clone().unwrap();
+            let Some(wanted) = state.workloads.get(&name("a")) else { continue };
+            let spec = &wanted.workload.as_ref().expect("no half-written file counts").spec;
+            assert_eq!(spec.env.len(), 20, "{spec:?}");
+            last = spec.image.as_str().rsplit_once(':').unwrap().1.parse().unwrap();
+        }
+        last
+    });
+    for round in 0..30 {
+        let (finished, next) = (2 * round + 1, 2 * round + 2);
+        if round % 2 == 0 {
+            place(&rig.path("a.yaml"), &text(finished));
+        } else {
+            fs::write(rig.path("a.yaml"), text(finished)).unwrap();
+        }
+        // From before the event was heard of to after the file was read.
+        tokio::time::sleep(Duration::from_micros(u64::from(round) * 150)).await;
+        let next = text(next);
+        // Up to the end of a line, so that it is a valid manifest that says something else.
+        let half = next.find("    - {name: V10").unwrap();
+        let mut writer = fs::File::create(rig.path("a.yaml")).unwrap();
+        writer.write_all(&next.as_bytes()[..half]).unwrap();
+        let marker = round.to_string();
+        place(&rig.path("marker.yaml"), &manifest("marker", &marker));
+        rig.watching.look();
+        rig.until("the marker", |it| tag_of(it, "marker") == Some(&marker)).await;
+        writer.write_all(&next.as_bytes()[half..]).unwrap();
+        drop(writer);
+        let tag = (2 * round + 2).to_string();
+        rig.until("the whole", |it| tag_of(it, "a") == Some(&tag)).await;
+    }
+    drop(rig);
+    assert_eq!(observer.await.unwrap(), 60);
 }
 
 #[tokio::test]
@@ -613,7 +666,7 @@ async fn validation_reads_what_is_there_now_and_shows_paths_as_given() {
 }
 
 /// Runs git and stops it for 150 ms at some point, as a busy machine does.
-async fn git(root: &Path, arguments: &[&str], stop_after: Option<Duration>) {
+pub(super) async fn git(root: &Path, arguments: &[&str], stop_after: Option<Duration>) {
     let mut git = tokio::process::Command::new("git")
         .args(["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "gc.auto=0"])
         .args(arguments)

@@ -38,10 +38,11 @@ const CONSTANTS: [&str; 3] = ["std", "env", "consts"];
 const CLOCKS: [&[&str]; 2] = [&["Instant", "now"], &["SystemTime", "now"]];
 
 /// Crates that one room keeps to itself, by the start of the paths that may name them.
-const PRIVATE_CRATES: [(&str, &str); 3] = [
+const PRIVATE_CRATES: [(&str, &str); 4] = [
     ("containerd_client", "src/runtime/containerd"),
     ("tonic", "src/runtime/containerd"),
     ("granit_parser", "src/manifest/yaml"),
+    ("notify", "src/source/events"),
 ];
 
 /// More than this in `main.rs` belongs into the library, where it can be tested.

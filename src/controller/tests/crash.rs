@@ -150,8 +150,9 @@ async fn a_crash_after_any_effect_leaves_nothing_that_the_next_controller_does_n
             assert_eq!(left, expected, "{} that ended after {made:?}", scenario.what);
         }
     }
-    // An import needs an archive and is interrupted elsewhere.
+    // An import needs an archive, and a lost pin somebody's hand: both are interrupted elsewhere.
+    let elsewhere = ["import", "publish"];
     let never: Vec<_> =
-        EFFECTS.iter().filter(|it| !passed.contains(*it) && **it != "import").collect();
+        EFFECTS.iter().filter(|it| !passed.contains(*it) && !elsewhere.contains(it)).collect();
     assert!(never.is_empty(), "no scenario makes {never:?}");
 }

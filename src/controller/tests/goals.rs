@@ -57,7 +57,7 @@ async fn a_missing_image_ends_it_when_all_others_run() {
     // Who waits gets it when it comes.
     let runtime = it.runtime.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(600)).await;
+        tokio::time::sleep(Duration::from_mins(10)).await;
         runtime.add_image(image("docker.io/library/nowhere:1", ImagePlace::Store));
     });
     assert_eq!(it.once(WAIT).await, Ended::Converged);
@@ -188,5 +188,16 @@ async fn down_of_what_does_not_answer_gives_up() {
     it.runtime.hang(&it.id_of("a").await, true);
     assert_eq!(it.once(Goal::Down { names: None }).await, Ended::NotConverged);
     assert_eq!(it.look().await.instances.len(), 1);
-    assert!(it.clock() < 600000);
+    assert!(it.clock() < 600_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_does_not_end_before_the_manifests_have_come_to_rest() {
+    let mut it = Harness::new();
+    it.want("web", "");
+    let controller = it.controller(Arc::new(it.edge()), Goal::Converge { wait: false });
+    let ended = controller.run(watch::channel(None).0, std::future::pending());
+    // What is absent may still have to be confirmed for as long as the other end is there.
+    let ended = tokio::time::timeout(Duration::from_mins(1), ended).await;
+    assert!(ended.is_err(), "{ended:?}");
 }

@@ -1,13 +1,9 @@
 //! A controller on a runtime and a host in memory, with a clock that tests move; the run directory is a real one.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::super::*;
 use crate::backoff::Delays;
@@ -186,7 +182,11 @@ impl Harness {
         self.directory.path().join("logs")
     }
 
-    fn controller(&self, edge: MemoryEdge, goal: Goal) -> Controller<MemoryRuntime, MemoryHost> {
+    pub(super) fn controller(
+        &self,
+        edge: MemoryEdge,
+        goal: Goal,
+    ) -> Controller<MemoryRuntime, MemoryHost> {
         Controller {
             edge,
             desired: self.desired.subscribe(),
@@ -215,7 +215,9 @@ impl Harness {
     pub(super) async fn once(&mut self, goal: Goal) -> Ended {
         let (report, status) = watch::channel(None);
         self.status = status;
-        let controller = self.controller(Arc::new(self.edge()), goal);
+        let mut controller = self.controller(Arc::new(self.edge()), goal);
+        // A command reads its manifests to their last state, and then the channel ends.
+        controller.desired = watch::channel(Some(Arc::new(self.wanted.clone()))).1;
         let ended = controller.run(report, std::future::pending());
         tokio::time::timeout(DEADLINE, ended).await.expect("it ends")
     }
@@ -258,9 +260,8 @@ impl Harness {
                 status.changed().await.expect("the controller runs");
             }
         };
-        if tokio::time::timeout(DEADLINE, wait).await.is_err() {
-            panic!("never came: {what}; the last status was {:#?}", self.status.borrow());
-        }
+        let came = tokio::time::timeout(DEADLINE, wait).await.is_ok();
+        assert!(came, "never came: {what}; the last status was {:#?}", self.status.borrow());
     }
 
     pub(super) async fn until_running(&mut self, workload: &str) {

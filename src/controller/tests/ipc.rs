@@ -210,7 +210,7 @@ async fn a_joiner_of_a_stopped_donor_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_joiner_of_a_joiner_lives_with_the_root() {
-    let mut it = Harness::with(&[
+    let it = Harness::with(&[
         ("donor", DONOR),
         ("joiner", JOINER),
         ("third", r#""ipcMode": "container:joiner""#),

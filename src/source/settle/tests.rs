@@ -1,14 +1,17 @@
 use std::fs;
 use std::io::Write as _;
 
+use super::super::writers::writers;
 use super::*;
 
 /// A tracker of a real directory under an artificial clock.
 struct Bench {
     _directory: tempfile::TempDir,
+    beside: tempfile::TempDir,
     root: PathBuf,
     tracker: Tracker,
     watches: Watches,
+    ask: Ask,
     now: BootTime,
 }
 
@@ -19,16 +22,17 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(directory.path()).unwrap();
         let source = Source::new(Path::new("/"), &root);
-        let mut tracker = Tracker::new(source, 0);
-        // Other processes of the machine that runs the tests may be closed to us.
-        tracker.ask = |files| match writers(files) {
-            Writers::Known(found) | Writers::Incomplete(found) => Writers::Known(found),
-        };
+        let tracker = Tracker::new(source, 0);
         Self {
             _directory: directory,
+            beside: tempfile::tempdir().unwrap(),
             root,
             tracker,
-            watches: Watches::new(inotify),
+            watches: if inotify { Watches::new(|| {}) } else { Watches::default() },
+            // Other processes of the machine that runs the tests may be closed to us.
+            ask: |files| match writers(files) {
+                Writers::Known(found) | Writers::Incomplete(found) => Writers::Known(found),
+            },
             now: BootTime(Duration::from_secs(1000)),
         }
     }
@@ -42,15 +46,30 @@ impl Bench {
         self
     }
 
+    /// Takes all events of what happened until now.
+    fn drain(&mut self) -> Stir {
+        self.watches.catch_up(self.beside.path());
+        self.watches.drain(self.now)
+    }
+
+    fn begin(&mut self, forget: bool) -> Begun {
+        self.tracker.begin(&mut self.watches, self.now, forget)
+    }
+
+    fn end(&mut self, begun: Begun, mut stir: Stir) -> Result<Scan, Repeat> {
+        let looks = vec![(&mut self.tracker, begun)];
+        super::end(looks, &mut self.watches, &mut stir, self.ask, self.now).remove(0)
+    }
+
     /// One look, with `meanwhile` between the reading and the decision.
     fn look_while(&mut self, forget: bool, meanwhile: impl FnOnce(&Path)) -> Scan {
-        self.watches.drain(self.now);
+        self.drain();
         self.watches.begin();
-        let begun = self.tracker.begin(&mut self.watches, self.now, forget);
+        let begun = self.begin(forget);
         self.watches.end(begun.keys().collect());
         meanwhile(&self.root);
-        let stir = self.watches.drain(self.now);
-        self.tracker.end(begun, &mut self.watches, &stir, self.now).unwrap()
+        let stir = self.drain();
+        self.end(begun, stir).unwrap()
     }
 
     fn look(&mut self) -> Scan {
@@ -96,7 +115,7 @@ fn without_an_event_two_reads_must_agree_a_quiet_time_apart() {
 #[test]
 fn where_writers_cannot_be_known_two_reads_must_agree_a_second_apart() {
     let mut bench = Bench::new(true);
-    bench.tracker.ask = |_| Writers::Incomplete(Vec::new());
+    bench.ask = |_| Writers::Incomplete(Vec::new());
     fs::write(bench.path("web.yaml"), WEB).unwrap();
     bench.look();
     assert_eq!(documents(&bench.after(950).look()), None);
@@ -120,7 +139,6 @@ fn a_content_of_old_counts_at_the_first_look_unless_somebody_has_it_open() {
     let mut bench = Bench::new(true);
     let read = |ask: Ask, bench: &mut Bench| {
         bench.tracker = Tracker::new(bench.tracker.source.clone(), 0);
-        bench.tracker.ask = ask;
         let signature = Signature::of(&fs::metadata(&program).unwrap());
         let key = Key { directory: signature.id, name: "x".into() };
         let content = Content {
@@ -135,7 +153,15 @@ fn a_content_of_old_counts_at_the_first_look_unless_somebody_has_it_open() {
             Place { path: program.clone(), signature, many_names: false, key: Some(key.clone()) };
         let file = Which::Manifest("web.yaml".into());
         let read = Read { file, key: Some(key), mark: None, place, content, digest: [0; 32] };
-        bench.tracker.settle_quiet(vec![read], &mut bench.watches, bench.now, bench.now);
+        bench.ask = ask;
+        let found = Walk {
+            root: Path::new("/nowhere"),
+            source: 0,
+            ignore: &Ignore::default(),
+            watches: &mut Watches::default(),
+        };
+        let begun = Begun { found: found.run(), reads: vec![read], at: bench.now, changed: false };
+        bench.end(begun, Stir::default()).unwrap();
         bench.tracker.files[Path::new("web.yaml")].settled.is_some()
     };
     assert!(read(|_| Writers::Incomplete(Vec::new()), &mut bench));
@@ -197,20 +223,20 @@ fn what_is_rewritten_counts_as_it_was_until_it_is_whole() {
 fn a_slow_look_counts_from_the_side_that_waits_longer() {
     let mut bench = Bench::new(false);
     fs::write(bench.path("web.yaml"), WEB).unwrap();
-    bench.tracker.ask = |_| Writers::Incomplete(Vec::new());
+    bench.ask = |_| Writers::Incomplete(Vec::new());
     bench.look();
     // The second read was made early in a look that took two seconds.
     let begun = bench.after(100).now;
-    let look = bench.tracker.begin(&mut bench.watches, bench.now, false);
-    let ended = bench.after(2_000).now;
-    let scan = bench.tracker.end(look, &mut bench.watches, &Stir::default(), ended).unwrap();
+    let look = bench.begin(false);
+    bench.after(2_000);
+    let scan = bench.end(look, Stir::default()).unwrap();
     assert_eq!(documents(&scan), None);
     assert_eq!(scan.at, begun);
     fs::remove_file(bench.path("web.yaml")).unwrap();
     let begun = bench.after(100).now;
-    let look = bench.tracker.begin(&mut bench.watches, bench.now, false);
+    let look = bench.begin(false);
     let ended = bench.after(2_000).now;
-    let scan = bench.tracker.end(look, &mut bench.watches, &Stir::default(), ended).unwrap();
+    let scan = bench.end(look, Stir::default()).unwrap();
     assert_eq!((scan.at, scan.last_change), (begun, ended));
 }
 
@@ -231,13 +257,13 @@ fn after_lost_events_every_file_is_read_again_and_a_new_content_needs_two_reads(
         }
         fs::rename(from, to).unwrap();
     }
-    let stir = bench.watches.drain(bench.now);
+    let stir = bench.drain();
     assert!(stir.lost && stir.any && stir.sources.contains(&0));
     assert_eq!(documents(&bench.look_while(true, |_| {})), Some(1));
     assert_eq!(documents(&bench.after(50).look()), Some(2));
     // One whose looks are the same may have changed within one tick of the clock that its change time is read from.
     bench.watches.begin();
-    assert_eq!(bench.tracker.begin(&mut bench.watches, bench.now, true).reads.len(), 1);
+    assert_eq!(bench.begin(true).reads.len(), 1);
 }
 
 #[test]
@@ -249,18 +275,17 @@ fn patterns_that_are_gone_count_until_the_source_was_quiet() {
     fs::write(bench.path("drafts/web.yaml"), WEB).unwrap();
     fs::write(bench.path("web.yaml"), WEB).unwrap();
     // The walk that read the patterns did not know them yet.
-    bench.watches.drain(bench.now);
-    let begun = bench.tracker.begin(&mut bench.watches, bench.now, false);
-    let stir = Stir::default();
-    assert_eq!(bench.tracker.end(begun, &mut bench.watches, &stir, bench.now), Err(Repeat));
+    bench.drain();
+    let begun = bench.begin(false);
+    assert_eq!(bench.end(begun, Stir::default()), Err(Repeat));
     assert_eq!(bench.look().files.len(), 1);
     fs::remove_file(bench.path(ignore::FILE)).unwrap();
     assert_eq!(bench.look().files.len(), 1);
     assert_eq!(bench.tracker.due(bench.now), Some(bench.now + IGNORE_AFTER));
     assert_eq!(bench.after(1_999).look().files.len(), 1);
     bench.after(1);
-    let begun = bench.tracker.begin(&mut bench.watches, bench.now, false);
-    assert_eq!(bench.tracker.end(begun, &mut bench.watches, &stir, bench.now), Err(Repeat));
+    let begun = bench.begin(false);
+    assert_eq!(bench.end(begun, Stir::default()), Err(Repeat));
     assert_eq!(bench.look().files.len(), 2);
 }
 
@@ -270,12 +295,12 @@ fn a_look_that_finds_nothing_new_reads_nothing_and_changes_nothing() {
     bench.look();
     fs::write(bench.path("web.yaml"), WEB).unwrap();
     let before = bench.look();
-    bench.watches.drain(bench.now);
+    bench.drain();
     bench.after(45_000);
     bench.watches.begin();
-    let begun = bench.tracker.begin(&mut bench.watches, bench.now, false);
+    let begun = bench.begin(false);
     assert!(begun.reads.is_empty());
-    let after = bench.tracker.end(begun, &mut bench.watches, &Stir::default(), bench.now).unwrap();
+    let after = bench.end(begun, Stir::default()).unwrap();
     assert_eq!((after.files, after.last_change), (before.files, before.last_change));
 }
 
@@ -308,4 +333,61 @@ fn bounds_on_a_tree_hold_instead_of_removing() {
     });
     let codes = codes.collect::<Vec<_>>();
     assert_eq!((scan.files.len(), codes.as_slice()), (2, &["source-too-large"][..]));
+}
+
+#[test]
+fn a_finished_file_that_is_being_written_again_does_not_count_although_no_event_says_so() {
+    let incomplete: Ask = |files| match writers(files) {
+        Writers::Known(found) | Writers::Incomplete(found) => Writers::Incomplete(found),
+    };
+    for ask in [None, Some(incomplete)] {
+        let mut bench = Bench::new(true);
+        bench.ask = ask.unwrap_or(bench.ask);
+        bench.look();
+        fs::write(bench.path("web.yaml"), format!("{WEB}---\n{WEB}")).unwrap();
+        bench.drain();
+        bench.watches.deafen();
+        let mut writer = fs::File::create(bench.path("web.yaml")).unwrap();
+        writer.write_all(WEB.as_bytes()).unwrap();
+        for _ in 0..10 {
+            let begun = bench.begin(false);
+            assert_eq!(documents(&bench.end(begun, Stir::default()).unwrap()), None);
+            bench.after(5_000);
+        }
+    }
+}
+
+#[test]
+fn a_finished_file_that_is_written_to_its_end_after_the_reading_does_not_count_as_it_was_read() {
+    for ask in [(|_| Writers::Known(Vec::new())) as Ask, |_| Writers::Incomplete(Vec::new())] {
+        let mut bench = Bench::new(true);
+        bench.ask = ask;
+        bench.look();
+        fs::write(bench.path("web.yaml"), WEB).unwrap();
+        bench.drain();
+        bench.watches.deafen();
+        let begun = bench.begin(false);
+        // Opened before, written and closed since: no event has come, and nobody has it open any more.
+        fs::write(bench.path("web.yaml"), format!("{WEB}---\n{WEB}")).unwrap();
+        assert_eq!(documents(&bench.end(begun, Stir::default()).unwrap()), None);
+        let begun = bench.after(50).begin(false);
+        bench.end(begun, Stir::default()).unwrap();
+        let begun = bench.after(1_000).begin(false);
+        assert_eq!(documents(&bench.end(begun, Stir::default()).unwrap()), Some(2));
+    }
+}
+
+#[test]
+fn an_event_that_comes_after_the_writers_were_looked_for_still_counts() {
+    let mut bench = Bench::new(true);
+    bench.look();
+    fs::write(bench.path("web.yaml"), WEB).unwrap();
+    bench.drain();
+    let begun = bench.begin(false);
+    bench.ask = |_| Writers::Incomplete(Vec::new());
+    // A writer that leaves the file as it is.
+    drop(fs::OpenOptions::new().append(true).open(bench.path("web.yaml")).unwrap());
+    bench.watches.catch_up(bench.beside.path());
+    assert_eq!(documents(&bench.end(begun, Stir::default()).unwrap()), None);
+    assert_eq!(documents(&bench.look()), Some(1));
 }

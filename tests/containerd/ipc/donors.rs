@@ -110,14 +110,15 @@ async fn follow_everywhere(stage: &Stage) {
     stage.want("late", joiner(FIRST));
     let stopped = stage
         .until("the donor is stopped", |it| {
-            says(it, FIRST, "Stopped", "") && says(it, "late", "Waiting", "waiting-for-donor")
+            says(it, FIRST, "Stopped", "")
+                && says(it, "late", "Waiting", "waiting-for-donor")
+                && !stage.rig.run_dir().join("ipc").exists()
         })
         .await;
     assert!(item(&stopped, "late").message.contains(FIRST), "{stopped:#?}");
     assert_alive([MIDDLE, LAST, "keeper"].map(|name| pid(&next, name)));
     assert_eq!(pid(&stopped, MIDDLE), pid(&next, MIDDLE));
     assert!(runs(&stopped, MIDDLE) && runs(&stopped, LAST));
-    assert!(!stage.rig.run_dir().join("ipc").exists());
 
     stage.want_in("3.yaml", FIRST, donor("64Mi", "running"));
     let back = stage
@@ -206,7 +207,7 @@ async fn a_joiner_is_left_alone_while_its_donor_does_not_last() {
         "donor",
         json!({
             "ipcMode": "shareable",
-            "command": ["sh", "-c", "while [ ! -e /control/end ]; do sleep 0.1; done; exit 1"],
+            "command": ["sh", "-c", "trap 'exit 0' TERM; while [ ! -e /control/end ]; do sleep 0.1; done; exit 1"],
             "mounts": [{ "type": "bind", "source": control, "target": "/control" }],
             "restart": { "backoff": { "initial": "2s", "factor": 1, "max": "2s" } },
         }),

@@ -79,7 +79,13 @@ impl Stage {
     }
 
     pub(crate) fn apply(&self) -> Applied {
-        let output = self.rig.evenkeel(&["apply", "--engine", "system", "--output", "json"]);
+        self.apply_with(&[])
+    }
+
+    /// With more flags.
+    pub(crate) fn apply_with(&self, flags: &[&str]) -> Applied {
+        let usual = ["apply", "--engine", "system", "--output", "json"];
+        let output = self.rig.evenkeel(&[&usual, flags].concat());
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let status = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("apply printed no status: {error}\n{stderr}"));
@@ -89,7 +95,7 @@ impl Stage {
     /// [`Stage::apply`], which has to reach everything.
     pub(crate) fn apply_all(&self) -> Status {
         let applied = self.apply();
-        assert_eq!(applied.code, 0, "{applied:#?}");
+        assert_eq!(applied.code, 0, "{}\n{:#?}", applied.stderr, applied.status);
         applied.status
     }
 
@@ -112,10 +118,7 @@ impl Stage {
                 tokio::time::sleep(PAUSE).await;
             }
         });
-        match found.await {
-            Ok(status) => status,
-            Err(_) => panic!("not within {LIMIT:?}: {what}\n{:#?}", read()),
-        }
+        found.await.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}\n{:#?}", read()))
     }
 
     /// Removes everything, and looks that nothing at all is left.
@@ -144,13 +147,9 @@ impl Stage {
                 traces.insert(format!("process {} {place} {:?}", process.pid, process.arguments));
             }
         }
-        for directory in [
-            self.rig.run_dir().join("ipc"),
-            self.rig.run_dir().join("runc"),
-            self.rig.run_dir().join("strikes"),
-            self.rig.state_dir().join("logs"),
-        ] {
-            traces.extend(below(&directory).iter().map(|it| format!("file {}", it.display())));
+        for directory in [self.rig.run_dir(), self.rig.state_dir()] {
+            let files = below(&directory).into_iter().filter(|it| !is_own(it));
+            traces.extend(files.map(|it| format!("file {}", it.display())));
         }
         traces.extend(self.cgroups().iter().map(|it| format!("cgroup {}", it.display())));
         let images = self.rig.ctr(&["images", "list", "--quiet"]);
@@ -211,6 +210,10 @@ impl Controller {
         Self { child: command.spawn().unwrap(), log }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it as its service manager would.
     pub(crate) fn end(mut self) {
         sweep::signal(self.child.id(), Signal::TERM);
@@ -223,6 +226,7 @@ impl Controller {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "shown by the test runner when the test fails")]
 impl Drop for Controller {
     fn drop(&mut self) {
         if self.child.try_wait().ok().flatten().is_none() {
@@ -364,6 +368,14 @@ pub(crate) fn inside(pid: u32, command: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Files that the program keeps about itself, not about a workload; and the archives.
+fn is_own(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    path.extension().is_some_and(|it| it == "tar")
+        || ["lock", "status.json", "removals.json", "owner", "engine.json", "images", "logs"]
+            .contains(&name)
 }
 
 /// Everything below a directory, without going into other file systems.
