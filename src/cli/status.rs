@@ -69,10 +69,9 @@ fn is_unread(reason: &str) -> bool {
 /// 1 with an error in a manifest, 4 with a source that cannot be read: nobody knows what it wants.
 pub(super) fn exit_of_manifests(desired: &DesiredState) -> Exit {
     let mut blockers = desired.sources.values().flat_map(|it| &it.blockers);
-    match validate::exit_of(&desired.problems, false) {
-        Exit::Success if blockers.any(|it| is_unread(it.code)) => Exit::NotConverged,
-        exit => exit,
-    }
+    let exit = validate::exit_of(&desired.problems, false);
+    let unread = exit == Exit::Success && blockers.any(|it| is_unread(it.code));
+    if unread { Exit::NotConverged } else { exit }
 }
 
 /// Sources of which nothing is removed, and why; what belongs in front of every table and plan.
