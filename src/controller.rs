@@ -108,6 +108,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut complaint = String::new();
         let mut wake = "start";
         let mut manifests_end = false;
+        let mut began = None;
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -153,9 +154,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     self.say(&report, desired, &look, &plan, &cooling);
                     // What is absent may still have to be confirmed.
                     let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
+                    let began = *began.get_or_insert(look.now);
                     if flights.is_empty()
                         && is_last
-                        && let Some(ended) = self.ended(&plan, &look, &cooling)
+                        && let Some(ended) = self.ended(&plan, &look, &cooling, began)
                     {
                         return ended;
                     }
@@ -231,8 +233,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         }
     }
 
-    /// Whether a one-shot goal is reached.
-    fn ended(&self, plan: &Plan, look: &Look, cooling: &Cooling) -> Option<Ended> {
+    /// Whether a one-shot goal is reached that was set at `began`.
+    fn ended(&self, plan: &Plan, look: &Look, cooling: &Cooling, began: BootTime) -> Option<Ended> {
         match &self.goal {
             Goal::Keep => None,
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
@@ -248,19 +250,28 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         .standings
                         .values()
                         .any(|it| matches!(it.reason, "removal-pending" | "donor-changed"));
+                let instance = |standing: &plan::Standing| {
+                    standing.instance.as_ref().and_then(|id| look.observed.instances.get(id))
+                };
                 let mut converged = true;
                 let mut young = false;
                 for (name, standing) in &plan.standings {
                     match standing.phase {
                         Phase::Running if standing.up_to_date && standing.reason.is_empty() => {
-                            let instance = standing
-                                .instance
-                                .as_ref()
-                                .and_then(|id| look.observed.instances.get(id));
-                            let run = instance.and_then(|it| it.run.as_ref());
+                            let run = instance(standing).and_then(|it| it.run.as_ref());
                             young |= run.is_some_and(|it| look.now.since(it.at) < BELIEVED);
                         }
                         Phase::Completed | Phase::Stopped => {}
+                        // What was found dead is tried once where that is a matter of a moment: its last run may
+                        // have been ended by a command that was killed before it could start it again.
+                        Phase::BackingOff
+                            if standing.until.is_some_and(|at| at.since(look.now) < BELIEVED)
+                                && instance(standing)
+                                    .and_then(|it| it.run.as_ref())
+                                    .is_some_and(|it| it.at < began) =>
+                        {
+                            young = true;
+                        }
                         // Neither wanted nor given: none of this command's business.
                         Phase::Held if standing.reason == "unclaimed" => {}
                         Phase::Running

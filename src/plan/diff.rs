@@ -1204,7 +1204,12 @@ impl<'a> Planner<'a> {
                 .as_ref()
                 .filter(|it| it.boot == self.observed.boot_id)
                 .map(|it| it.at),
-            strikes: if created { 0 } else { self.strikes_after(name, current, target) },
+            // What is replaced is not tried again, and a start that was cut off is no failure of the program.
+            strikes: if created || target.id != current.id {
+                0
+            } else {
+                self.strikes_after(name, current, target)
+            },
         };
         self.plan.push(Some(name), Action::Finish(finish), cause, requires)
     }

@@ -40,7 +40,7 @@ impl Site {
         for directory in [site.run_dir(), site.state_dir().join("images"), site.manifests_dir()] {
             std::fs::create_dir_all(directory).unwrap();
         }
-        std::fs::hard_link(rig.archive(), site.state_dir().join("images/busybox.tar")).unwrap();
+        std::fs::copy(rig.archive(), site.state_dir().join("images/busybox.tar")).unwrap();
         site
     }
 
@@ -213,12 +213,6 @@ impl Site {
         })
     }
 
-    /// Waits until a workload stands with this reason, and returns it as it is then.
-    #[track_caller]
-    pub(crate) fn until_reason(&self, name: &str, reason: &str) -> Item {
-        self.until(name, |item| item.filter(|it| it.reason == reason).cloned())
-    }
-
     /// Waits until there is nothing of a workload any more.
     #[track_caller]
     pub(crate) fn until_gone(&self, name: &str) {
@@ -266,15 +260,6 @@ impl Site {
         });
         controller
     }
-
-    /// Runs containerd's own client in our namespace, and returns what it prints.
-    #[track_caller]
-    pub(crate) fn ctr(&self, args: &[&str]) -> String {
-        let mut command = Command::new("ctr");
-        command.env("PATH", &self.path).arg("--address").arg(self.socket.as_ref().unwrap());
-        command.args(["--namespace", &self.namespace]).args(args);
-        Done::of(command, args).exits(0).out
-    }
 }
 
 /// Writes by rename.
@@ -297,7 +282,7 @@ pub(crate) fn manifest(name: &str, spec: &str) -> String {
 
 /// A manifest of a container that runs for ever, and is killed at once when it is to end.
 pub(crate) fn sleeper(name: &str) -> String {
-    manifest(name, "command: [sleep, \"36000\"]\nstop: {timeout: 0s}")
+    manifest(name, "command: [sleep, \"36000\"]\nstop: {signal: SIGKILL}")
 }
 
 /// A command that has ended.
@@ -423,6 +408,6 @@ fn now() -> Instant {
 }
 
 #[expect(clippy::disallowed_methods, reason = "between two looks at what another process does")]
-fn pause() {
+pub(crate) fn pause() {
     std::thread::sleep(Duration::from_millis(20));
 }
