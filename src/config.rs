@@ -478,12 +478,20 @@ impl Settings {
         };
         let restart = file.restart.unwrap_or_default();
         let log = file.log.unwrap_or_default();
+        let run_directory =
+            either(run_dir.as_ref(), file.run_dir)?.unwrap_or_else(|| RUN_DIRECTORY.into());
+        let state_directory =
+            either(state_dir.as_ref(), file.state_dir)?.unwrap_or_else(|| STATE_DIRECTORY.into());
+        if run_directory == state_directory {
+            return Err(Error::Conflict(vec![format!(
+                "run and state directory are both `{}`: one is forgotten at a reboot, the other is not",
+                run_directory.display()
+            )]));
+        }
         Ok(Self {
             manifests,
-            run_directory: either(run_dir.as_ref(), file.run_dir)?
-                .unwrap_or_else(|| RUN_DIRECTORY.into()),
-            state_directory: either(state_dir.as_ref(), file.state_dir)?
-                .unwrap_or_else(|| STATE_DIRECTORY.into()),
+            run_directory,
+            state_directory,
             containerd_address: either(containerd_address.as_ref(), file.containerd_address)?,
             containerd_namespace: containerd_namespace
                 .as_ref()

@@ -1344,10 +1344,6 @@ impl<'a> Planner<'a> {
             let by_absence = by_absence.clone().filter(|_| counted.insert(name));
             let before = joiners.get(name).cloned().unwrap_or_default();
             let step = remove_steps(&mut self.plan, instance, cause, before, by_absence);
-            if !self.desired.workloads.contains_key(name) {
-                let going = Obstacle { reason: "removed", message: cause.to_string() };
-                self.stand(name, Phase::Stopping, Some(going), false, Some(instance));
-            }
             if let Some(donor) = donor_of(instance) {
                 joiners.entry(donor).or_default().push(step);
             }
