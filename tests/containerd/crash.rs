@@ -19,7 +19,7 @@ use crate::program::{Site, eventually, manifest, sleeper};
 use crate::rig::{Rig, sweep};
 
 /// Most of the time of a try is spent waiting: for the second that a workload has to run before it is believed.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 6;
 
 /// Far more effects than any of these commands has.
 const MOST: usize = 60;
