@@ -328,7 +328,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             };
             let runs = item.instance.as_ref().is_some_and(|it| it.pid.is_some());
             item.phase = if runs { Phase::Running } else { Phase::BackingOff };
-            item.reason = trouble.reason.to_owned();
+            trouble.reason.clone_into(&mut item.reason);
             item.message.clone_from(&trouble.message);
             item.up_to_date = false;
             item.next_retry_at =

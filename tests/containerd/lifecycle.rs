@@ -24,7 +24,9 @@ async fn containers_outlive_their_controller_and_a_second_one_is_refused() {
         site.write(&format!("{name}.yaml"), &(sleeper(name) + mode));
     }
     let controller = site.controller();
-    names.iter().for_each(|it| _ = site.until_running(it));
+    for it in &names {
+        site.until_running(it);
+    }
     let all = site.pids();
     assert_eq!(all.len(), 10);
 
@@ -61,7 +63,9 @@ async fn containers_outlive_their_controller_and_a_second_one_is_refused() {
     assert_untouched(&site, &all);
     site.plan_is_empty();
     let controller = site.controller();
-    names.iter().for_each(|it| _ = site.until_running(it));
+    for it in &names {
+        site.until_running(it);
+    }
     assert_untouched(&site, &all);
     site.plan_is_empty();
     assert_eq!(controller.terminate(), Some(0));
@@ -345,7 +349,9 @@ async fn the_embedded_engine_is_started_by_those_who_may_and_kept() {
     let web = site.pid("web");
     site.plan_is_empty();
     let hello = || {
-        eventually("hello", || (site.run(&["logs", "web"]).exits(0).out == "hello\n").then_some(()))
+        eventually("hello", || {
+            (site.run(&["logs", "web"]).exits(0).out == "hello\n").then_some(())
+        });
     };
     hello();
     site.apply();

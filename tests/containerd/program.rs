@@ -273,11 +273,15 @@ pub(crate) fn write(path: &Path, text: &str) {
 
 /// A manifest of a container that does what `spec` says.
 pub(crate) fn manifest(name: &str, spec: &str) -> String {
-    let spec: String =
-        spec.lines().map(|line| format!("  {}\n", line.trim_start_matches("| "))).collect();
-    format!(
-        "apiVersion: evenkeel/v1\nkind: Container\nmetadata:\n  name: {name}\nspec:\n  image: busybox\n{spec}"
-    )
+    let mut text = format!(
+        "apiVersion: evenkeel/v1\nkind: Container\nmetadata:\n  name: {name}\nspec:\n  image: busybox\n"
+    );
+    for line in spec.lines() {
+        text.push_str("  ");
+        text.push_str(line.trim_start_matches("| "));
+        text.push('\n');
+    }
+    text
 }
 
 /// A manifest of a container that runs for ever, and is killed at once when it is to end.
@@ -367,6 +371,7 @@ impl Controller {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "the runner shows it when a test fails")]
 impl Drop for Controller {
     fn drop(&mut self) {
         if std::thread::panicking() {

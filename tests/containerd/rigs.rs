@@ -19,7 +19,9 @@ async fn what_is_killed_in_one_installation_leaves_the_other_alone() {
     }
     let (controller, other) = (here.controller(), there.controller());
     for site in [&here, &there] {
-        names.iter().for_each(|it| _ = site.until_running(it));
+        for it in &names {
+            site.until_running(it);
+        }
     }
     let (mine, all) = (here.pids(), there.pids());
     let id = |site: &Site, name: &str| site.item(name).unwrap().instance.unwrap().id;
@@ -36,7 +38,9 @@ async fn what_is_killed_in_one_installation_leaves_the_other_alone() {
     for (name, old) in &mine {
         here.until(name, |item| item?.instance.as_ref()?.pid.filter(|it| it != old));
     }
-    names.iter().for_each(|it| _ = here.until_running(it));
+    for it in &names {
+        here.until_running(it);
+    }
     assert_untouched(&there, &all);
     // Their shims, for which containerd cleans up.
     let mine = here.pids();

@@ -62,7 +62,9 @@ async fn only_a_file_that_is_gone_for_sure_removes_its_container() {
     mount();
     let site = Site::of(&rig).with_manifests(&[&plain, &mounted]);
     let fill = |names: &[&str]| {
-        names.iter().for_each(|it| site.write(&format!("{it}.yaml"), &sleeper(it)))
+        for it in names {
+            site.write(&format!("{it}.yaml"), &sleeper(it));
+        }
     };
     fill(&["a", "b", "c", "d"]);
     for name in ["e", "f"] {
@@ -175,11 +177,21 @@ async fn what_is_held_is_released_by_its_token_only() {
     let rig = Rig::start().await;
     let site = Site::of(&rig);
     let names = ["a", "b", "c", "d"];
-    let fill = || names.iter().for_each(|it| site.write(&format!("{it}.yaml"), &sleeper(it)));
-    let thin = || ["a", "b", "c"].iter().for_each(|it| site.remove(&format!("{it}.yaml")));
+    let fill = || {
+        for it in names {
+            site.write(&format!("{it}.yaml"), &sleeper(it));
+        }
+    };
+    let thin = || {
+        for it in ["a", "b", "c"] {
+            site.remove(&format!("{it}.yaml"));
+        }
+    };
     fill();
     let controller = site.controller();
-    names.iter().for_each(|it| _ = site.until_running(it));
+    for it in &names {
+        site.until_running(it);
+    }
     let all = site.pids();
 
     thin();
@@ -200,14 +212,18 @@ async fn what_is_held_is_released_by_its_token_only() {
     site.run(&["approve", "00000000"]).exits(2).says(&["evenkeel approve"]);
     assert_untouched(&site, &all);
     site.run(&["approve", &token]).exits(0).says(&["removal of a", "removal of b", "removal of c"]);
-    ["a", "b", "c"].iter().for_each(|it| site.until_gone(it));
+    for it in ["a", "b", "c"] {
+        site.until_gone(it);
+    }
     assert_untouched(&site, &all[3..]);
     let approvals = || fs::read_dir(site.run_dir().join("approvals")).unwrap().count();
     eventually("a release that is used up", || (approvals() == 0).then_some(()));
 
     // Without a controller it counts for the next apply.
     fill();
-    names.iter().for_each(|it| _ = site.until_running(it));
+    for it in &names {
+        site.until_running(it);
+    }
     assert_eq!(controller.terminate(), Some(0));
     let all = site.pids();
     thin();

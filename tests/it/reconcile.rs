@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use super::source::{git, manifest, place};
 
 /// Nothing takes longer; a test that waits for it fails after it.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Short, so that absences act within a test.
 const REMOVE_AFTER: Duration = Duration::from_millis(300);
@@ -139,10 +139,10 @@ impl Rig {
                 self.status.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(DEADLINE, wait).await {
-            Ok(pids) => pids,
-            Err(_) => panic!("never ran: {expected:?}; the status is {:#?}", self.status.borrow()),
-        }
+        let ran = tokio::time::timeout(DEADLINE, wait).await;
+        ran.unwrap_or_else(|_| {
+            panic!("never ran: {expected:?}; the status is {:#?}", self.status.borrow())
+        })
     }
 
     async fn end(self) {
@@ -257,6 +257,7 @@ async fn a_repointed_link_replaces_what_it_changes() {
 struct Random(u64);
 
 impl Random {
+    #[expect(clippy::print_stdout, reason = "the runner shows the seed of a failed test")]
     fn new() -> Self {
         let given = std::env::var("EVENKEEL_SEED").ok().and_then(|it| it.parse().ok());
         let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
