@@ -36,7 +36,7 @@ pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, F
             "there is no log of `{}`: no workload is called so, it has not run yet, or it has `log: {{driver: none}}`",
             args.name
         );
-        return Err(Failure::new(Exit::Environment, message));
+        return Err(Failure::new(Exit::Usage, message));
     };
     let failed = |error: std::io::Error| {
         Failure::new(

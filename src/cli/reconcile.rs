@@ -197,7 +197,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
     }
     match (ended, status::exit_of_manifests(&desired)) {
         (Ended::Unreachable(message), _) => Err(Failure::new(Exit::Environment, message)),
-        (_, exit @ (Exit::Problems | Exit::NotConverged)) => Ok(exit),
+        (_, Exit::Problems) => Ok(Exit::Problems),
         (Ended::Converged, _) => Ok(Exit::Success),
         (Ended::NotConverged | Ended::Shutdown, _) => Ok(Exit::NotConverged),
     }

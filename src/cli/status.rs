@@ -46,6 +46,9 @@ pub(super) fn exit_of(status: &Status) -> Exit {
         return Exit::Environment;
     }
     let errors = |problems: &[ProblemStatus]| problems.iter().any(|it| it.severity == "error");
+    if status.sources.iter().any(|it| is_unread(&it.reason)) {
+        return Exit::Problems;
+    }
     if errors(&status.problems) || status.items.iter().any(|it| errors(&it.problems)) {
         return Exit::Problems;
     }
@@ -53,8 +56,7 @@ pub(super) fn exit_of(status: &Status) -> Exit {
         matches!(it.phase, Phase::Running | Phase::Completed | Phase::Stopped) && it.up_to_date
             || it.reason == "unclaimed"
     };
-    let is_known = !status.sources.iter().any(|it| is_unread(&it.reason));
-    if is_known && status.items.iter().all(fine) && status.holds.is_empty() {
+    if status.items.iter().all(fine) && status.holds.is_empty() {
         Exit::Success
     } else {
         Exit::NotConverged
@@ -66,12 +68,13 @@ fn is_unread(reason: &str) -> bool {
     matches!(reason, "source-missing" | "source-unreadable")
 }
 
-/// 1 with an error in a manifest, 4 with a source that cannot be read: nobody knows what it wants.
+/// 1 with an error in a manifest or a source that cannot be read.
 pub(super) fn exit_of_manifests(desired: &DesiredState) -> Exit {
     let mut blockers = desired.sources.values().flat_map(|it| &it.blockers);
-    let exit = validate::exit_of(&desired.problems, false);
-    let unread = exit == Exit::Success && blockers.any(|it| is_unread(it.code));
-    if unread { Exit::NotConverged } else { exit }
+    if blockers.any(|it| is_unread(it.code)) {
+        return Exit::Problems;
+    }
+    validate::exit_of(&desired.problems, false)
 }
 
 /// Sources of which nothing is removed, and why; what belongs in front of every table and plan.
