@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -108,7 +108,14 @@ impl fmt::Display for Holder {
 /// The controller's lock. It is free again when this is dropped or its process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // This process may live on: nobody is to take it for the holder because somebody looks just now.
+        self.file.set_len(0).ok();
+    }
 }
 
 /// An operation by hand that the controller keeps away from: it says so and waits.
@@ -153,20 +160,17 @@ impl RunDirectory {
         let failed = |cause| Error { operation: "lock", path: path.clone(), cause };
         make_directory(&self.path)?;
         let mut file = lock_file().create(true).open(&path).map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let by = read_holder(&mut file);
-                return Err(LockError::Locked { path: self.path.clone(), by });
-            }
-            Err(error) => return Err(failed(error.into()).into()),
+        match hold(&mut file, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
+            Held::Ours => {}
+            Held::By(by) => return Err(LockError::Locked { path: self.path.clone(), by }),
         }
         // Written in place: the lock is on this file, not on its name.
         let text = Holder::this().and_then(|it| Ok(serde_json::to_string(&it)?)).map_err(failed)?;
         file.set_len(0)
+            .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(format!("{text}\n").as_bytes()))
             .map_err(failed)?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// Who holds the lock now; `None`: nobody. Leaves it as it is.
@@ -178,19 +182,14 @@ impl RunDirectory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        match hold(&mut file, FlockOperation::NonBlockingLockShared).map_err(failed)? {
             // Given back when the file is closed, right now.
-            Ok(()) => Ok(None),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let unknown = || {
-                    io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "it is held, but does not say by whom",
-                    )
-                };
-                read_holder(&mut file).ok_or_else(unknown).map(Some).map_err(failed)
+            Held::Ours => Ok(None),
+            Held::By(Some(by)) => Ok(Some(by)),
+            Held::By(None) => {
+                let text = "it is held, but does not say by whom";
+                Err(failed(io::Error::new(io::ErrorKind::InvalidData, text)))
             }
-            Err(error) => Err(failed(error.into())),
         }
     }
 
@@ -359,9 +358,39 @@ fn lock_file() -> fs::OpenOptions {
     options
 }
 
+/// Who has a lock after a try to get it.
+enum Held {
+    Ours,
+    /// `None`: it does not say.
+    By(Option<Holder>),
+}
+
+/// Tries to lock a file. Where nobody says that it is his, somebody is about to write it, or only looks: that takes no
+/// time, so it is tried again for a while.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "blocks for 0.2 s at most, before anything else runs"
+)]
+fn hold(file: &mut File, how: FlockOperation) -> io::Result<Held> {
+    const TRIES: u32 = 40;
+    for _ in 0..TRIES {
+        match rustix::fs::flock(&*file, how) {
+            Ok(()) => return Ok(Held::Ours),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(by) = read_holder(file) {
+            return Ok(Held::By(Some(by)));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(Held::By(None))
+}
+
 /// What a held lock's file says. Between lock and write it names the holder before, which is dead.
 fn read_holder(file: &mut File) -> Option<Holder> {
     let mut text = String::new();
+    file.rewind().ok()?;
     file.take(LARGEST).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok().filter(Holder::is_alive)
 }
@@ -599,6 +628,25 @@ mod tests {
         drop(lock);
         assert_eq!(other.controller().unwrap(), None);
         other.lock().unwrap();
+    }
+
+    #[test]
+    fn those_who_only_look_are_in_nobody_s_way() {
+        let (_directory, run) = fresh();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let other = RunDirectory::new(run.path());
+                    while !is_over.load(std::sync::atomic::Ordering::SeqCst) {
+                        other.controller().unwrap();
+                    }
+                });
+            }
+            let locked: Vec<bool> = (0..200).map(|_| run.lock().is_ok()).collect();
+            is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert!(locked.iter().all(|it| *it));
+        });
     }
 
     #[test]
