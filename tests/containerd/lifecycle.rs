@@ -338,7 +338,7 @@ async fn the_embedded_engine_is_started_by_those_who_may_and_kept() {
     for _ in 0..2 {
         site.run(&["plan"]).exits(5).says(&["new manifest"]);
         site.run(&["status"]).exits(4).says(&["web"]);
-        site.run(&["logs", "web"]).exits(3);
+        site.run(&["logs", "web"]).exits(2);
         site.run(&["down", "--dry-run"]).exits(0);
         assert_eq!(embedded.find(), Found::Never);
     }

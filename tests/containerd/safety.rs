@@ -113,7 +113,7 @@ async fn only_a_file_that_is_gone_for_sure_removes_its_container() {
     fs::rename(&plain, &away).unwrap();
     until_held(&site, &plain, "source-missing", &plain, &["a", "b", "c"]);
     assert_untouched(&site, &rest);
-    site.run(&["status"]).exits(4).says(&["source-missing", plain.to_str().unwrap()]);
+    site.run(&["status"]).exits(1).says(&["source-missing", plain.to_str().unwrap()]);
     fs::rename(&away, &plain).unwrap();
     until_ready(&site, &plain, &["a", "b", "c"]);
 
@@ -313,7 +313,7 @@ async fn a_single_file_removes_nothing_and_saving_again_changes_nothing() {
     let all = site.pids();
     assert_eq!(all.len(), 4);
     fs::remove_file(one).unwrap();
-    site.run(&["apply", one]).exits(4).says(&["source-missing"]);
+    site.run(&["apply", one]).exits(1).says(&["source-missing"]);
     site.run(&["apply"]).exits(0).says(&["unclaimed", &format!("evenkeel down --source {one}")]);
     assert_untouched(&site, &all);
     site.run(&["down", "--source", one]).exits(0);
