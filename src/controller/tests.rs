@@ -149,6 +149,7 @@ async fn a_slow_stop_keeps_nobody_else_waiting() {
     it.want("c", "");
     it.until_running("b").await;
     it.until_running("c").await;
+    it.until_running("a").await;
     assert_ne!(it.pid_of("a").await, first);
     it.remove("c");
     it.until_gone("c").await;
@@ -376,5 +377,5 @@ async fn a_task_without_its_container_object_ends_before_its_workload_starts_ane
     let at = |call: &str| {
         calls.iter().position(|it| it == call).unwrap_or_else(|| panic!("{call}: {calls:#?}"))
     };
-    assert!(at("delete task a") < at("start task a"), "{calls:#?}");
+    assert!(at("remove container a") < at("prepare snapshot a"), "{calls:#?}");
 }

@@ -889,6 +889,30 @@ fn what_the_runtime_does_not_say_is_left_alone() {
 }
 
 #[test]
+fn a_task_without_its_container_object_ends_before_its_workload_starts() {
+    let wanted = desired(&[("a", Some("")), ("b", Some(""))]);
+    let mut observed = empty();
+    // Of whatever revision it was made.
+    let orphan: InstanceId = "a-0123456789".parse().unwrap();
+    observed.orphans.insert(orphan.clone(), crate::observed::Task::Running { pid: 7 });
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    assert_eq!(plan.steps[0].action, Action::RemoveOrphan { id: orphan.clone() });
+    for step in plan.steps.iter().filter(|it| it.action.verb() == "prepare") {
+        let is_its = step.name == Some("a".parse().unwrap());
+        assert_eq!(step.requires == [StepId(0)], is_its, "{plan}");
+    }
+    converge(&wanted, &mut observed);
+    assert_eq!(running(&observed), ["a", "b"]);
+    // While nobody knows how it is, nothing starts beside it.
+    let mut observed = empty();
+    observed.orphans.insert(orphan, crate::observed::Task::Unknown);
+    let plan = converge(&wanted, &mut observed);
+    assert_eq!(running(&observed), ["b"]);
+    assert_eq!(standing(&plan, "a").reason, "runtime-not-answering");
+    assert!(down(&observed, Some(&["a".parse().unwrap()].into())).is_empty());
+}
+
+#[test]
 fn down_removes_joiners_first_and_sweeps_what_is_left() {
     let mut observed = empty();
     converge(&desired(&PAIR), &mut observed);
