@@ -403,6 +403,14 @@ fn controller_status(run: &RunDirectory) -> Result<Option<Status>, Failure> {
     Ok(status.filter(|it| it.controller.as_ref().is_some_and(|it| it.pid == holder.pid)))
 }
 
+/// The sources that a controller reads; `None`: none runs, or it has not said yet.
+pub(super) fn watched(run: &RunDirectory) -> Result<Option<Vec<Source>>, Failure> {
+    let root = Path::new("/");
+    let sources =
+        |it: Status| it.sources.iter().map(|it| Source::new(root, Path::new(&it.path))).collect();
+    Ok(controller_status(run)?.filter(|it| !it.sources.is_empty()).map(sources))
+}
+
 /// The controller's own status, or, without a controller, what is found now; with a remark on where it comes from.
 pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<String>), Failure> {
     let run = run_directory(settings)?;

@@ -13,7 +13,8 @@ use super::connect::{self, Connection, Lock};
 use super::{Context, Failure, plan, status};
 use crate::config::{Flags, Settings};
 use crate::controller::{Controller, Ended, Goal};
-use crate::desired::{Believing, DesiredState};
+use crate::desired::{Believing, DesiredState, Source};
+use crate::rundir::RunDirectory;
 use crate::source;
 use crate::status::{Chain, ControllerStatus, Exit, Status};
 use crate::workload::Span;
@@ -162,8 +163,8 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
     let run = connect::run_directory(&settings)?;
     let sources = connect::sources(&super::sources(&paths, &settings))?;
     let (desired, status, ended) = connect::block_on(async move {
-        match connect::lock(&run, &settings)? {
-            Lock::Held(_lock) => {
+        match turn(&run, &settings, &sources, timeout).await? {
+            Turn::Ours(_lock) => {
                 let states = source::read_to_rest(sources, settings.allow_empty);
                 let (status, ended) =
                     converge(&settings, states.clone(), wait, timeout, take_over).await?;
@@ -175,8 +176,7 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
                 Ok::<_, Failure>((desired, status, ended))
             }
             // The controller does the work; this waits until nothing is left of it.
-            Lock::Taken(by) => {
-                info!(pid = by.pid, "a controller runs; waiting for it to get there");
+            Turn::Beside(sources) => {
                 let desired = source::read_once(sources, settings.allow_empty).await;
                 let (status, ended) = beside(&settings, &desired, timeout).await?;
                 Ok((desired, Some(status), ended))
@@ -200,6 +200,55 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
         (_, Exit::Problems) => Ok(Exit::Problems),
         (Ended::Converged, _) => Ok(Exit::Success),
         (Ended::NotConverged | Ended::Shutdown, _) => Ok(Exit::NotConverged),
+    }
+}
+
+/// Who does the work of an `apply`.
+enum Turn {
+    Ours(crate::rundir::Lock),
+    /// The controller, which reads these sources.
+    Beside(Vec<Source>),
+}
+
+/// Waits until another command has ended; a controller does not, so it has to have these sources among its own.
+async fn turn(
+    run: &RunDirectory,
+    settings: &Settings,
+    sources: &[Source],
+    timeout: Span,
+) -> Result<Turn, Failure> {
+    let deadline = tokio::time::Instant::now() + timeout.0;
+    let mut told = false;
+    loop {
+        let by = match connect::lock(run, settings)? {
+            Lock::Held(lock) => return Ok(Turn::Ours(lock)),
+            Lock::Taken(by) => by,
+        };
+        if let Some(watched) = connect::watched(run)? {
+            let mut covering: Vec<Source> = Vec::new();
+            for source in sources {
+                let covers = |it: &&Source| source.path().starts_with(it.path());
+                let Some(it) = watched.iter().find(covers) else {
+                    let message = format!(
+                        "{}; it does not read `{source}`: end it first, or put the manifests where it does",
+                        by.message()
+                    );
+                    return Err(Failure::new(Exit::Environment, message));
+                };
+                if !covering.contains(it) {
+                    covering.push(it.clone());
+                }
+            }
+            info!(pid = by.pid, "a controller runs; waiting for it to get there");
+            return Ok(Turn::Beside(covering));
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Failure::new(Exit::Environment, by.message()));
+        }
+        if !std::mem::replace(&mut told, true) {
+            info!(pid = by.pid, "another command is at work; waiting for its end");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -9,7 +9,7 @@ use evenkeel::plan::Phase;
 use evenkeel::status::Item;
 use rustix::process::Signal;
 
-use crate::program::{Site, eventually, manifest, sleeper, until_dead};
+use crate::program::{Site, eventually, manifest, sleeper, until_dead, write};
 use crate::rig::{Engine, NAMESPACE, Rig, sweep};
 use crate::safety::assert_untouched;
 
@@ -40,6 +40,14 @@ async fn containers_outlive_their_controller_and_a_second_one_is_refused() {
     site.remove("late.yaml");
     site.run(&["apply"]).exits(0);
     assert!(!sweep::is_alive(late), "apply came back before its removal");
+
+    // One of its own files is a part of what it does; another one it would never get to.
+    let one = site.dir().join("one.yaml");
+    write(&one, &sleeper("one"));
+    let (own, one) = (site.manifests_dir().join("w0.yaml"), one.to_str().unwrap());
+    site.run(&["apply", own.to_str().unwrap()]).exits(0).says(&["w0"]);
+    site.run(&["apply", one]).exits(3).says(&[&pid, one]);
+    site.run(&["apply", "-"]).exits(3).says(&[&pid]);
 
     // A configuration that cannot be read changes nothing.
     site.configure("removeAfter: [\n");
@@ -73,6 +81,17 @@ async fn containers_outlive_their_controller_and_a_second_one_is_refused() {
     assert_eq!(fs::read_dir(rig.run_dir().join("ipc")).unwrap().count(), 1);
     site.apply();
     assert_untouched(&site, &all);
+
+    // Commands that come at once take turns.
+    std::thread::scope(|scope| {
+        let beside: Vec<_> = (0..3).map(|_| scope.spawn(|| site.run(&["apply", one]))).collect();
+        site.apply();
+        for one in beside {
+            drop(one.join().unwrap().exits(0));
+        }
+    });
+    assert_untouched(&site, &all);
+    assert!(sweep::is_alive(site.pid("one")));
 
     site.run(&["down"]).exits(0);
     rig.assert_clean();
@@ -247,7 +266,11 @@ async fn programs_that_fail_or_do_not_want_to_end() {
         let restarts = item.instance.as_ref()?.restarts;
         (restarts >= 3 && end(item) == Some((5, "exited"))).then_some(())
     });
-    site.run(&["status", "crash"]).exits(4).says(&["BackingOff", "exited with code 5", "next try"]);
+    let said = ["BackingOff", "exited with code 5", "next try"];
+    eventually("the same for people", || {
+        let done = site.run(&["status", "crash"]);
+        said.iter().all(|it| done.out.contains(it)).then(|| drop(done.exits(4)))
+    });
     // An edit heals at once, whatever the delay.
     for name in ["missing", "crash"] {
         site.write(&format!("{name}.yaml"), &sleeper(name));
