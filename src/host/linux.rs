@@ -324,9 +324,16 @@ pub fn boot_id() -> io::Result<String> {
 
 /// When a process was started, in ticks since boot: with its pid and the boot it names one process for ever.
 /// `None`: there is no such process, or only a zombie of it is left.
+///
+/// The kernel reports the state of the first thread, which may have ended before the others: the process lives on in
+/// those, and is counted as one thread more than they are until it can be waited for.
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
-    (!matches!(stat.state, 'Z' | 'X')).then_some(stat.starttime)
+    let has_ended = match stat.state {
+        'Z' => stat.num_threads <= 1,
+        state => state == 'X',
+    };
+    (!has_ended).then_some(stat.starttime)
 }
 
 fn failure(operation: &'static str, subject: &Path, cause: io::Error) -> Error {

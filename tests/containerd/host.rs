@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evenkeel::host::linux::LinuxHost;
 use evenkeel::host::memory::MemoryHost;
@@ -679,6 +679,44 @@ fn a_zombie_is_gone() {
     it.host.kill(child.id()).unwrap();
     child.wait().unwrap();
     it.host.kill(child.id()).unwrap();
+}
+
+#[test]
+fn a_process_lives_while_one_of_its_threads_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("threads.c");
+    let program = directory.path().join("threads");
+    // Its first thread ends at once; the second waits for the end of its input.
+    let text = r#"
+        #include <pthread.h>
+        #include <unistd.h>
+        static void *wait_for_end(void *none) { char byte; while (read(0, &byte, 1) > 0); _exit(0); }
+        int main(void) {
+            pthread_t thread;
+            if (pthread_create(&thread, 0, wait_for_end, 0)) return 1;
+            pthread_exit(0);
+        }
+    "#;
+    std::fs::write(&source, text).unwrap();
+    let compiler = command(&["cc", "-pthread", "-o"]).arg(&program).arg(&source).status().unwrap();
+    assert!(compiler.success());
+    let it = Linux::new();
+    let mut child = Command::new(&program).stdin(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while state() != 'Z' {
+        assert!(Instant::now() < deadline, "the first thread does not end");
+        std::thread::yield_now();
+    }
+    assert!(evenkeel::host::linux::start_time(pid).is_some());
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert_eq!(evenkeel::host::linux::start_time(pid), None);
+    assert_eq!(it.host.view(pid).unwrap(), None);
 }
 
 #[test]

@@ -141,9 +141,14 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     rustix::process::kill_process(pid, signal).ok();
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process is there and no zombie. Its arguments would not tell: in the middle of an `execve` it has none.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    process(pid).is_some()
+    let Some(stat) = stat(pid) else { return false };
+    match stat.first().map(String::as_str) {
+        // The first thread may have ended before the others.
+        Some("Z") => stat.get(17).is_some_and(|threads| threads != "0" && threads != "1"),
+        state => state != Some("X"),
+    }
 }
 
 /// Whether a signal has stopped every thread of a process.
@@ -167,9 +172,14 @@ fn process(pid: u32) -> Option<Process> {
 }
 
 fn start_time(pid: u32) -> Option<u64> {
+    stat(pid)?.get(19)?.parse().ok()
+}
+
+/// The fields of /proc/PID/stat from the third on, which is the state.
+fn stat(pid: u32) -> Option<Vec<String>> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is a name in parentheses, which may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Sockets of shims are not below the rig, and a killed shim leaves its own.
