@@ -12,5 +12,11 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
+    command()
+}
+
+/// Not a part of `main`, whose frame the log writers would carry with them.
+#[inline(never)]
+fn command() -> ExitCode {
     ExitCode::from(evenkeel::cli::main(std::env::args_os()).code())
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use evenkeel::host::linux::LinuxHost;
 use evenkeel::host::memory::MemoryHost;
@@ -17,6 +17,8 @@ use evenkeel::host::{Ask, Facts, Host, Process, ProcessIpc, ProcessShm, mountinf
 use evenkeel::observed::{FileKind, Published, View, published_paths};
 use evenkeel::rundir::RunDirectory;
 use evenkeel::workload::{Bytes, InstanceId};
+
+use crate::program::eventually;
 
 /// A host and the hands that a test needs beside it.
 trait Harness {
@@ -687,7 +689,7 @@ fn a_process_lives_while_one_of_its_threads_does() {
     let source = directory.path().join("threads.c");
     let program = directory.path().join("threads");
     // Its first thread ends at once; the second waits for the end of its input.
-    let text = r#"
+    let text = r"
         #include <pthread.h>
         #include <unistd.h>
         static void *wait_for_end(void *none) { char byte; while (read(0, &byte, 1) > 0); _exit(0); }
@@ -696,7 +698,7 @@ fn a_process_lives_while_one_of_its_threads_does() {
             if (pthread_create(&thread, 0, wait_for_end, 0)) return 1;
             pthread_exit(0);
         }
-    "#;
+    ";
     std::fs::write(&source, text).unwrap();
     let compiler = command(&["cc", "-pthread", "-o"]).arg(&program).arg(&source).status().unwrap();
     assert!(compiler.success());
@@ -707,11 +709,7 @@ fn a_process_lives_while_one_of_its_threads_does() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
     };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while state() != 'Z' {
-        assert!(Instant::now() < deadline, "the first thread does not end");
-        std::thread::yield_now();
-    }
+    eventually("the end of the first thread", || (state() == 'Z').then_some(()));
     assert!(evenkeel::host::linux::start_time(pid).is_some());
     drop(child.stdin.take());
     child.wait().unwrap();

@@ -7,6 +7,7 @@ mod crash;
 mod engine;
 mod examples;
 mod host;
+mod idle;
 mod ipc;
 mod lifecycle;
 mod log;

@@ -244,11 +244,18 @@ impl Site {
     /// Starts a controller and waits until it keeps the status.
     #[track_caller]
     pub(crate) fn controller(&self) -> Controller {
-        let log = self.directory.join("controller.log");
-        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let file = std::fs::File::options().create(true).append(true).open(self.controller_log());
+        self.controller_logging_to(file.unwrap())
+    }
+
+    fn controller_log(&self) -> PathBuf {
+        self.directory.join("controller.log")
+    }
+
+    pub(crate) fn controller_logging_to(&self, log: impl Into<Stdio>) -> Controller {
         let mut command = self.command(&["run", "-v"]);
-        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
-        let mut controller = Controller { child, log };
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut controller = Controller { child, log: self.controller_log() };
         let pid = controller.pid();
         eventually("a status of the controller", || {
             if let Some(code) = controller.child.try_wait().unwrap() {

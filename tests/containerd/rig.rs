@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) mod busybox;
 pub(crate) mod sweep;
+pub(crate) mod usage;
 
 /// The namespace that the program uses unless told.
 pub(crate) const NAMESPACE: &str = "evenkeel";
@@ -331,6 +332,13 @@ impl Rig {
         };
         let mut shims = sweep::processes().into_iter().filter(|it| is_shim(&it.arguments));
         shims.next().unwrap_or_else(|| panic!("no shim of {id}")).pid
+    }
+
+    /// The processes that write the containers' logs.
+    pub(crate) fn log_writers(&self) -> Vec<u32> {
+        let mut all = sweep::processes_of(&self.directory);
+        all.retain(|it| it.arguments.get(1).is_some_and(|it| it == evenkeel::log::PIPE_COMMAND));
+        all.into_iter().map(|it| it.pid).collect()
     }
 
     /// What containers have left behind: processes, mounts, and objects of our namespace.
