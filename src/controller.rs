@@ -44,6 +44,9 @@ const HINT_QUIET_BUSY: Duration = Duration::from_millis(250);
 /// How often approvals are looked for while something is held: a person waits for it, and a look costs one system call.
 const APPROVALS: Duration = Duration::from_secs(1);
 
+/// A look that takes longer than this is told of: the runtime hangs, or the box does.
+const SILENT: Duration = Duration::from_secs(5);
+
 /// First and longest wait after a look that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
@@ -119,7 +122,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
-            match (&desired, self.look(desired.as_deref()).await) {
+            match (&desired, self.look_and_tell(desired.as_deref(), &report).await) {
                 (_, Err(error)) => {
                     failures = failures.saturating_add(1);
                     let text = Chain(&error).to_string();
@@ -300,6 +303,29 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     /// Looks at everything that is ours, and at what the manifests name.
     async fn look(&self, desired: Option<&DesiredState>) -> Result<Look, Error> {
         observe(&self.edge, desired, self.mounts_not_shared.clone()).await
+    }
+
+    /// As [`Self::look`]; a runtime that neither answers nor fails is reported while it is waited for.
+    async fn look_and_tell(
+        &self,
+        desired: Option<&DesiredState>,
+        report: &watch::Sender<Option<Arc<Status>>>,
+    ) -> Result<Look, Error> {
+        let look = self.look(desired);
+        tokio::pin!(look);
+        tokio::select! {
+            biased;
+            found = &mut look => return found,
+            () = tokio::time::sleep(SILENT) => {}
+        }
+        let text = format!("the runtime has not answered for {} s", SILENT.as_secs());
+        warn!(error = text, "the runtime cannot be observed; containers keep running");
+        self.say_unreachable(report, &text);
+        let found = look.await;
+        if found.is_ok() {
+            info!("the runtime answers again");
+        }
+        found
     }
 
     fn say(

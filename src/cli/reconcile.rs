@@ -260,8 +260,9 @@ async fn converge(
     timeout: Span,
     take_over: bool,
 ) -> Result<(Option<Arc<Status>>, Ended), Failure> {
+    let connection = connect::connect(settings, connect::Start::Engine, take_over);
     let Connection { edge, mounts_not_shared, .. } =
-        connect::connect(settings, connect::Start::Engine, take_over).await?;
+        connect::patiently(settings, connection).await?;
     let (report, reports) = watch::channel(None);
     let (_policy, policy) = watch::channel(Arc::new(settings.policy()));
     let controller = Controller {
