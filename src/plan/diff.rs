@@ -303,6 +303,10 @@ impl<'a> Planner<'a> {
     /// Holds removals by absence that are more than a source may lose at once, all of them: half a deletion is no
     /// better than a whole one. Lists every hold that a person can release.
     fn limit_removals(&mut self) {
+        // All of them may go; that the same few come and go all the time is not counted against them either.
+        if self.policy.prune_limit >= 100 {
+            return;
+        }
         let mut leaving: BTreeMap<_, Vec<(Name, usize)>> = BTreeMap::new();
         for case in self.cases.values() {
             if let Wish::Remove { by_absence: Some(it), .. } = &case.wish {

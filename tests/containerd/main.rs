@@ -5,6 +5,7 @@
 mod away;
 mod contract;
 mod crash;
+mod cycles;
 mod engine;
 mod examples;
 mod host;
