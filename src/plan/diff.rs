@@ -663,7 +663,7 @@ impl<'a> Planner<'a> {
             return no(
                 "image-missing",
                 format!(
-                    "image {name} is neither in containerd nor in an archive of the images directory{broken}"
+                    "image {name} is neither in containerd nor in an archive below `images` of the state directory{broken}"
                 ),
             );
         };
