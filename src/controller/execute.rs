@@ -19,9 +19,10 @@ use crate::observed::{
 use crate::plan::{
     Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
 };
+use crate::refusal::{self, Reason};
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
-use crate::status::{Chain, classify};
+use crate::status::Chain;
 use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
 /// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
@@ -409,7 +410,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     /// A failed start is a failed run: it is counted, and kept on the container for after a reboot. Whether a strike
     /// stands for it now.
     async fn record_failed_start(&self, name: &Name, start: &Start, error: &Error) -> bool {
-        let (code, reason) = error.classify();
+        let Reason { code, name: reason, .. } = error.classify();
         let failure = Failure {
             code,
             reason: reason.to_owned(),
@@ -623,20 +624,24 @@ impl Error {
         matches!(self, Self::Counted(_))
     }
 
-    /// The compatible exit code and our reason.
-    pub fn classify(&self) -> (u32, &'static str) {
+    /// The compatible exit code, our reason and the advice.
+    pub fn classify(&self) -> Reason {
         match self {
-            Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
-            Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
-            Self::Archive(_) => (128, "image-import-failed"),
+            Self::Mismatch { mismatch, .. } => refusal::of(mismatch.reason),
+            Self::Runtime(error) if error.kind == ErrorKind::Missing => {
+                refusal::of("instance-missing")
+            }
+            // Its own words only: what we put in front names the subject, which can be anything.
+            Self::Runtime(error) => error.cause.as_ref().map_or_else(
+                || refusal::of("start-failed"),
+                |it| refusal::classify(&it.to_string()),
+            ),
+            Self::Archive(_) => refusal::of("image-import-failed"),
             Self::Counted(error) => error.classify(),
-            Self::Runtime(error) => classify(&Chain(error).to_string()),
-            Self::Host(_)
-            | Self::RunDirectory(_)
-            | Self::StillRuns { .. }
-            | Self::StillThere { .. }
-            | Self::Remove { .. }
-            | Self::Lost => (128, "start-failed"),
+            Self::Host(_) | Self::RunDirectory(_) => refusal::of("host-failed"),
+            Self::StillRuns { .. } | Self::StillThere { .. } | Self::Remove { .. } | Self::Lost => {
+                refusal::of("start-failed")
+            }
         }
     }
 }
