@@ -45,10 +45,10 @@ pub const EFFECTS: &[&str] = &[
     "stop/end",
     "stop/task",
     "stop/unpublish",
+    "finish/strikes",
     "finish/end",
     "finish/task",
     "finish/unpublish",
-    "finish/strikes",
     "start/directory",
     "start/shm",
     "start/spec",
@@ -452,6 +452,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             revision: start.revision.clone(),
             count: start.strikes_if_failed,
             at: self.host.now(),
+            run: None,
             failure: Some(failure),
         };
         let counted = match self.run.set_strikes(name, Some(&strikes)) {
@@ -532,6 +533,20 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn finish(&self, name: Option<&Name>, finish: &Finish) -> Result<(), Error> {
         let id = &finish.id;
+        // Before anything says that the run is over: one that is over and not counted would start without a delay.
+        let mut counted = Ok(());
+        if let Some(name) = name.filter(|_| finish.strikes > 0) {
+            let strikes = Strikes {
+                revision: finish.revision.clone(),
+                count: finish.strikes,
+                at: self.host.now(),
+                run: finish.started,
+                failure: None,
+            };
+            // The rest is tidied up all the same, on a full run directory too.
+            counted = self.run.set_strikes(name, Some(&strikes));
+            self.boundary("finish/strikes").await;
+        }
         if finish.run > 0 {
             let (code, reason, at) = match &finish.exit {
                 Some((code, at)) => (*code, EXITED, at.clone()),
@@ -547,17 +562,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         self.boundary("finish/task").await;
         self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
         self.boundary("finish/unpublish").await;
-        if let Some(name) = name.filter(|_| finish.strikes > 0) {
-            let strikes = Strikes {
-                revision: finish.revision.clone(),
-                count: finish.strikes,
-                at: self.host.now(),
-                failure: None,
-            };
-            self.run.set_strikes(name, Some(&strikes))?;
-            self.boundary("finish/strikes").await;
-        }
-        Ok(())
+        Ok(counted?)
     }
 
     fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
