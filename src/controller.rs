@@ -182,8 +182,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let pause = (begun.elapsed() * 2).min(HINT_QUIET_BUSY);
             let soonest = Instant::now() + pause;
             // Every arm is cancel-safe: watch channels keep what is unseen, a set keeps what is done, and a timer is
-            // made anew from the plan.
+            // made anew from the plan. In order, so that equal worlds take equal ways; each arm leads to a look at all.
             wake = tokio::select! {
+                biased;
                 () = &mut shutdown => {
                     flights.finish_soon(&self.edge, &mut cooling).await;
                     return Ended::Shutdown;
@@ -391,8 +392,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
 async fn released_since<R: Runtime, H: Host>(edge: &Arc<Edge<R, H>>, before: &BTreeSet<Approval>) {
     loop {
         tokio::time::sleep(APPROVALS).await;
-        let edge = Arc::clone(edge);
-        let read = tokio::task::spawn_blocking(move || edge.run.approvals()).await;
+        let asked = Arc::clone(edge);
+        let read = edge.blocking(move || asked.run.approvals()).await;
         if let Ok(Ok(approvals)) = read
             && approvals.into_values().flatten().collect::<BTreeSet<_>>() != *before
         {
@@ -469,7 +470,7 @@ async fn assemble<R: Runtime, H: Host>(
     let missing: BTreeSet<String> =
         images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
     let blocking = Arc::clone(edge);
-    let (facts, records, archived, logs) = tokio::task::spawn_blocking(move || {
+    let asked = edge.blocking(move || {
         let facts = blocking.host.observe(&ask)?;
         let records = Records {
             strikes: blocking.run.strikes()?,
@@ -480,9 +481,8 @@ async fn assemble<R: Runtime, H: Host>(
             blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
         let logs = directories(&blocking.log_directory);
         Ok::<_, Error>((facts, records, archived, logs))
-    })
-    .await
-    .map_err(|_| Error::Lost)??;
+    });
+    let (facts, records, archived, logs) = asked.await??;
     let now = edge.host.now();
 
     let mut observed = ObservedState {

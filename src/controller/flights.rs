@@ -170,6 +170,7 @@ impl Flights {
                 return std::future::pending().await;
             }
             tokio::select! {
+                biased;
                 Some(ended) = self.running.join_next_with_id() => {
                     let (task, result) = match ended {
                         Ok((task, result)) => (task, result),

@@ -935,6 +935,13 @@ impl<'a> Planner<'a> {
             .as_ref()
             .filter(|it| it.boot == self.observed.boot_id)
             .map(|it| self.now.since(it.at));
+        // Counted already, by one who did not get to the end of it.
+        if let Some(before) = before
+            && before.run.is_some()
+            && before.run == current.run.as_ref().map(|it| it.at)
+        {
+            return before.count;
+        }
         if lasted.is_some_and(|it| it >= delays.reset_after) {
             return 1;
         }
