@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Flags, Settings};
+use crate::observed::HandKind;
 use crate::status::{Chain, Exit};
 
 mod approve;
 mod completions;
 mod connect;
 mod down;
+mod hand;
 mod logs;
 mod plan;
 mod reconcile;
@@ -100,6 +102,14 @@ enum Command {
     Status(status::StatusArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
+    /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
+    Stop(hand::HandArgs),
+    /// Start what `stop` has stopped
+    Start(hand::HandArgs),
+    /// Stop and start workloads, at once and without counting it as a failure
+    Restart(hand::RestartArgs),
+    /// Forget the failures of workloads, and try them at once
+    Retry(hand::HandArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
     /// List held removals, or release one
@@ -237,6 +247,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Validate(args) => validate::validate(&mut context, &args),
         Command::Status(args) => status::status(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
+        Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
+        Command::Restart(args) => hand::restart(&mut context, args),
+        Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),

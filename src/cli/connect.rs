@@ -373,6 +373,8 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         remove_empty_cgroup(&cgroup);
         // containerd's second socket, which it leaves behind.
         drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
+        // Also what nobody could read.
+        drop(std::fs::remove_dir_all(path.join("hands")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }

@@ -603,6 +603,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
             Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
+            Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
         }
         self.boundary("sweep").await;
         Ok(())
