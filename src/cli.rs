@@ -17,6 +17,7 @@ mod logs;
 mod plan;
 mod reconcile;
 mod schema;
+mod since;
 mod status;
 mod validate;
 
@@ -283,6 +284,16 @@ fn start_tracing(verbose: u8, json: bool) -> Result<(), Failure> {
         drop(builder.with_ansi(color).try_init());
     }
     Ok(())
+}
+
+/// Whether nobody can read what is written to stdout any more; a write would say so, but there may be none.
+fn is_stdout_closed() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = std::io::stdout();
+    let mut waiting = [PollFd::new(&stdout, PollFlags::empty())];
+    // What is no pipe or terminal says nothing.
+    poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+        && waiting[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Paths given to a command, or the configured ones.

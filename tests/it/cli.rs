@@ -172,6 +172,8 @@ fn a_wrong_command_line_is_a_usage_error_on_stderr() {
         ("logs", "NAME"),
         ("logs Not_A_Name", "`Not_A_Name` is not a valid name"),
         ("logs web --since 5parsecs", "`5parsecs` is not a duration"),
+        ("logs web --since 2026-01-31T10:00:00", "not a time with its offset"),
+        ("logs web --tail=-1", "--tail"),
         ("apply --timeout soon", "`soon` is not a duration"),
         ("schema poem", "possible values: manifest, config"),
         ("completions tcsh", "possible values: bash"),
@@ -393,6 +395,81 @@ fn looking_changes_nothing_on_disk() {
             assert_eq!(before, fresh.snapshot(), "{line}, round {round}");
         }
     }
+}
+
+/// A log of an instance of `web`, as its writer leaves it.
+fn print_log(fresh: &Fresh, instance: &str, lines: std::ops::Range<u32>) {
+    use std::io::Write as _;
+    let directory = fresh.path().join("state/logs").join(instance);
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("output.log");
+    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+    for n in lines {
+        writeln!(file, "2026-01-01T00:00:{n:02}.000000Z stdout F line {n}").unwrap();
+    }
+}
+
+#[test]
+fn since_and_tail_choose_lines() {
+    let fresh = Fresh::new();
+    print_log(&fresh, "web-0123456789", 0..10);
+    for (arguments, lines) in [
+        ("--since 2026-01-01T00:00:07Z", 7..10),
+        ("--since 2026-01-01T01:00:07+01:00", 7..10),
+        ("--tail 2", 8..10),
+        ("--tail 0", 10..10),
+        ("--since 2026-01-01T00:00:07Z --tail 2", 8..10),
+        ("--since 2026-01-01T00:00:09Z --tail 2", 9..10),
+        ("--since 1m", 10..10),
+    ] {
+        let line = format!("logs web {arguments}");
+        let found = ended(&mut fresh.with_directories(&line)).expect(0, "").out;
+        let expected: String = lines.map(|n| format!("line {n}\n")).collect();
+        assert_eq!(found, expected, "{line}");
+    }
+}
+
+#[test]
+fn a_follower_goes_on_with_the_next_instance_and_ends_with_its_reader() {
+    use std::io::{BufRead as _, BufReader};
+    let fresh = Fresh::new();
+    print_log(&fresh, "web-0123456789", 0..3);
+    let mut command = fresh.with_directories("logs web --follow --tail 1");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), "line 2");
+    print_log(&fresh, "web-0123456789", 3..4);
+    assert_eq!(next(), "line 3");
+    let logs = fresh.path().join("state/logs");
+    let old = logs.join("web-0123456789/output.log");
+    fs::rename(&old, old.with_extension("log.1")).unwrap();
+    print_log(&fresh, "web-0123456789", 4..5);
+    assert_eq!(next(), "line 4");
+    print_log(&fresh, "web-abcdef0123", 5..6);
+    assert_eq!(next(), "line 5");
+    fs::remove_dir_all(logs.join("web-0123456789")).unwrap();
+    print_log(&fresh, "web-abcdef0123", 6..7);
+    print_log(&fresh, "webs-abcdef0123", 50..51);
+    print_log(&fresh, "web-2-abcdef0123", 50..51);
+    assert_eq!(next(), "line 6");
+    // Nothing more is printed: it has to notice by itself.
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_interrupt_ends_a_follower() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let fresh = Fresh::new();
+    print_log(&fresh, "web-0123456789", 0..1);
+    let mut command = fresh.with_directories("logs web --follow");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
 }
 
 #[test]
