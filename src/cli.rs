@@ -12,6 +12,7 @@ use crate::status::{Chain, Exit};
 mod approve;
 mod completions;
 mod connect;
+mod doctor;
 mod down;
 mod logs;
 mod plan;
@@ -105,6 +106,8 @@ enum Command {
     Down(down::DownArgs),
     /// List held removals, or release one
     Approve(approve::ApproveArgs),
+    /// Check whether this box can run workloads, and what stands in the way
+    Doctor(doctor::DoctorArgs),
     /// Print a JSON Schema
     Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
@@ -240,6 +243,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Logs(args) => logs::logs(&mut context, &args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
+        Command::Doctor(args) => doctor::doctor(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),
         Command::Completions(args) => completions::completions(&mut context, &args),
     };

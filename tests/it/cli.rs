@@ -14,7 +14,7 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "run",
     "apply",
     "plan",
@@ -23,11 +23,13 @@ const COMMANDS: [&str; 10] = [
     "logs",
     "down",
     "approve",
+    "doctor",
     "schema",
     "completions",
 ];
 
-const KINDS: [&str; 7] = ["manifest", "config", "status", "plan", "problems", "holds", "log"];
+const KINDS: [&str; 8] =
+    ["manifest", "config", "status", "plan", "problems", "holds", "log", "checks"];
 
 /// Somebody without rights.
 const NOBODY: u32 = 65534;
@@ -285,6 +287,12 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
     as_nobody(&["validate", &path("good.yaml")]).expect(0, "0 errors");
     let found = as_nobody(&["validate", &path("bad.yaml")]).expect(1, "1 error");
     assert!(found.out.contains("error[name-invalid]"), "{}", found.out);
+    let empty = open.path().join("empty.yaml");
+    fs::write(&empty, "# nothing\n").unwrap();
+    fs::set_permissions(&empty, fs::Permissions::from_mode(0o644)).unwrap();
+    let found = as_nobody(&["doctor", "--run-dir", &path("run"), "--config", &path("empty.yaml")]);
+    assert_eq!(found.code, 3);
+    assert!(found.out.contains("problem  rights"), "{}{}", found.out, found.err);
     for command in [vec!["schema"], vec!["completions", "bash"], vec!["--help"]] {
         as_nobody(&command).expect(0, "");
     }
@@ -346,6 +354,7 @@ fn what_is_printed_as_json_is_what_the_schemas_say() {
         ("plan --output json", "plan", 1),
         ("status --output json", "status", 1),
         ("approve --output json", "holds", 0),
+        ("doctor --output json", "checks", 3),
     ] {
         let ended = ended(&mut fresh.with_directories(line)).expect(code, "");
         let value: Value = serde_json::from_str(&ended.out).unwrap();
@@ -387,6 +396,7 @@ fn looking_changes_nothing_on_disk() {
             ("approve", 0),
             ("approve 0123abcd", 2),
             ("logs web", 2),
+            ("doctor", 3),
             ("validate manifests", 0),
             ("down --dry-run", 0),
             ("down --dry-run web", 2),
@@ -470,6 +480,52 @@ fn an_interrupt_ends_a_follower() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(2));
+}
+
+#[test]
+fn doctor_names_what_is_missing_on_one_line_each() {
+    let fresh = Fresh::new();
+    fs::create_dir_all(fresh.path().join("state")).unwrap();
+    fs::set_permissions(fresh.path().join("state"), fs::Permissions::from_mode(0o777)).unwrap();
+    let found = ended(&mut fresh.with_directories("doctor")).expect(3, "");
+    let line = |start: &str| {
+        let mut lines = found.out.lines().filter(|it| it.starts_with(start));
+        lines.next().unwrap_or_else(|| panic!("no `{start}` in: {}", found.out))
+    };
+    assert!(line("ok       rights ").contains("root"));
+    assert!(line("warning  state directory ").contains("mode 0777"));
+    assert!(
+        line("warning  state directory ").contains("; `chmod")
+            || line("warning  state directory ").contains("; `chown")
+    );
+    assert!(line("ok       engine ").contains("embedded: it was asked for"));
+    assert!(line("problem  runc ").contains("not on the PATH; install it"));
+    assert!(line("problem  containerd ").contains("apt-get install"));
+    assert!(line("warning  controller ").contains("evenkeel run"));
+    let contradiction = "--run-dir run --state-dir state --engine system --containerd-address /nonexistent.sock doctor";
+    let found = ended(&mut fresh.command(contradiction)).expect(3, "");
+    assert!(found.out.contains("problem  containerd"), "{}", found.out);
+    fresh.write("state/engine.json", "{");
+    let found = ended(&mut fresh.with_directories("doctor")).expect(3, "");
+    assert!(found.out.contains("problem  engine"), "{}", found.out);
+}
+
+#[test]
+fn doctor_sees_a_clock_that_was_turned_back_and_a_disk_that_cannot_be_written() {
+    let fresh = Fresh::new();
+    fs::create_dir(fresh.path().join("run")).unwrap();
+    let status = r#"{"apiVersion":"evenkeel/v1","kind":"Status","controller":{"pid":1,"version":"0","startedAt":"2999-01-01T00:00:00Z","updatedAt":"2999-01-01T00:00:00Z"},"runtime":{"state":"ready"},"sources":[],"holds":[],"items":[]}"#;
+    fresh.write("run/status.json", status);
+    fresh.write("a-file", "");
+    let line =
+        "--run-dir run --state-dir a-file/state --manifests nowhere --engine embedded doctor";
+    let found = ended(&mut fresh.command(line)).expect(3, "").out;
+    assert!(found.contains("ahead of the clock"), "{found}");
+    assert!(
+        found.contains("problem  state directory") && found.contains("is no directory"),
+        "{found}"
+    );
+    assert!(found.contains("warning  manifests") && found.contains("nowhere"), "{found}");
 }
 
 #[test]
