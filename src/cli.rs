@@ -14,6 +14,7 @@ mod completions;
 mod connect;
 mod doctor;
 mod down;
+mod explain;
 mod logs;
 mod plan;
 mod reconcile;
@@ -100,6 +101,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Show what is wanted, what runs, and why not
     Status(status::StatusArgs),
+    /// Explain one workload: what is wanted, what runs, why, what comes next, and the way out
+    Explain(explain::ExplainArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
     /// Stop and remove what Evenkeel made
@@ -240,6 +243,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Plan(args) => plan::plan(&mut context, args),
         Command::Validate(args) => validate::validate(&mut context, &args),
         Command::Status(args) => status::status(&mut context, &args),
+        Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),

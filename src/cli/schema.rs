@@ -9,7 +9,7 @@ use crate::status::Exit;
 #[derive(Debug, Args)]
 pub(super) struct SchemaArgs {
     /// Which document: `manifest`, `config`, or what a command prints with `--output json`: `status`, `plan`,
-    /// `problems` (validate), `holds` (approve), `log` (a line of logs), `checks` (doctor)
+    /// `problems` (validate), `holds` (approve), `log` (a line of logs), `checks` (doctor), `explanation` (explain)
     #[arg(value_enum, default_value_t = Kind::Manifest, hide_possible_values = true)]
     kind: Kind,
 }
@@ -24,6 +24,7 @@ enum Kind {
     Holds,
     Log,
     Checks,
+    Explanation,
 }
 
 pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exit, Failure> {
@@ -38,7 +39,7 @@ pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exi
 }
 
 /// Every published schema by its name, as committed in `schemas/<name>.schema.json`.
-pub(crate) fn schemas() -> [(&'static str, Value); 8] {
+pub(crate) fn schemas() -> [(&'static str, Value); 9] {
     [
         ("manifest", crate::schema::manifest()),
         ("config", crate::schema::of::<crate::config::File>("Evenkeel configuration")),
@@ -48,5 +49,6 @@ pub(crate) fn schemas() -> [(&'static str, Value); 8] {
         ("holds", crate::schema::of::<super::approve::HoldReport>("Evenkeel holds")),
         ("log", crate::schema::of::<super::logs::Line>("Evenkeel log line")),
         ("checks", crate::schema::of::<super::doctor::CheckReport>("Evenkeel checks")),
+        ("explanation", crate::schema::of::<super::explain::Explanation>("Evenkeel explanation")),
     ]
 }

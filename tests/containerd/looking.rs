@@ -4,7 +4,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::program::{Site, sleeper};
+use crate::program::{Site, manifest, sleeper};
 use crate::rig::{Rig, sweep};
 
 /// `state name` of each line of `doctor`.
@@ -25,7 +25,7 @@ async fn doctor_finds_a_box_in_order_and_says_what_is_not() {
     let mut rig = Rig::start().await;
     let site = Site::of(&rig);
     let done = site.run(&["doctor"]).exits(0).says(&[
-        &rig.engine().version().split(['~', '+']).next().unwrap().to_owned(),
+        rig.engine().version().split(['~', '+']).next().unwrap(),
         "nobody has used the namespace",
         "system: its address was given",
         "containerd sees ours",
@@ -68,5 +68,53 @@ async fn doctor_finds_a_box_in_order_and_says_what_is_not() {
     rig.start_containerd().await;
     assert_eq!(site.until_running("web"), pid);
     controller.terminate();
+    site.run(&["down"]).exits(0);
+}
+
+#[tokio::test]
+async fn explain_says_what_runs_what_comes_next_and_what_it_waits_for() {
+    let mut rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n"));
+    site.write("joiner.yaml", &(sleeper("joiner") + "  ipcMode: container:donor\n"));
+    site.write("typo.yaml", &manifest("typo", "command: [slep]"));
+    site.run(&["explain", "joiner"]).exits(4).says(&[
+        "joiner: Starting, not as the manifest says",
+        "/joiner.yaml:1\n",
+        "runs         nothing",
+        "next         prepare joiner-",
+        "(new manifest)",
+        "after        start donor-",
+    ]);
+    site.apply_exits(4);
+    let pid = format!("pid {} since", site.pid("joiner"));
+    site.run(&["explain", "joiner"]).exits(0).says(&[
+        "joiner: Running\n",
+        &pid,
+        "next         nothing to do",
+    ]);
+    let done = site.run(&["explain", "typo"]).exits(4).says(&[
+        "typo: BackingOff",
+        "failed start ",
+        "[command-not-found, code 127]",
+        "way out      correct `command`",
+    ]);
+    // When it is due by now, there is a step instead.
+    assert!(
+        done.out.contains("next look ") || done.out.contains("next         start"),
+        "{}",
+        done.out
+    );
+    site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n  hostname: other\n"));
+    site.run(&["explain", "donor"]).exits(4).says(&[
+        "hostname: ",
+        "next         prepare donor-",
+        "then         ",
+    ]);
+    rig.kill_containerd();
+    site.run(&["explain", "joiner"])
+        .exits(3)
+        .says(&["containerd does not answer", "joiner: Running"]);
+    rig.start_containerd().await;
     site.run(&["down"]).exits(0);
 }

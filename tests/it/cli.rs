@@ -14,12 +14,13 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "run",
     "apply",
     "plan",
     "validate",
     "status",
+    "explain",
     "logs",
     "down",
     "approve",
@@ -28,8 +29,8 @@ const COMMANDS: [&str; 11] = [
     "completions",
 ];
 
-const KINDS: [&str; 8] =
-    ["manifest", "config", "status", "plan", "problems", "holds", "log", "checks"];
+const KINDS: [&str; 9] =
+    ["manifest", "config", "status", "plan", "problems", "holds", "log", "checks", "explanation"];
 
 /// Somebody without rights.
 const NOBODY: u32 = 65534;
@@ -302,6 +303,7 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["apply", &manifests],
         vec!["run"],
         vec!["status"],
+        vec!["explain", "web"],
         vec!["down"],
         vec!["down", "--dry-run"],
         vec!["approve"],
@@ -355,6 +357,8 @@ fn what_is_printed_as_json_is_what_the_schemas_say() {
         ("status --output json", "status", 1),
         ("approve --output json", "holds", 0),
         ("doctor --output json", "checks", 3),
+        ("explain web --output json", "explanation", 4),
+        ("explain wrong --output json", "explanation", 1),
     ] {
         let ended = ended(&mut fresh.with_directories(line)).expect(code, "");
         let value: Value = serde_json::from_str(&ended.out).unwrap();
@@ -397,6 +401,7 @@ fn looking_changes_nothing_on_disk() {
             ("approve 0123abcd", 2),
             ("logs web", 2),
             ("doctor", 3),
+            ("explain web", 4),
             ("validate manifests", 0),
             ("down --dry-run", 0),
             ("down --dry-run web", 2),
@@ -434,8 +439,8 @@ fn since_and_tail_choose_lines() {
     ] {
         let line = format!("logs web {arguments}");
         let found = ended(&mut fresh.with_directories(&line)).expect(0, "").out;
-        let expected: String = lines.map(|n| format!("line {n}\n")).collect();
-        assert_eq!(found, expected, "{line}");
+        let expected: Vec<String> = lines.map(|n| format!("line {n}")).collect();
+        assert_eq!(found.lines().collect::<Vec<_>>(), expected, "{line}");
     }
 }
 
@@ -480,6 +485,32 @@ fn an_interrupt_ends_a_follower() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(2));
+}
+
+#[test]
+fn explain_names_the_line_the_reason_and_the_way_out() {
+    let fresh = Fresh::new();
+    let wrong = manifest("wrong").replace(":1}", ":1, ipcMode: sharable}");
+    fresh.write("manifests/two.yaml", &format!("# two\n{}---\n{wrong}", manifest("second")));
+    let found = ended(&mut fresh.with_directories("explain second")).expect(4, "").out;
+    let path = fresh.path().join("manifests/two.yaml");
+    for expected in [
+        "second: Waiting".to_owned(),
+        format!("  manifest     {}:2\n", path.display()),
+        "  wanted       image localhost/busybox:1, running, restart always\n".to_owned(),
+        "  runs         nothing\n".to_owned(),
+        "[image-missing]\n".to_owned(),
+        "  next         nothing can be done now\n".to_owned(),
+        "  way out      put an archive".to_owned(),
+    ] {
+        assert!(found.contains(&expected), "`{expected}` is not in: {found}");
+    }
+    let found = ended(&mut fresh.with_directories("explain wrong")).expect(1, "").out;
+    for expected in
+        [&format!("two.yaml:{}\n", 7)[..], "error[ipc-mode-invalid]", "did you mean `shareable`?"]
+    {
+        assert!(found.contains(expected), "`{expected}` is not in: {found}");
+    }
 }
 
 #[test]
@@ -531,7 +562,7 @@ fn doctor_sees_a_clock_that_was_turned_back_and_a_disk_that_cannot_be_written() 
 #[test]
 fn an_unknown_name_is_a_usage_error_everywhere() {
     let fresh = Fresh::new();
-    for command in ["status", "logs", "down", "down --source"] {
+    for command in ["status", "explain", "logs", "down", "down --source"] {
         ended(&mut fresh.with_directories(&format!("{command} nobody"))).expect(2, "nobody");
     }
     ended(&mut fresh.with_directories("approve 0123abcd")).expect(2, "0123abcd");
