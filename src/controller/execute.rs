@@ -70,7 +70,7 @@ pub const EFFECTS: &[&str] = &[
 /// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last.
 #[cfg(feature = "abort-after-effect")]
 fn abort_after(effect: &'static str) {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     let limit =

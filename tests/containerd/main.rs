@@ -14,6 +14,7 @@ mod idle;
 mod ipc;
 mod lifecycle;
 mod log;
+mod looking;
 mod program;
 mod rig;
 mod rigs;
