@@ -13,12 +13,15 @@ use crate::status::{Chain, Exit};
 mod approve;
 mod completions;
 mod connect;
+mod doctor;
 mod down;
+mod explain;
 mod hand;
 mod logs;
 mod plan;
 mod reconcile;
 mod schema;
+mod since;
 mod status;
 mod validate;
 
@@ -100,6 +103,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Show what is wanted, what runs, and why not
     Status(status::StatusArgs),
+    /// Explain one workload: what is wanted, what runs, why, what comes next, and the way out
+    Explain(explain::ExplainArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
     /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
@@ -114,6 +119,8 @@ enum Command {
     Down(down::DownArgs),
     /// List held removals, or release one
     Approve(approve::ApproveArgs),
+    /// Check whether this box can run workloads, and what stands in the way
+    Doctor(doctor::DoctorArgs),
     /// Print a JSON Schema
     Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
@@ -246,6 +253,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Plan(args) => plan::plan(&mut context, args),
         Command::Validate(args) => validate::validate(&mut context, &args),
         Command::Status(args) => status::status(&mut context, &args),
+        Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
         Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
         Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
@@ -253,6 +261,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
+        Command::Doctor(args) => doctor::doctor(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),
         Command::Completions(args) => completions::completions(&mut context, &args),
     };
@@ -297,6 +306,16 @@ fn start_tracing(verbose: u8, json: bool) -> Result<(), Failure> {
         drop(builder.with_ansi(color).try_init());
     }
     Ok(())
+}
+
+/// Whether nobody can read what is written to stdout any more; a write would say so, but there may be none.
+fn is_stdout_closed() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = std::io::stdout();
+    let mut waiting = [PollFd::new(&stdout, PollFlags::empty())];
+    // What is no pipe or terminal says nothing.
+    poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+        && waiting[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Paths given to a command, or the configured ones.

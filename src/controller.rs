@@ -45,6 +45,9 @@ const HINT_QUIET_BUSY: Duration = Duration::from_millis(250);
 /// How often approvals are looked for while something is held: a person waits for it, and a look costs one system call.
 const APPROVALS: Duration = Duration::from_secs(1);
 
+/// A look that takes longer than this is told of: the runtime hangs, or the box does.
+const SILENT: Duration = Duration::from_secs(5);
+
 /// How often it is looked for what a person asks for. A few system calls, which an idle controller does not feel.
 const HANDS: Duration = Duration::from_secs(1);
 
@@ -128,7 +131,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
-            match (&desired, self.look(desired.as_deref()).await) {
+            match (&desired, self.look_and_tell(desired.as_deref(), &report).await) {
                 (_, Err(error)) => {
                     failures = failures.saturating_add(1);
                     let text = Chain(&error).to_string();
@@ -193,8 +196,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let pause = (begun.elapsed() * 2).min(HINT_QUIET_BUSY);
             let soonest = Instant::now() + pause;
             // Every arm is cancel-safe: watch channels keep what is unseen, a set keeps what is done, and a timer is
-            // made anew from the plan.
+            // made anew from the plan. In order, so that equal worlds take equal ways; each arm leads to a look at all.
             wake = tokio::select! {
+                biased;
                 () = &mut shutdown => {
                     flights.finish_soon(&self.edge, &mut cooling).await;
                     return Ended::Shutdown;
@@ -322,6 +326,29 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         observe(&self.edge, desired, self.mounts_not_shared.clone()).await
     }
 
+    /// As [`Self::look`]; a runtime that neither answers nor fails is reported while it is waited for.
+    async fn look_and_tell(
+        &self,
+        desired: Option<&DesiredState>,
+        report: &watch::Sender<Option<Arc<Status>>>,
+    ) -> Result<Look, Error> {
+        let look = self.look(desired);
+        tokio::pin!(look);
+        tokio::select! {
+            biased;
+            found = &mut look => return found,
+            () = tokio::time::sleep(SILENT) => {}
+        }
+        let text = format!("the runtime has not answered for {} s", SILENT.as_secs());
+        warn!(error = text, "the runtime cannot be observed; containers keep running");
+        self.say_unreachable(report, &text);
+        let found = look.await;
+        if found.is_ok() {
+            info!("the runtime answers again");
+        }
+        found
+    }
+
     fn say(
         &self,
         report: &watch::Sender<Option<Arc<Status>>>,
@@ -385,8 +412,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
 async fn released_since<R: Runtime, H: Host>(edge: &Arc<Edge<R, H>>, before: &BTreeSet<Approval>) {
     loop {
         tokio::time::sleep(APPROVALS).await;
-        let edge = Arc::clone(edge);
-        let read = tokio::task::spawn_blocking(move || edge.run.approvals()).await;
+        let asked = Arc::clone(edge);
+        let read = edge.blocking(move || asked.run.approvals()).await;
         if let Ok(Ok(approvals)) = read
             && approvals.into_values().flatten().collect::<BTreeSet<_>>() != *before
         {
@@ -474,7 +501,7 @@ async fn assemble<R: Runtime, H: Host>(
     let missing: BTreeSet<String> =
         images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
     let blocking = Arc::clone(edge);
-    let (facts, records, archived, logs) = tokio::task::spawn_blocking(move || {
+    let asked = edge.blocking(move || {
         let facts = blocking.host.observe(&ask)?;
         let records = Records {
             strikes: blocking.run.strikes()?,
@@ -486,9 +513,8 @@ async fn assemble<R: Runtime, H: Host>(
             blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
         let logs = directories(&blocking.log_directory);
         Ok::<_, Error>((facts, records, archived, logs))
-    })
-    .await
-    .map_err(|_| Error::Lost)??;
+    });
+    let (facts, records, archived, logs) = asked.await??;
     let now = edge.host.now();
 
     let mut observed = ObservedState {

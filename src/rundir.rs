@@ -610,6 +610,7 @@ mod tests {
             revision: Revision::recorded("0123456789abcdef"),
             count,
             at: BootTime(Duration::from_millis(1500)),
+            run: None,
             failure: None,
         }
     }

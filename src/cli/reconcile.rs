@@ -166,8 +166,8 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
         match turn(&run, &settings, &sources, timeout).await? {
             Turn::Ours(_lock) => {
                 let states = source::read_to_rest(sources, settings.allow_empty);
-                let connection =
-                    connect::connect(&settings, connect::Start::Engine, take_over).await?;
+                let connection = connect::connect(&settings, connect::Start::Engine, take_over);
+                let connection = connect::patiently(&settings, connection).await?;
                 let goal = Goal::Converge { wait };
                 let (status, ended) =
                     converge(&settings, &connection, states.clone(), goal, timeout).await;

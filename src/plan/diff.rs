@@ -314,6 +314,10 @@ impl<'a> Planner<'a> {
     /// Holds removals by absence that are more than a source may lose at once, all of them: half a deletion is no
     /// better than a whole one. Lists every hold that a person can release.
     fn limit_removals(&mut self) {
+        // All of them may go; that the same few come and go all the time is not counted against them either.
+        if self.policy.prune_limit >= 100 {
+            return;
+        }
         let mut leaving: BTreeMap<_, Vec<(Name, usize)>> = BTreeMap::new();
         for case in self.cases.values() {
             if let Wish::Remove { by_absence: Some(it), .. } = &case.wish {
@@ -670,7 +674,7 @@ impl<'a> Planner<'a> {
             return no(
                 "image-missing",
                 format!(
-                    "image {name} is neither in containerd nor in an archive of the images directory{broken}"
+                    "image {name} is neither in containerd nor in an archive below `images` of the state directory{broken}"
                 ),
             );
         };
@@ -989,6 +993,13 @@ impl<'a> Planner<'a> {
             .as_ref()
             .filter(|it| it.boot == self.observed.boot_id)
             .map(|it| self.now.since(it.at));
+        // Counted already, by one who did not get to the end of it.
+        if let Some(before) = before
+            && before.run.is_some()
+            && before.run == current.run.as_ref().map(|it| it.at)
+        {
+            return before.count;
+        }
         if lasted.is_some_and(|it| it >= delays.reset_after) {
             return 1;
         }

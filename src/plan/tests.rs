@@ -371,6 +371,7 @@ mod model {
                             revision: it.revision.clone(),
                             count: it.strikes,
                             at: now(),
+                            run: None,
                             failure: None,
                         };
                         observed.strikes.insert(instance.name.clone(), strikes);

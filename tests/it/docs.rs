@@ -169,7 +169,7 @@ fn every_setting_is_explained() {
     }
     let commands = [
         "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "stop", "start",
-        "restart", "retry",
+        "restart", "retry", "doctor", "explain",
     ];
     for command in commands {
         assert!(text.contains(&format!("| `{command}")), "{command}");

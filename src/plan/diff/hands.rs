@@ -79,7 +79,8 @@ impl<'a> Planner<'a> {
         };
         let has_begun = case.current.iter().chain(&case.others).any(later);
         // A start that failed may have left no instance to say so.
-        let has_failed = self.observed.strikes.get(name).is_some_and(|it| it.at >= hand.at);
+        let strikes = self.observed.strikes.get(name).filter(|it| it.failure.is_some());
+        let has_failed = strikes.is_some_and(|it| it.at >= hand.at);
         (is_run && !has_begun && !has_failed).then_some(hand)
     }
 
