@@ -101,7 +101,9 @@ fn a_retry_forgets_failures_before_it_starts() {
     let plan = converge(&wanted, &mut observed);
     assert_eq!(standing(&plan, "a").phase, Phase::Failed);
     let at = BootTime(Duration::from_secs(999));
-    observed.strikes.insert(name("a"), Strikes { revision, count: 9, at, run: None, failure: None });
+    observed
+        .strikes
+        .insert(name("a"), Strikes { revision, count: 9, at, run: None, failure: None });
     for kind in [HandKind::Retry, HandKind::Start] {
         let mut observed = observed.clone();
         ask(&mut observed, "a", kind, false);
