@@ -9,6 +9,7 @@ mod crash;
 mod cycles;
 mod engine;
 mod examples;
+mod hands;
 mod host;
 mod idle;
 mod ipc;
