@@ -13,6 +13,7 @@ mod ipc;
 mod lifecycle;
 mod log;
 mod program;
+mod refusals;
 mod rig;
 mod rigs;
 mod safety;
