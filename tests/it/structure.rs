@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::Path;
 
 /// Values in, values out.
-const CORE: [&str; 10] = [
+const CORE: [&str; 11] = [
     "manifest", "schema", "workload", "content", "desired", "observed", "backoff", "refusal",
     "plan", "oci", "status",
 ];
