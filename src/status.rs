@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -302,6 +303,7 @@ pub fn status(
         })
         .collect();
     let mut problems: Vec<&Problem> = desired.problems.iter().collect();
+    let broken = observed.broken_hands.iter().map(|(path, why)| broken_hand(path, why));
     let items = plan
         .standings
         .keys()
@@ -319,7 +321,25 @@ pub fn status(
         sources,
         holds,
         items,
-        problems: problems.into_iter().map(ProblemStatus::from).collect(),
+        problems: problems.into_iter().map(ProblemStatus::from).chain(broken).collect(),
+    }
+}
+
+/// A wish of a person that cannot be understood. A warning: no manifest is wrong, and all goes on as if nobody had
+/// asked.
+fn broken_hand(path: &Path, why: &str) -> ProblemStatus {
+    ProblemStatus {
+        file: path.display().to_string(),
+        line: 0,
+        column: 0,
+        severity: "warning".to_owned(),
+        code: "wish-unreadable".to_owned(),
+        pointer: String::new(),
+        message: format!(
+            "what a person asked for here cannot be read, and counts for nothing; ask again, or remove the file: {why}"
+        ),
+        hint: None,
+        fix: None,
     }
 }
 

@@ -138,12 +138,28 @@ pub(super) fn lock(run: &RunDirectory, settings: &Settings) -> Result<Lock, Fail
     }
 }
 
-/// Decides on an engine, starts it if that is allowed, and connects.
-pub(super) async fn connect(
-    settings: &Settings,
-    start: Start,
-    take_over: bool,
-) -> Result<Connection, Failure> {
+/// Which engine it is to be, and what was recorded of it.
+pub(super) struct Decided {
+    pub decision: Decision,
+    pub recorded: Option<Record>,
+    pub embedded: Embedded,
+}
+
+impl Decided {
+    /// Where it is.
+    pub(super) fn socket(&self, settings: &Settings) -> PathBuf {
+        match self.decision.engine {
+            Engine::System => settings
+                .containerd_address
+                .clone()
+                .unwrap_or_else(|| crate::engine::SYSTEM_SOCKET.into()),
+            Engine::Embedded => self.embedded.socket(),
+        }
+    }
+}
+
+/// Decides on an engine; starts and writes nothing.
+pub(super) fn decide(settings: &Settings) -> Result<Decided, Failure> {
     let embedded = Embedded::new(&settings.state_directory, &settings.run_directory);
     let choice = match settings.engine {
         EngineChoice::Auto => Choice::Auto,
@@ -167,14 +183,41 @@ pub(super) async fn connect(
             .check(settings.containerd_address.as_deref(), &settings.containerd_namespace)
             .map_err(|refusal| Failure::environment(&refusal))?;
     }
-    let (address, is_absent) = match decision.engine {
-        Engine::System => {
-            let address = settings.containerd_address.clone();
-            (address.unwrap_or_else(|| crate::engine::SYSTEM_SOCKET.into()), false)
-        }
+    Ok(Decided { decision, recorded, embedded })
+}
+
+/// How a decided engine is talked to.
+pub(super) fn runtime_settings(
+    settings: &Settings,
+    address: PathBuf,
+    snapshotter: String,
+) -> Result<containerd::Settings, Failure> {
+    let log_program = std::env::current_exe().map_err(|error| {
+        Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
+    })?;
+    Ok(containerd::Settings {
+        address,
+        namespace: settings.containerd_namespace.clone(),
+        snapshotter,
+        runc_root: settings.run_directory.join("runc"),
+        log_program,
+    })
+}
+
+/// Decides on an engine, starts it if that is allowed, and connects.
+pub(super) async fn connect(
+    settings: &Settings,
+    start: Start,
+    take_over: bool,
+) -> Result<Connection, Failure> {
+    let decided = decide(settings)?;
+    let address = decided.socket(settings);
+    let Decided { decision, recorded, embedded } = decided;
+    let is_absent = match decision.engine {
+        Engine::System => false,
         Engine::Embedded => match (embedded.find(), start) {
-            (Found::Running { .. }, _) => (embedded.socket(), false),
-            (Found::Never, Start::IfItHasState | Start::Nothing) => (embedded.socket(), true),
+            (Found::Running { .. }, _) => false,
+            (Found::Never, Start::IfItHasState | Start::Nothing) => true,
             (Found::Stopped, Start::Nothing) => {
                 return Err(Failure::new(
                     Exit::Environment,
@@ -183,9 +226,8 @@ pub(super) async fn connect(
             }
             (Found::Never | Found::Stopped, Start::Engine | Start::IfItHasState) => {
                 info!(socket = %embedded.socket().display(), "starting the embedded containerd");
-                let socket =
-                    embedded.start().await.map_err(|error| Failure::environment(&error))?;
-                (socket, false)
+                embedded.start().await.map_err(|error| Failure::environment(&error))?;
+                false
             }
         },
     };
@@ -196,17 +238,8 @@ pub(super) async fn connect(
         None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
         None => decide_snapshotter(settings, &decision, &embedded)?,
     };
-    let log_program = std::env::current_exe().map_err(|error| {
-        Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
-    })?;
-    let runtime = Containerd::new(containerd::Settings {
-        address: address.clone(),
-        namespace: settings.containerd_namespace.clone(),
-        snapshotter: snapshotter.clone(),
-        runc_root: settings.run_directory.join("runc"),
-        log_program,
-    })
-    .map_err(|error| Failure::environment(&error))?;
+    let runtime = Containerd::new(runtime_settings(settings, address, snapshotter.clone())?)
+        .map_err(|error| Failure::environment(&error))?;
     let host =
         LinuxHost::new(&settings.run_directory).map_err(|error| Failure::environment(&error))?;
     let boot_id = boot_id().map_err(|error| {
@@ -250,10 +283,10 @@ pub(super) async fn connect(
 /// and what containers were started with.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Owner {
-    id: String,
-    state_directory: PathBuf,
-    run_directory: PathBuf,
+pub(super) struct Owner {
+    pub id: String,
+    pub state_directory: PathBuf,
+    pub run_directory: PathBuf,
 }
 
 /// Where snapshots are to be kept: found out by trying, which mounts below the directory that they will be in.
@@ -373,6 +406,8 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         remove_empty_cgroup(&cgroup);
         // containerd's second socket, which it leaves behind.
         drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
+        // Also what nobody could read.
+        drop(std::fs::remove_dir_all(path.join("hands")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }

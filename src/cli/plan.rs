@@ -44,7 +44,10 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         super::status::held_sources(context, &status.sources)?;
         write!(context.out, "{plan}")?;
         let waits = |phase| matches!(phase, Phase::Waiting | Phase::BackingOff | Phase::Held);
-        for (name, it) in plan.standings.iter().filter(|(_, it)| waits(it.phase) || !it.up_to_date)
+        for (name, it) in plan
+            .standings
+            .iter()
+            .filter(|(_, it)| waits(it.phase) || !it.up_to_date || it.reason == "stopped-by-hand")
         {
             if it.reason.is_empty() || it.reason == "manifest-invalid" && it.instance.is_none() {
                 continue;

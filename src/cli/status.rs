@@ -91,7 +91,7 @@ pub(super) fn held_sources(
 }
 
 /// One line for a problem whose source text is not at hand.
-fn problem_line(it: &ProblemStatus) -> String {
+pub(super) fn problem_line(it: &ProblemStatus) -> String {
     let place = match it.line {
         0 => it.file.clone(),
         line => format!("{}:{line}:{}", it.file, it.column),

@@ -4,6 +4,7 @@
 //! never others.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -75,7 +76,7 @@ pub const EFFECTS: &[&str] = &[
 /// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last.
 #[cfg(feature = "abort-after-effect")]
 fn abort_after(effect: &'static str) {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     let limit =
@@ -89,14 +90,20 @@ fn abort_after(effect: &'static str) {
 /// Makes an effect the last one that is made, for trying out what a crash there leaves behind.
 #[derive(Debug)]
 pub struct Crash {
-    after: usize,
+    after: AtomicUsize,
     passed: Mutex<Vec<&'static str>>,
 }
 
 impl Crash {
     /// Everything stands still once that many effects were made.
     pub fn after(effects: usize) -> Arc<Self> {
-        Arc::new(Self { after: effects, passed: Mutex::default() })
+        Arc::new(Self { after: AtomicUsize::new(effects), passed: Mutex::default() })
+    }
+
+    /// Everything stands still once that many more effects were made.
+    pub fn end_after(&self, more: usize) {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.after.store(passed.saturating_add(more), Ordering::Relaxed);
     }
 
     /// The effects that were made, of [`EFFECTS`].
@@ -104,11 +111,17 @@ impl Crash {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether everything stands still.
+    pub fn is_over(&self) -> bool {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).len();
+        passed >= self.after.load(Ordering::Relaxed)
+    }
+
     /// Counts an effect; whether it is one of those that are still made.
     fn pass(&self, effect: &'static str) -> bool {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         passed.push(effect);
-        passed.len() < self.after
+        passed.len() < self.after.load(Ordering::Relaxed)
     }
 }
 
@@ -198,6 +211,7 @@ pub struct Edge<R, H> {
     permits: Semaphore,
     ledger: Mutex<()>,
     crash: Option<Arc<Crash>>,
+    on_one_thread: bool,
 }
 
 impl<R: Runtime, H: Host> Edge<R, H> {
@@ -221,7 +235,25 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             permits,
             ledger: Mutex::new(()),
             crash: None,
+            on_one_thread: false,
         }
+    }
+
+    /// The same, where nothing blocks: one thread does everything, in an order that comes out the same each time.
+    #[must_use]
+    pub fn on_one_thread(self) -> Self {
+        Self { on_one_thread: true, ..self }
+    }
+
+    /// Does what may block where it keeps nobody else waiting.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        if self.on_one_thread {
+            return Ok(work());
+        }
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Lost)
     }
 
     /// The same, with an end.
@@ -316,10 +348,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         }
         let archives = Arc::clone(&self.archives);
         let wanted = image.clone();
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = self.blocking(move || {
             archives.lock().unwrap_or_else(PoisonError::into_inner).import(&wanted)
         });
-        let mut import = opened.await.map_err(|_| Error::Lost)??;
+        let mut import = opened.await??;
         // Blobs that no image refers to yet are collected unless a lease holds them.
         let lease = import_lease(image);
         self.runtime.lease(&lease).await?;
@@ -468,6 +500,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             revision: start.revision.clone(),
             count: start.strikes_if_failed,
             at: self.host.now(),
+            run: None,
             failure: Some(failure),
         };
         let counted = match self.run.set_strikes(name, Some(&strikes)) {
@@ -561,13 +594,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     async fn finish(&self, name: Option<&Name>, finish: &Finish) -> Result<(), Error> {
         let id = &finish.id;
         let mut cleanup = Cleanup::default();
+        // Before anything says that the run is over: one that is over and not counted would start without a delay.
         if let Some(name) = name.filter(|_| finish.strikes > 0) {
             let strikes = Strikes {
                 revision: finish.revision.clone(),
                 count: finish.strikes,
                 at: self.host.now(),
+                run: finish.started,
                 failure: None,
             };
+            // The rest is tidied up all the same, on a full run directory too.
             cleanup.note(self.run.set_strikes(name, Some(&strikes)).map_err(Error::from));
             self.boundary("finish/strikes").await;
         }
@@ -634,7 +670,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn remove_logs(&self, id: &InstanceId) -> Result<(), Error> {
         let path = self.log_directory.join(id.as_str());
-        match tokio::fs::remove_dir_all(&path).await {
+        let removed = path.clone();
+        match self.blocking(move || std::fs::remove_dir_all(removed)).await? {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(cause) => Err(Error::Remove { path, cause }),
@@ -651,6 +688,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
             Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
+            Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
         }
         self.boundary("sweep").await;
         Ok(())
@@ -692,10 +730,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         T: Send + 'static,
     {
         let host = Arc::clone(&self.host);
-        match tokio::task::spawn_blocking(move || verb(&host, argument)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(Error::Lost),
-        }
+        Ok(self.blocking(move || verb(&host, argument)).await??)
     }
 }
 

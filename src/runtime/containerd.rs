@@ -37,6 +37,7 @@ use crate::content::chain_ids;
 use crate::observed::Task;
 use crate::workload::{InstanceId, Signal};
 
+mod about;
 mod events;
 mod link;
 mod owner;
@@ -138,6 +139,20 @@ impl Containerd {
         owner::write(&self.link, namespace, owner)
             .await
             .during("write the owner of namespace", namespace)
+    }
+
+    /// containerd's version.
+    pub async fn version(&self) -> Result<String, Error> {
+        let address = self.settings.address.display();
+        about::version(&self.link).await.during("ask for the version of", address)
+    }
+
+    /// Why our snapshotter cannot be used, as containerd knows it; `None`: it can.
+    pub async fn fault_of_snapshotter(&self) -> Result<Option<String>, Error> {
+        let name = &self.settings.snapshotter;
+        about::fault_of_plugin(&self.link, "io.containerd.snapshotter.v1", name)
+            .await
+            .during("ask for the snapshotter", name)
     }
 
     /// Has containerd delete now what was removed, writable layers above all, and waits for it. By itself it does so

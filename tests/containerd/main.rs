@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adoption;
 mod away;
 mod contract;
 mod crash;
+mod cycles;
 mod engine;
 mod examples;
 mod host;
@@ -12,6 +14,7 @@ mod idle;
 mod ipc;
 mod lifecycle;
 mod log;
+mod looking;
 mod program;
 mod refusals;
 mod rig;

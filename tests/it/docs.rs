@@ -165,7 +165,10 @@ fn every_setting_is_explained() {
         let is_there = text.contains(&format!("`{key}`")) || text.contains(&format!("`{key}."));
         assert!(is_there, "docs/operations.md says nothing of the key `{key}`");
     }
-    let commands = ["run", "apply", "plan", "validate", "status", "logs", "down", "approve"];
+    let commands = [
+        "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "doctor",
+        "explain",
+    ];
     for command in commands {
         assert!(text.contains(&format!("| `{command}")), "{command}");
         let help = printed(&[command, "--help"]);
