@@ -14,6 +14,7 @@ mod completions;
 mod connect;
 mod doctor;
 mod down;
+mod exec;
 mod explain;
 mod logs;
 mod plan;
@@ -105,6 +106,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
+    /// Run a command beside a workload's program
+    Exec(exec::ExecArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
     /// List held removals, or release one
@@ -245,6 +248,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(args) => status::status(&mut context, &args),
         Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Exec(args) => exec::exec(&mut context, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),

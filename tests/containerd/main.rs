@@ -6,6 +6,7 @@ mod contract;
 mod crash;
 mod engine;
 mod examples;
+mod exec;
 mod host;
 mod idle;
 mod ipc;
