@@ -9,6 +9,7 @@ mod crash;
 mod cycles;
 mod engine;
 mod examples;
+mod exec;
 mod hands;
 mod host;
 mod idle;
