@@ -593,9 +593,16 @@ fn leftovers(
     let ended = |id: &InstanceId| observed.instances.get(id).is_none_or(|it| it.task == Task::None);
     leftovers
         .extend(facts.published.keys().filter(|id| ended(id)).cloned().map(Leftover::Published));
-    leftovers.extend(
-        logs.iter().filter(|id| !observed.instances.contains_key(*id)).cloned().map(Leftover::Logs),
-    );
+    // One that was cleared after its last run has no log either.
+    let cleared = |it: &Instance| {
+        let workload = it.workload.as_ref();
+        workload.is_some_and(|it| it.spec.remove_on_exit)
+            && !it.has_snapshot
+            && it.end.is_some()
+            && it.task == Task::None
+    };
+    let is_left = |id: &&InstanceId| observed.instances.get(id).is_none_or(cleared);
+    leftovers.extend(logs.iter().filter(is_left).cloned().map(Leftover::Logs));
     leftovers.extend(leases.iter().cloned().map(Leftover::Lease));
     leftovers.extend(snapshots.iter().cloned().map(Leftover::Snapshot));
     let known = |name: &Name| {

@@ -117,7 +117,7 @@ pub const STOPPED: &str = "stopped";
 pub const EXIT_UNKNOWN: &str = "exit-unknown";
 
 /// Label `evenkeel/end`: how the n-th run ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct End {
     pub n: u64,
     /// The process's own code, or 128 + signal; 255 when it is not known.
@@ -129,6 +129,40 @@ pub struct End {
     /// How long the run lasted, as far as known, in milliseconds.
     #[serde(default)]
     pub lasted_ms: u64,
+    /// Runs of this instance so far that failed: by their code, in an unknown way, or before they began. Those that
+    /// were stopped on purpose or that a reboot took are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// The last exit before this start, which failed: no start that fails hides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Exit>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub code: u32,
+    pub reason: String,
+    pub at: String,
+}
+
+impl End {
+    /// The exit that it tells of: its own, or the one before a start that failed.
+    pub fn exit(&self) -> Option<Exit> {
+        if self.is_failed_start() {
+            return self.before.clone();
+        }
+        Some(Exit { code: self.code, reason: self.reason.clone(), at: self.at.clone() })
+    }
+
+    /// No process of the user has run.
+    pub fn is_failed_start(&self) -> bool {
+        ![EXITED, STOPPED, EXIT_UNKNOWN].contains(&self.reason.as_str())
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What stands under `<run>/ipc/<instance>/` by mountinfo.

@@ -170,7 +170,7 @@ const BEGINNINGS: [(Phase, &[&str]); 9] = [
             "error joining namespace",
         ],
     ),
-    (Phase::WorkingDirectory, &["chdir to cwd (", "chdir `"]),
+    (Phase::WorkingDirectory, &["chdir to cwd (", "chdir `", "mkdir /"]),
     (
         Phase::Spec,
         &[
@@ -374,6 +374,7 @@ mod tests {
             ": no such file or directory",
         ];
         for trap in traps {
+            let quoted = trap.replace('"', "\\\"");
             for (text, reason) in [
                 (
                     format!("exec: \"/{trap}\": stat /{trap}: no such file or directory"),
@@ -382,13 +383,13 @@ mod tests {
                 (format!("exec: \"/{trap}\": permission denied"), "command-not-executable"),
                 (
                     format!(
-                        "error mounting \"/{trap}\" to rootfs at \"/{trap}\": mount /{trap}:/{trap} (via /proc/self/fd/6), flags: 0x5000: not a directory"
+                        "error mounting \"/{quoted}\" to rootfs at \"/{quoted}\": mount /{trap}:/{trap} (via /proc/self/fd/6), flags: 0x5000: not a directory"
                     ),
                     "mount-type-mismatch",
                 ),
                 (
                     format!(
-                        "error mounting \"/{trap}\" to rootfs at \"/x\": stat /{trap}: no such file or directory"
+                        "error mounting \"/{quoted}\" to rootfs at \"/x\": stat /{trap}: no such file or directory"
                     ),
                     "mount-source-missing",
                 ),

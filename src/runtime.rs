@@ -106,6 +106,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes the container object, then its snapshot. Refused while it has a task.
     fn remove(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Removes the snapshot of a container and keeps its object. Refused while it has a task.
+    fn clear(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Removes a snapshot that belongs to no container.
     fn remove_snapshot(&self, key: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
@@ -134,6 +137,7 @@ pub mod verb {
     pub const WAIT: &str = "wait for task";
     pub const DELETE_TASK: &str = "delete task";
     pub const REMOVE: &str = "remove container";
+    pub const CLEAR: &str = "clear container";
     pub const REMOVE_SNAPSHOT: &str = "remove snapshot";
     pub const READOPT: &str = "put back container";
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::{BootTime, DesiredState, Origin};
 use crate::manifest::{Problem, Severity};
-use crate::observed::{EXIT_UNKNOWN, EXITED, End, ObservedState, STOPPED};
+use crate::observed::{End, ObservedState};
 use crate::plan::{Phase, Plan};
 use crate::refusal;
 use crate::workload::{Name, Shm};
@@ -390,7 +390,6 @@ fn item(
     let strikes = observed.strikes.get(name);
     let live = instance.and_then(|it| it.task.pid());
     let end = instance.and_then(|it| it.end.as_ref());
-    let is_exit = |it: &&End| [EXITED, STOPPED, EXIT_UNKNOWN].contains(&it.reason.as_str());
     Item {
         name: name.to_string(),
         origin: origin.map(OriginStatus::from),
@@ -416,10 +415,10 @@ fn item(
                 donor: ipc.mode.donor().map(ToString::to_string),
             })
         }),
-        last_exit: end.filter(is_exit).map(|it| ExitStatus {
+        last_exit: end.and_then(End::exit).map(|it| ExitStatus {
             code: it.code,
-            reason: it.reason.clone(),
-            at: it.at.clone(),
+            reason: it.reason,
+            at: it.at,
         }),
         start_failure: strikes
             .and_then(|it| it.failure.as_ref())

@@ -58,6 +58,7 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
         | Action::Finish(_)
         | Action::Start(_)
         | Action::Publish { .. }
+        | Action::Clear { .. }
         | Action::Remove { .. }
         | Action::RemoveOrphan { .. } => {}
     }
@@ -294,9 +295,10 @@ impl Trouble {
             Action::Finish(_) => "finish-failed",
             Action::Start(_) => "start-failed",
             Action::Publish { .. } => "publish-failed",
-            Action::Remove { .. } | Action::RemoveOrphan { .. } | Action::Sweep(_) => {
-                "remove-failed"
-            }
+            Action::Clear { .. }
+            | Action::Remove { .. }
+            | Action::RemoveOrphan { .. }
+            | Action::Sweep(_) => "remove-failed",
         };
         Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted() }
     }

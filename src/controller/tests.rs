@@ -278,6 +278,7 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
         paused: false,
         run: 1,
         started: None,
+        failures: 0,
     };
     // They share an image, which is all that they have in common.
     let part = vec![

@@ -16,8 +16,8 @@ use crate::backoff::Delays;
 use crate::content::hex;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
-    Approval, EXITED, HandKind, Image, ImagePlace, Instance, Leftover, ObservedState, STOPPED,
-    Task, published_paths,
+    Approval, EXITED, Exit, HandKind, Image, ImagePlace, Instance, Leftover, ObservedState,
+    STOPPED, Task, published_paths,
 };
 use crate::oci::{self, Lowering};
 use crate::workload::{
@@ -817,6 +817,12 @@ impl<'a> Planner<'a> {
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
         match decision {
             Decision::Leave(phase) => {
+                if !stopped
+                    && have == Have::Ended
+                    && matches!(again, Again::Completed | Again::Failed)
+                {
+                    self.clear_step(name, current, target, None);
+                }
                 let remark = match (phase, &obstacle) {
                     (Phase::Running | Phase::Held, Some(it)) if it.reason == "donor-changed" => {
                         obstacle.clone()
@@ -903,7 +909,10 @@ impl<'a> Planner<'a> {
                 self.wait_until(name, due);
             }
             Decision::FinishAs(phase) => {
-                self.finish_step(name, current, target);
+                let finish = self.finish_step(name, current, target);
+                if !stopped && matches!(again, Again::Completed | Again::Failed) {
+                    self.clear_step(name, current, target, finish);
+                }
                 let remark = (phase == Phase::Failed).then(|| self.failure(name, current));
                 self.stand(name, phase, hold.or(remark).or(by_hand), true, current);
             }
@@ -969,8 +978,7 @@ impl<'a> Planner<'a> {
         if restart.on_boot && run.is_some_and(|it| it.boot != self.observed.boot_id) {
             return (Again::Now, None);
         }
-        let retries = run.map_or(0, |it| it.n.saturating_sub(1));
-        let exhausted = restart.max_retries.is_some_and(|max| retries >= u64::from(max));
+        let exhausted = restart.max_retries.is_some_and(|max| self.failures_after(current) > max);
         match restart.policy.unwrap_or(self.policy.restart) {
             RestartPolicy::Never | RestartPolicy::OnFailure if code == 0 => {
                 (Again::Completed, None)
@@ -982,6 +990,24 @@ impl<'a> Planner<'a> {
             }
             RestartPolicy::OnFailure | RestartPolicy::Always => by_strikes(),
         }
+    }
+
+    /// Runs of this instance that failed, the one that just ended included.
+    fn failures_after(&self, current: &Instance) -> u32 {
+        let before = current.end.as_ref().map_or(0, |it| it.failures);
+        if is_recorded(current) {
+            return before;
+        }
+        let failed = match (have(current), &current.task) {
+            _ if self.ended_by_hand(&current.name) => false,
+            (Have::Exited, Task::Stopped { code, .. }) => *code != 0,
+            // What a reboot took is no failure of the program.
+            (Have::Lost, _) => {
+                current.run.as_ref().is_some_and(|it| it.boot == self.observed.boot_id)
+            }
+            _ => false,
+        };
+        before.saturating_add(u32::from(failed))
     }
 
     /// Failures in a row once the run that just ended is counted.
@@ -1237,6 +1263,11 @@ impl<'a> Planner<'a> {
             log,
             make_directories,
             strikes_if_failed: strikes.map_or(0, |it| it.count).saturating_add(1),
+            failures_if_failed: target
+                .instance
+                .map_or(0, |it| self.failures_after(it))
+                .saturating_add(1),
+            before: target.instance.and_then(last_exit),
             origin: None,
             workload: None,
         })
@@ -1253,9 +1284,27 @@ impl<'a> Planner<'a> {
         self.plan.push(Some(name), Action::Stop(stop), cause.clone(), requires)
     }
 
-    fn finish_step(&mut self, name: &Name, current: Option<&'a Instance>, target: &Target<'a>) {
-        if let Some(current) = current {
-            self.finish_with(name, current, target, Vec::new());
+    fn finish_step(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        target: &Target<'a>,
+    ) -> Option<StepId> {
+        current.map(|it| self.finish_with(name, it, target, Vec::new()))
+    }
+
+    /// Removes what the last run has left, if that is wanted; the container object keeps saying how it ended.
+    fn clear_step(
+        &mut self,
+        name: &Name,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        finish: Option<StepId>,
+    ) {
+        let Some(current) = current else { return };
+        if target.workload.spec.remove_on_exit && current.has_snapshot && target.id == current.id {
+            let clear = Action::Clear { id: current.id.clone() };
+            self.plan.push(Some(name), clear, Cause::RemoveOnExit, finish.into_iter().collect());
         }
     }
 
@@ -1292,6 +1341,7 @@ impl<'a> Planner<'a> {
             } else {
                 self.strikes_after(name, current, target)
             },
+            failures: self.failures_after(current),
         };
         self.plan.push(Some(name), Action::Finish(finish), cause, requires)
     }
@@ -1515,6 +1565,12 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// The end of the last run is written down.
+fn is_recorded(instance: &Instance) -> bool {
+    let run = instance.run.as_ref().map_or(1, |it| it.n);
+    instance.end.as_ref().is_some_and(|end| end.n >= run)
+}
+
 /// What is there of a workload, from its instance.
 fn have(instance: &Instance) -> Have {
     let ended = |run: u64| instance.end.as_ref().is_some_and(|end| end.n >= run);
@@ -1549,6 +1605,17 @@ fn stop_of(instance: &Instance) -> StopInstance {
         paused: matches!(instance.task, Task::Paused { .. }),
         run: instance.run.as_ref().map_or(1, |it| it.n),
         started: instance.run.as_ref().map(|it| it.at),
+        failures: instance.end.as_ref().map_or(0, |it| it.failures),
+    }
+}
+
+/// How the last process of an instance ended, once it is recorded.
+fn last_exit(instance: &Instance) -> Option<Exit> {
+    match &instance.task {
+        Task::Stopped { code, at } => {
+            Some(Exit { code: *code, reason: EXITED.to_owned(), at: at.clone() })
+        }
+        _ => instance.end.as_ref()?.exit(),
     }
 }
 

@@ -307,6 +307,9 @@ mod model {
                         .expect("only known images are imported");
                     known.place = ImagePlace::Store;
                 }
+                Action::Clear { id } => {
+                    observed.instances.get_mut(id).expect("it is there").has_snapshot = false;
+                }
                 Action::Prepare(it) if it.snapshot_only => {
                     observed.instances.get_mut(&it.id).expect("it is there").has_snapshot = true;
                 }
@@ -347,6 +350,7 @@ mod model {
                         reason: STOPPED.to_owned(),
                         at: String::new(),
                         lasted_ms: 0,
+                        ..End::default()
                     });
                 }
                 Action::Resume { id } => {
@@ -366,6 +370,7 @@ mod model {
                             reason: EXITED.to_owned(),
                             at: String::new(),
                             lasted_ms: 0,
+                            ..End::default()
                         });
                         let strikes = Strikes {
                             revision: it.revision.clone(),
@@ -771,6 +776,7 @@ fn nobody_joins_through_a_joiner_that_keeps_the_namespace_its_donor_has_left() {
             reason: STOPPED.to_owned(),
             at: String::new(),
             lasted_ms: 0,
+            ..End::default()
         });
         it.view = None;
     }

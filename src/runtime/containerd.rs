@@ -673,6 +673,17 @@ impl Runtime for Containerd {
         self.unmake(id).await.during(verb::REMOVE, id)
     }
 
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        let clear = async {
+            if self.tasks.get(id.as_str()).await?.is_some() {
+                return Err(Fault::refused("it still has a task; that has to be deleted first"));
+            }
+            self.remembered_mounts().remove(id);
+            self.drop_snapshot(id.as_str()).await
+        };
+        clear.await.during(verb::CLEAR, id)
+    }
+
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let remove = async {
             if self.container(key).await?.is_some() {

@@ -259,7 +259,8 @@ impl MemoryRuntime {
         result
     }
 
-    fn hint(&self) {
+    /// Tells of a change, as an event of containerd does; whatever run it is about.
+    pub fn hint(&self) {
         if !self.state().silent {
             self.changes.send_modify(|n| *n += 1);
         }
@@ -667,6 +668,16 @@ impl Runtime for MemoryRuntime {
                 ));
             }
             state.containers.remove(id);
+            state.snapshots.remove(id.as_str());
+            Ok(())
+        })
+    }
+
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::CLEAR, id.as_str(), |state| {
+            if state.tasks.contains_key(id) {
+                return Err(Refusal(ErrorKind::Refused, "it still has a task"));
+            }
             state.snapshots.remove(id.as_str());
             Ok(())
         })

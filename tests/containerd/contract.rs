@@ -118,6 +118,7 @@ cases!(
     deleting_a_created_task_ends_its_process,
     a_running_task_is_not_deleted,
     a_container_with_a_task_is_not_removed,
+    a_cleared_container_keeps_its_object_and_can_be_prepared_again,
     removing_twice_is_ok,
     a_signal_to_what_is_gone_is_ok,
     deleting_a_task_that_is_gone_is_ok,
@@ -323,8 +324,14 @@ async fn an_update_changes_what_it_names_and_nothing_else(harness: &mut impl Har
         at: BootTime(Duration::from_secs(3)),
         started: "then".to_owned(),
     };
-    let end =
-        End { n: 1, code: 3, reason: "exited".to_owned(), at: "now".to_owned(), lasted_ms: 5 };
+    let end = End {
+        n: 1,
+        code: 3,
+        reason: "exited".to_owned(),
+        at: "now".to_owned(),
+        lasted_ms: 5,
+        ..End::default()
+    };
     let mut workload = instance.workload.clone();
     workload.annotations.insert("a".to_owned(), "b".to_owned());
     let origin = Origin { document: 7, ..instance.origin.clone() };
@@ -443,6 +450,37 @@ async fn a_container_with_a_task_is_not_removed(harness: &mut impl Harness) {
     harness.runtime().delete_task(id).await.unwrap();
     harness.runtime().remove(id).await.unwrap();
     assert_eq!(observe(harness).await, Objects::default());
+}
+
+async fn a_cleared_container_keeps_its_object_and_can_be_prepared_again(
+    harness: &mut impl Harness,
+) {
+    let (instance, _) = run(harness, "web").await;
+    let runtime = harness.runtime();
+    assert_eq!(kind(runtime.clear(&instance.id).await), ErrorKind::Refused);
+    harness.exit(&instance.id, 3).await;
+    until(harness, "it ended", |it| matches!(it.containers[0].task, Task::Stopped { .. })).await;
+    let end = End { n: 1, code: 3, reason: "exited".to_owned(), ..End::default() };
+    let update = Update { end: Some(end.clone()), ..Update::default() };
+    runtime.update(&instance.id, &update).await.unwrap();
+    runtime.delete_task(&instance.id).await.unwrap();
+    for _ in 0..2 {
+        runtime.clear(&instance.id).await.unwrap();
+        let left = container(harness).await;
+        assert_eq!(
+            (left.has_snapshot, left.end, left.task),
+            (false, Some(end.clone()), Task::None)
+        );
+        assert!(observe(harness).await.snapshots.is_empty());
+    }
+    runtime.lease(LEASE).await.unwrap();
+    runtime.prepare_snapshot(LEASE, &instance).await.unwrap();
+    runtime.remove_lease(LEASE).await.unwrap();
+    assert!(container(harness).await.has_snapshot);
+    let pid = create_task(harness, &instance.id).await;
+    runtime.start_task(&instance.id).await.unwrap();
+    harness.listens(pid).await;
+    assert!(!harness.is_soiled(&instance.id).await);
 }
 
 async fn removing_twice_is_ok(harness: &mut impl Harness) {
@@ -578,7 +616,14 @@ async fn what_was_recorded_outlives_a_restart_of_containerd(harness: &mut impl H
         .unwrap();
     harness.exit(id, 3).await;
     harness.runtime().wait(id, SOON).await.unwrap();
-    let end = End { n: 1, code: 3, reason: "exited".to_owned(), at: String::new(), lasted_ms: 0 };
+    let end = End {
+        n: 1,
+        code: 3,
+        reason: "exited".to_owned(),
+        at: String::new(),
+        lasted_ms: 0,
+        ..End::default()
+    };
     harness
         .runtime()
         .update(id, &Update { end: Some(end.clone()), ..Update::default() })

@@ -17,6 +17,7 @@ mod lifecycle;
 mod log;
 mod looking;
 mod program;
+mod refusals;
 mod rig;
 mod rigs;
 mod safety;

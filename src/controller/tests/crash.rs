@@ -76,6 +76,21 @@ const SCENARIOS: &[Scenario] = &[
         },
     },
     Scenario {
+        what: "a run that was the last",
+        before: &[
+            BYSTANDER,
+            (
+                "job",
+                r#""ipcMode": "shareable", "restart": {"policy": "never"}, "removeOnExit": true"#,
+            ),
+        ],
+        change: |it| {
+            let id = InstanceId::new(&name("job"), &it.revision("job"));
+            std::fs::create_dir_all(it.log_directory().join(id.as_str())).unwrap();
+            it.runtime.exit(&id, 0);
+        },
+    },
+    Scenario {
         what: "a stop",
         before: &[BYSTANDER, DONOR],
         change: |it| it.want("donor", r#""ipcMode": "shareable", "state": "stopped""#),
