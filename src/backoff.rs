@@ -58,6 +58,9 @@ pub struct Strikes {
     pub count: u32,
     /// When the last one was counted.
     pub at: BootTime,
+    /// When the run began that was counted last: none is counted twice, however often its end is written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<BootTime>,
     /// The start that failed, if the last strike was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,

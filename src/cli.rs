@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Flags, Settings};
+use crate::observed::HandKind;
 use crate::status::{Chain, Exit};
 
 mod approve;
@@ -16,6 +17,7 @@ mod doctor;
 mod down;
 mod exec;
 mod explain;
+mod hand;
 mod logs;
 mod plan;
 mod reconcile;
@@ -108,6 +110,14 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Run a command beside a workload's program
     Exec(exec::ExecArgs),
+    /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
+    Stop(hand::HandArgs),
+    /// Start what `stop` has stopped
+    Start(hand::HandArgs),
+    /// Stop and start workloads, at once and without counting it as a failure
+    Restart(hand::RestartArgs),
+    /// Forget the failures of workloads, and try them at once
+    Retry(hand::HandArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
     /// List held removals, or release one
@@ -249,6 +259,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
         Command::Exec(args) => exec::exec(&mut context, args),
+        Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
+        Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
+        Command::Restart(args) => hand::restart(&mut context, args),
+        Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),

@@ -36,6 +36,10 @@ pub struct ObservedState {
     pub removals: Vec<Removal>,
     /// Held changes that a person released.
     pub approvals: BTreeSet<Approval>,
+    /// What a person asked for beside the manifests.
+    pub hands: BTreeMap<Name, Hand>,
+    /// Files of such wishes that cannot be understood, and why; they count for nothing.
+    pub broken_hands: BTreeMap<PathBuf, String>,
 }
 
 /// One container of ours.
@@ -223,6 +227,39 @@ pub enum Leftover {
     Strikes(Name),
     /// A release of a removal that has become pointless: the workload is wanted again, or its instance is gone.
     Approval(Approval),
+    /// What a person asked for that is done, or has become pointless. Only just that: a newer wish stays.
+    Hand(Name, Hand),
+}
+
+/// What a person asked for of one workload beside its manifest; the newest one counts. Kept under the run directory,
+/// so a reboot forgets it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hand {
+    pub kind: HandKind,
+    /// When it was asked.
+    pub at: BootTime,
+    /// In which boot; in another one it counts for nothing.
+    pub boot_id: String,
+    /// With [`HandKind::Restart`]: from the image anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
+}
+
+/// See [`Hand`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HandKind {
+    /// Stays stopped, whatever its manifest says, until a person starts it.
+    Stop,
+    /// Ends a stop, and is tried at once.
+    Start,
+    /// Runs anew, once.
+    Restart,
+    /// Its failures are forgotten, and it is tried at once.
+    Retry,
+    /// Is removed, though no manifest's absence says so.
+    Down,
 }
 
 /// A removal by absence, for the limit on how much may vanish at once.

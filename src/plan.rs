@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Delays;
 use crate::desired::{BootTime, Origin, Source};
-use crate::observed::{Approval, Image, ImageConfig, Leftover, View};
+use crate::observed::{Approval, HandKind, Image, ImageConfig, Leftover, View};
 use crate::workload::{
     Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Revision, Signal, StopTimeout, Workload,
 };
@@ -287,6 +287,8 @@ pub enum Cause {
     Orphaned,
     /// `evenkeel down`.
     Down,
+    /// A person asked for it beside the manifests.
+    ByHand(HandKind),
 }
 
 impl fmt::Display for Cause {
@@ -313,7 +315,11 @@ impl fmt::Display for Cause {
             Self::SnapshotMissing => f.write_str("its root file system is missing"),
             Self::Leftover => f.write_str("left behind, owned by nothing"),
             Self::Orphaned => f.write_str("a task without a container object"),
-            Self::Down => f.write_str("taken down"),
+            Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
+            Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
+            Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
+            Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),
+            Self::ByHand(HandKind::Retry) => f.write_str("tried again by hand"),
         }
     }
 }
@@ -378,6 +384,7 @@ impl fmt::Display for Leftover {
             Self::Logs(id) => write!(f, "logs of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
             Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
+            Self::Hand(name, _) => write!(f, "done wish for {name}"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From settings to something that can be worked with: the engine, the run directory, the lock, the status.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,9 @@ use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
 use crate::source;
 use crate::status::{Chain, Exit, RuntimeStatus, Status};
+
+/// What takes longer than this is told of.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the embedded engine is looked after.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,6 +61,23 @@ pub(super) fn block_on<T>(body: impl Future<Output = T>) -> Result<T, Failure> {
     // A look at a dead file system must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(value)
+}
+
+/// Says on stderr what is waited for when it takes more than a moment.
+pub(super) async fn patiently<T>(settings: &Settings, body: impl Future<Output = T>) -> T {
+    tokio::pin!(body);
+    tokio::select! {
+        biased;
+        done = &mut body => return done,
+        () = tokio::time::sleep(PATIENCE) => {}
+    }
+    let address = settings
+        .containerd_address
+        .as_ref()
+        .map_or_else(String::new, |it| format!(" at `{}`", it.display()));
+    // Nobody is told where stderr is gone, and the work goes on.
+    drop(writeln!(std::io::stderr(), "evenkeel: waiting for containerd{address} to answer"));
+    body.await
 }
 
 /// Sources as they are recorded: absolute, symlinks not resolved.
@@ -385,6 +406,8 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         remove_empty_cgroup(&cgroup);
         // containerd's second socket, which it leaves behind.
         drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
+        // Also what nobody could read.
+        drop(std::fs::remove_dir_all(path.join("hands")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }
@@ -456,8 +479,11 @@ pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<Stri
     let found = block_on(async {
         let sources = sources(&settings.manifests)?;
         let desired = source::read_once(sources, settings.allow_empty).await;
-        let connection = connect(settings, Start::Nothing, false).await?;
-        let (_, status) = plan::look(settings, &connection, &desired).await?;
+        let found = async {
+            let connection = connect(settings, Start::Nothing, false).await?;
+            plan::look(settings, &connection, &desired).await
+        };
+        let (_, status) = patiently(settings, found).await?;
         Ok::<_, Failure>(status)
     })?;
     match (found, written) {

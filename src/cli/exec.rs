@@ -23,9 +23,10 @@ use tokio::sync::mpsc;
 use super::connect::{self, Connection};
 use super::{Context, Failure};
 use crate::observed::Task;
+use crate::refusal::classify;
 use crate::rundir::{self, Durability, Holder};
 use crate::runtime::{Error, ErrorKind, Exec, Runtime as _, Streams, Tell};
-use crate::status::{Chain, Exit, classify};
+use crate::status::{Chain, Exit};
 use crate::workload::{AbsolutePath, InstanceId, Name, Signal, User};
 
 /// One question after the end of the process; it is asked again and again.
@@ -368,14 +369,17 @@ impl Session {
 
 /// What to say of a process that could not be started: a program that is not there has a shell's code for that.
 fn refused(error: &Error) -> Failure {
-    let text = Chain(error).to_string();
-    let exit = match (error.kind, classify(&text)) {
-        (ErrorKind::Unreachable | ErrorKind::Missing | ErrorKind::Conflict, _) => Exit::Environment,
-        (ErrorKind::Refused, (126, _)) => Exit::Process(126),
-        (ErrorKind::Refused, (127, "command-not-found")) => Exit::Process(127),
-        (ErrorKind::Refused, _) => Exit::Environment,
+    // The runtime's own text, without ours in front of it.
+    let cause = error.cause.as_ref().map(ToString::to_string).unwrap_or_default();
+    let exit = match error.kind {
+        ErrorKind::Unreachable | ErrorKind::Missing | ErrorKind::Conflict => Exit::Environment,
+        ErrorKind::Refused => match classify(&cause).name {
+            "command-not-executable" => Exit::Process(126),
+            "command-not-found" => Exit::Process(127),
+            _ => Exit::Environment,
+        },
     };
-    Failure::new(exit, text)
+    Failure::new(exit, Chain(error))
 }
 
 /// How far the output has come.

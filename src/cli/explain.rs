@@ -307,8 +307,11 @@ fn page(context: &mut Context<'_>, it: &Explanation) -> Result<(), Failure> {
         line("last exit", &format!("code {} at {} [{}]", exit.code, exit.at, exit.reason))?;
     }
     if let Some(failure) = &item.start_failure {
-        let crate::status::FailureStatus { code, reason, message, at } = failure;
+        let crate::status::FailureStatus { code, reason, message, at, advice } = failure;
         line("failed start", &format!("{message} at {at} [{reason}, code {code}]"))?;
+        if !advice.is_empty() {
+            line("way out", advice)?;
+        }
     }
     if let Some(hold) = &it.hold {
         line("held", &format!("{} [{}]", hold.message, hold.reason))?;

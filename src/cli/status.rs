@@ -205,6 +205,7 @@ fn details(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
                 "start failure",
                 &format!("{} ({}) at {}: {}", it.code, it.reason, it.at, it.message),
             )?;
+            line("advice", &it.advice)?;
         }
         line("next try", item.next_retry_at.as_deref().unwrap_or_default())?;
         for it in &item.problems {

@@ -4,6 +4,7 @@
 //! never others.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,9 +20,10 @@ use crate::observed::{
 use crate::plan::{
     Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
 };
+use crate::refusal::{self, Reason};
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
-use crate::status::{Chain, classify};
+use crate::status::Chain;
 use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
 /// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
@@ -44,10 +46,10 @@ pub const EFFECTS: &[&str] = &[
     "stop/end",
     "stop/task",
     "stop/unpublish",
+    "finish/strikes",
     "finish/end",
     "finish/task",
     "finish/unpublish",
-    "finish/strikes",
     "start/directory",
     "start/shm",
     "start/spec",
@@ -68,7 +70,7 @@ pub const EFFECTS: &[&str] = &[
 /// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last.
 #[cfg(feature = "abort-after-effect")]
 fn abort_after(effect: &'static str) {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     let limit =
@@ -82,14 +84,20 @@ fn abort_after(effect: &'static str) {
 /// Makes an effect the last one that is made, for trying out what a crash there leaves behind.
 #[derive(Debug)]
 pub struct Crash {
-    after: usize,
+    after: AtomicUsize,
     passed: Mutex<Vec<&'static str>>,
 }
 
 impl Crash {
     /// Everything stands still once that many effects were made.
     pub fn after(effects: usize) -> Arc<Self> {
-        Arc::new(Self { after: effects, passed: Mutex::default() })
+        Arc::new(Self { after: AtomicUsize::new(effects), passed: Mutex::default() })
+    }
+
+    /// Everything stands still once that many more effects were made.
+    pub fn end_after(&self, more: usize) {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.after.store(passed.saturating_add(more), Ordering::Relaxed);
     }
 
     /// The effects that were made, of [`EFFECTS`].
@@ -97,11 +105,17 @@ impl Crash {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether everything stands still.
+    pub fn is_over(&self) -> bool {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).len();
+        passed >= self.after.load(Ordering::Relaxed)
+    }
+
     /// Counts an effect; whether it is one of those that are still made.
     fn pass(&self, effect: &'static str) -> bool {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         passed.push(effect);
-        passed.len() < self.after
+        passed.len() < self.after.load(Ordering::Relaxed)
     }
 }
 
@@ -157,6 +171,7 @@ pub struct Edge<R, H> {
     permits: Semaphore,
     ledger: Mutex<()>,
     crash: Option<Arc<Crash>>,
+    on_one_thread: bool,
 }
 
 impl<R: Runtime, H: Host> Edge<R, H> {
@@ -180,7 +195,25 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             permits,
             ledger: Mutex::new(()),
             crash: None,
+            on_one_thread: false,
         }
+    }
+
+    /// The same, where nothing blocks: one thread does everything, in an order that comes out the same each time.
+    #[must_use]
+    pub fn on_one_thread(self) -> Self {
+        Self { on_one_thread: true, ..self }
+    }
+
+    /// Does what may block where it keeps nobody else waiting.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        if self.on_one_thread {
+            return Ok(work());
+        }
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Lost)
     }
 
     /// The same, with an end.
@@ -273,10 +306,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         }
         let archives = Arc::clone(&self.archives);
         let wanted = image.clone();
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = self.blocking(move || {
             archives.lock().unwrap_or_else(PoisonError::into_inner).import(&wanted)
         });
-        let mut import = opened.await.map_err(|_| Error::Lost)??;
+        let mut import = opened.await??;
         // Blobs that no image refers to yet are collected unless a lease holds them.
         let lease = import_lease(image);
         self.runtime.lease(&lease).await?;
@@ -409,7 +442,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     /// A failed start is a failed run: it is counted, and kept on the container for after a reboot. Whether a strike
     /// stands for it now.
     async fn record_failed_start(&self, name: &Name, start: &Start, error: &Error) -> bool {
-        let (code, reason) = error.classify();
+        let Reason { code, name: reason, .. } = error.classify();
         let failure = Failure {
             code,
             reason: reason.to_owned(),
@@ -420,6 +453,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             revision: start.revision.clone(),
             count: start.strikes_if_failed,
             at: self.host.now(),
+            run: None,
             failure: Some(failure),
         };
         let counted = match self.run.set_strikes(name, Some(&strikes)) {
@@ -500,6 +534,20 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn finish(&self, name: Option<&Name>, finish: &Finish) -> Result<(), Error> {
         let id = &finish.id;
+        // Before anything says that the run is over: one that is over and not counted would start without a delay.
+        let mut counted = Ok(());
+        if let Some(name) = name.filter(|_| finish.strikes > 0) {
+            let strikes = Strikes {
+                revision: finish.revision.clone(),
+                count: finish.strikes,
+                at: self.host.now(),
+                run: finish.started,
+                failure: None,
+            };
+            // The rest is tidied up all the same, on a full run directory too.
+            counted = self.run.set_strikes(name, Some(&strikes));
+            self.boundary("finish/strikes").await;
+        }
         if finish.run > 0 {
             let (code, reason, at) = match &finish.exit {
                 Some((code, at)) => (*code, EXITED, at.clone()),
@@ -515,17 +563,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         self.boundary("finish/task").await;
         self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
         self.boundary("finish/unpublish").await;
-        if let Some(name) = name.filter(|_| finish.strikes > 0) {
-            let strikes = Strikes {
-                revision: finish.revision.clone(),
-                count: finish.strikes,
-                at: self.host.now(),
-                failure: None,
-            };
-            self.run.set_strikes(name, Some(&strikes))?;
-            self.boundary("finish/strikes").await;
-        }
-        Ok(())
+        Ok(counted?)
     }
 
     fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
@@ -547,7 +585,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn remove_logs(&self, id: &InstanceId) -> Result<(), Error> {
         let path = self.log_directory.join(id.as_str());
-        match tokio::fs::remove_dir_all(&path).await {
+        let removed = path.clone();
+        match self.blocking(move || std::fs::remove_dir_all(removed)).await? {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(cause) => Err(Error::Remove { path, cause }),
@@ -564,6 +603,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
             Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
+            Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
         }
         self.boundary("sweep").await;
         Ok(())
@@ -605,10 +645,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         T: Send + 'static,
     {
         let host = Arc::clone(&self.host);
-        match tokio::task::spawn_blocking(move || verb(&host, argument)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(Error::Lost),
-        }
+        Ok(self.blocking(move || verb(&host, argument)).await??)
     }
 }
 
@@ -623,20 +660,24 @@ impl Error {
         matches!(self, Self::Counted(_))
     }
 
-    /// The compatible exit code and our reason.
-    pub fn classify(&self) -> (u32, &'static str) {
+    /// The compatible exit code, our reason and the advice.
+    pub fn classify(&self) -> Reason {
         match self {
-            Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
-            Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
-            Self::Archive(_) => (128, "image-import-failed"),
+            Self::Mismatch { mismatch, .. } => refusal::of(mismatch.reason),
+            Self::Runtime(error) if error.kind == ErrorKind::Missing => {
+                refusal::of("instance-missing")
+            }
+            // Its own words only: what we put in front names the subject, which can be anything.
+            Self::Runtime(error) => error.cause.as_ref().map_or_else(
+                || refusal::of("start-failed"),
+                |it| refusal::classify(&it.to_string()),
+            ),
+            Self::Archive(_) => refusal::of("image-import-failed"),
             Self::Counted(error) => error.classify(),
-            Self::Runtime(error) => classify(&Chain(error).to_string()),
-            Self::Host(_)
-            | Self::RunDirectory(_)
-            | Self::StillRuns { .. }
-            | Self::StillThere { .. }
-            | Self::Remove { .. }
-            | Self::Lost => (128, "start-failed"),
+            Self::Host(_) | Self::RunDirectory(_) => refusal::of("host-failed"),
+            Self::StillRuns { .. } | Self::StillThere { .. } | Self::Remove { .. } | Self::Lost => {
+                refusal::of("start-failed")
+            }
         }
     }
 }

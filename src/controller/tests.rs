@@ -2,13 +2,14 @@
 
 mod crash;
 mod goals;
+mod hands;
 mod harness;
 mod ipc;
 mod removals;
 mod runs;
 
 use super::*;
-use crate::observed::ImagePlace;
+use crate::observed::{HandKind, ImagePlace};
 use crate::plan::{Action, Cause, Step, StopInstance};
 use crate::runtime::{ErrorKind, verb};
 use crate::workload::{Signal, StopTimeout};

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adoption;
+mod away;
 mod contract;
 mod crash;
+mod cycles;
 mod engine;
 mod examples;
 mod exec;

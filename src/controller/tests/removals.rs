@@ -191,8 +191,13 @@ async fn what_nothing_owns_is_swept_and_what_is_not_ours_is_left() {
     it.runtime.lease("evenkeel-gone-0123456789").await.unwrap();
     std::fs::create_dir_all(it.log_directory().join(gone.as_str())).unwrap();
     std::fs::write(it.log_directory().join(gone.as_str()).join("log"), "x").unwrap();
-    let strikes =
-        Strikes { revision: it.revision("a"), count: 3, at: BootTime::default(), failure: None };
+    let strikes = Strikes {
+        revision: it.revision("a"),
+        count: 3,
+        at: BootTime::default(),
+        run: None,
+        failure: None,
+    };
     it.run_directory().set_strikes(&name("gone"), Some(&strikes)).unwrap();
     // A snapshot without a container.
     let lost = it.id_of("a").await;

@@ -40,6 +40,45 @@ async fn the_delays_go_on_after_a_restart_of_the_controller() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_strike_is_lost_or_counted_twice_when_noting_an_end_is_cut_off() {
+    // The effects of a start and of noting its end; the controller dies after each of them once.
+    for effects in 1..=4 {
+        let mut it = Harness::new();
+        it.exit_on_start("a", Some(1));
+        it.want("a", "");
+        it.run();
+        // The fifth start is due after 1.5 s.
+        it.after(1.4).await;
+        it.exit_on_start("a", None);
+        it.until_running("a").await;
+        it.kill().await;
+        let ended = it.clock();
+        it.exit("a", 1).await;
+        it.exit_on_start("a", Some(1));
+        let crash = Crash::after(effects);
+        it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+        it.after(0.3).await;
+        it.kill().await;
+        it.run();
+        it.after(6.0).await;
+        let starts = it.starts("a");
+        let next: Vec<u64> = starts.iter().filter(|it| **it > ended).map(|it| it - ended).collect();
+        let made = crash.passed();
+        assert!((1600..2000).contains(&next[0]), "{made:?}: {next:?}");
+        assert!((3200..3300).contains(&(next[1] - next[0])), "{made:?}: {next:?}");
+    }
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(1));
+    it.runtime.fail_next(verb::DELETE_TASK, ErrorKind::Unreachable);
+    it.want("a", "");
+    it.run();
+    it.after(6.0).await;
+    let starts = it.starts("a");
+    assert!(starts[1] - starts[0] >= 100, "{starts:?}");
+    assert_delays(&starts[1..6], &DELAYS[1..5]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_of_ten_seconds_starts_the_delays_anew() {
     let mut it = Harness::new();
     it.exit_on_start("a", Some(1));

@@ -1,0 +1,283 @@
+//! Scripts from seeds.
+
+use std::collections::BTreeMap;
+
+use crate::runtime::VERBS;
+use crate::script::{Content, Doc, Script, Step, When};
+
+/// The workloads of all scripts. Any of them may join any other.
+pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// splitmix64: small, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut it = self.0;
+        it = (it ^ (it >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        it = (it ^ (it >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        it ^ (it >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
+        let at = self.below(from.len() as u64);
+        from[usize::try_from(at).expect("an index")]
+    }
+}
+
+/// The script of a seed: first what is wanted, then everything that can happen.
+pub(crate) fn script(seed: u64, length: usize) -> Script {
+    let mut dice = Dice(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
+    // A wild one breaks things; a tame one has nothing but edits, exits and restarts, so that nothing excuses a fault.
+    let wild = !dice.one_in(3);
+    let mut steps = Vec::new();
+    for name in NAMES {
+        if !dice.one_in(5) {
+            let doc = doc(&mut dice, name);
+            steps.push(Step::Write { path: path(name), content: Content::Docs(vec![doc]) });
+        }
+    }
+    while steps.len() < length {
+        if dice.one_in(2) {
+            steps.push(Step::Wait(span(&mut dice)));
+        } else {
+            step(&mut dice, wild, &mut steps);
+        }
+    }
+    steps.truncate(length);
+    Script { seed, steps }
+}
+
+fn path(name: &str) -> String {
+    format!("{name}.yaml")
+}
+
+fn span(dice: &mut Dice) -> u64 {
+    match dice.below(20) {
+        0..=3 => 1 + dice.below(10),
+        4..=9 => 10 + dice.below(90),
+        10..=15 => 100 + dice.below(900),
+        16..=18 => 1000 + dice.below(9000),
+        _ => 10_000 + dice.below(60_000),
+    }
+}
+
+fn doc(dice: &mut Dice, name: &str) -> Doc {
+    let mut fields = BTreeMap::new();
+    let mut set = |key: &str, value: String| fields.insert(key.to_owned(), value);
+    if dice.one_in(2) {
+        set("args", dice.below(3).to_string());
+    }
+    match dice.below(24) {
+        0..=5 => drop(set("image", "two".to_owned())),
+        6 => drop(set("image", "nowhere".to_owned())),
+        _ => {}
+    }
+    // The later ones in the alphabet are donors, mostly.
+    match (name, dice.below(8)) {
+        ("d" | "e", 0..=5) => drop(set("ipc", "shareable".to_owned())),
+        ("a" | "b", 0..=3) => {
+            let donor = dice.pick(&["c", "d", "e"]);
+            drop(set("ipc", format!("container:{donor}")));
+        }
+        ("c", 0..=4) => {
+            let donor = dice.pick(&["d", "e"]);
+            drop(set("ipc", format!("container:{donor}")));
+        }
+        (_, 6) => drop(set("ipc", dice.pick(&["none", "private", "host"]).to_owned())),
+        (_, 7) => drop(set("ipc", format!("container:{}", dice.pick(&NAMES)))),
+        _ => {}
+    }
+    if dice.one_in(8) {
+        set("state", dice.pick(&["stopped", "absent"]).to_owned());
+    }
+    match dice.below(8) {
+        0 => drop(set("restart", "never".to_owned())),
+        1 => drop(set("restart", "on-failure".to_owned())),
+        _ => {}
+    }
+    if dice.one_in(8) {
+        set("stop", dice.pick(&["0s", "1s", "3s"]).to_owned());
+    }
+    if dice.one_in(12) {
+        set("follow", "keep".to_owned());
+    }
+    if dice.one_in(10) {
+        set("bad", "1".to_owned());
+    }
+    Doc { name: name.to_owned(), fields }
+}
+
+fn content(dice: &mut Dice, name: &str) -> Content {
+    if dice.one_in(8) {
+        let how = dice.pick(&["syntax", "empty", "comments", "foreign", "nameless"]);
+        return Content::Spoilt(how.to_owned());
+    }
+    let mut docs = vec![doc(dice, name)];
+    if dice.one_in(12) {
+        let other = dice.pick(&NAMES);
+        docs.push(doc(dice, other));
+    }
+    Content::Docs(docs)
+}
+
+/// One thing that happens; some come with what undoes them soon.
+fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
+    let name = dice.pick(&NAMES).to_owned();
+    let file = path(&name);
+    let moved = format!("sub/{file}");
+    let file = if dice.one_in(6) { moved.clone() } else { file };
+    match dice.below(if wild { 48 } else { 26 }) {
+        0..=7 => {
+            let content = Content::Docs(vec![doc(dice, &name)]);
+            steps.push(Step::Write { path: file, content });
+        }
+        8 => {
+            let content = content(dice, &name);
+            steps.push(Step::Write { path: file, content });
+        }
+        9 => {
+            let content = content(dice, &name);
+            steps.push(Step::Begin { path: file.clone(), content });
+            if !dice.one_in(3) {
+                steps.push(Step::Wait(span(dice)));
+                steps.push(Step::Finish { path: file });
+            }
+        }
+        10..=11 => steps.push(Step::Remove { path: file }),
+        12 => steps.push(Step::Rename { from: path(&name), to: moved }),
+        13..=17 => {
+            let code = u32::try_from(dice.below(3)).expect("small");
+            steps.push(Step::Exit { name, code });
+        }
+        18..=19 => {
+            let code = Some(u32::try_from(dice.below(2)).expect("small"));
+            let off = dice.one_in(2);
+            steps.push(Step::Crashing { name: name.clone(), code });
+            if off {
+                steps.push(Step::Wait(span(dice)));
+                steps.push(Step::Crashing { name, code: None });
+            }
+        }
+        20 => {
+            steps.push(Step::Kill);
+            steps.push(Step::Run);
+        }
+        21 => {
+            steps.push(Step::KillAfterEffects(1 + usize::try_from(dice.below(8)).expect("small")));
+            steps.push(Step::Wait(span(dice)));
+            steps.push(Step::Run);
+        }
+        22 => {
+            let path = match dice.below(4) {
+                0 => ".".to_owned(),
+                1 => "sub".to_owned(),
+                _ => file,
+            };
+            steps.push(Step::Access { path: path.clone(), readable: false });
+            steps.push(Step::Wait(span(dice)));
+            if !dice.one_in(3) {
+                steps.push(Step::Access { path, readable: true });
+            }
+        }
+        23 => {
+            steps.push(Step::End);
+            steps.push(Step::Wait(span(dice)));
+            steps.push(Step::Run);
+        }
+        24 => steps.push(Step::Clear),
+        25 => steps.push(Step::Approve),
+        26..=28 => {
+            steps.push(Step::KillAtCall(1 + usize::try_from(dice.below(12)).expect("small")));
+            steps.push(Step::Wait(span(dice)));
+            steps.push(Step::Run);
+        }
+        29..=32 => {
+            let verb = dice.pick(&VERBS).to_owned();
+            let (when, refused) = match dice.below(3) {
+                0 => (When::Before, true),
+                1 => (When::Before, false),
+                _ => (When::After, false),
+            };
+            steps.push(Step::Fail { verb, when, refused });
+        }
+        33..=34 => {
+            let verb = dice.pick(&VERBS).to_owned();
+            steps.push(Step::Slow { verb, ms: 100 + dice.below(4000) });
+        }
+        35 => {
+            let verb = dice.pick(&["publish_shm", "publish_namespace", "unpublish", "observe"]);
+            steps.push(Step::FailHost { verb: verb.to_owned() });
+        }
+        36..=37 => {
+            steps.push(Step::Unreachable { on: true });
+            steps.push(Step::Wait(span(dice)));
+            if dice.one_in(2) {
+                steps.push(Step::Exit { name, code: 1 });
+            }
+            if dice.one_in(2) {
+                steps.push(Step::Forget);
+            }
+            steps.push(Step::Unreachable { on: false });
+        }
+        38..=39 => {
+            let code = u32::try_from(dice.below(2)).expect("small");
+            steps.push(Step::Exit { name, code });
+            steps.push(Step::Forget);
+        }
+        40 => {
+            let how = dice.pick(&["off", "late", "double", "on"]).to_owned();
+            steps.push(Step::Hints { how });
+        }
+        41 => {
+            steps.push(Step::Reboot);
+            steps.push(Step::Wait(span(dice)));
+            steps.push(Step::Run);
+        }
+        42 => {
+            let on = dice.one_in(2);
+            steps.push(Step::Watch { on });
+        }
+        43 => {
+            let device = [None, Some(1), Some(1), Some(2)];
+            let at = usize::try_from(dice.below(4)).expect("small");
+            steps.push(Step::Root { device: device[at] });
+        }
+        44 => {
+            let own = dice.below(1 << 40);
+            steps.push(match dice.below(4) {
+                0 => Step::Foreign { id: format!("theirs-{own:010x}") },
+                1 => {
+                    Step::Litter { kind: "directory".to_owned(), id: format!("{name}-{own:010x}") }
+                }
+                2 => Step::Litter { kind: "shm".to_owned(), id: format!("left-{own:010x}") },
+                _ => Step::Litter { kind: "lease".to_owned(), id: format!("{name}-{own:010x}") },
+            });
+        }
+        45 => steps.push(match dice.below(3) {
+            0 => Step::Pause { name },
+            1 => Step::Stubborn { name },
+            _ => Step::LoseContainer { name },
+        }),
+        46 => {
+            steps.push(Step::Hang { name: name.clone(), hung: true });
+            steps.push(Step::Wait(span(dice)));
+            steps.push(Step::Hang { name, hung: false });
+        }
+        _ => {
+            let digest = [None, Some(1), Some(2), Some(3)];
+            let at = usize::try_from(dice.below(4)).expect("small");
+            let name = dice.pick(&["one", "two", "nowhere"]).to_owned();
+            steps.push(Step::Image { name, digest: digest[at] });
+        }
+    }
+}

@@ -1,0 +1,705 @@
+//! The safety rules, checked at each effect from what really happened: what the files said, what ran, since when.
+//!
+//! Knows nothing of plans. Where an effect may come of a look that was made a moment ago, everything counts that was
+//! true since the work began of which it is a part.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use evenkeel::backoff::{Delays, RESET_AFTER};
+use evenkeel::host::memory::MemoryHost;
+use evenkeel::host::{Ask, Host as _};
+use evenkeel::observed::{STOPPED, Task, View};
+use evenkeel::runtime::memory::MemoryRuntime;
+use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
+use evenkeel::workload::{InstanceId, IpcMode, RestartPolicy};
+use tokio::time::Instant;
+
+use crate::tree::{Said, Truth};
+
+/// As the configuration has it.
+const REMOVE_AFTER: Duration = Duration::from_secs(2);
+const LATEST: Duration = Duration::from_mins(1);
+const TRIAL: Duration = Duration::from_secs(10);
+const PRUNE_WINDOW: Duration = Duration::from_mins(10);
+
+/// One scan, as the rules understand it.
+#[derive(Debug, Clone)]
+struct Seen {
+    at: Instant,
+    truth: Truth,
+    /// Since when each name that was ever there is absent.
+    absent: BTreeMap<String, Instant>,
+    /// Since when nothing was in the way, and nothing changed.
+    clear: Instant,
+    quiet: Instant,
+}
+
+/// A run of a program, from its creation on.
+#[derive(Debug, Clone)]
+struct Run {
+    name: String,
+    created: Instant,
+    started: Option<Instant>,
+    view: Option<View>,
+    ended: Option<Instant>,
+    code: Option<u32>,
+    /// The controller sent a signal before it ended, or said that it had.
+    stopped: bool,
+    /// When the controller wrote down that it ended.
+    noticed: Option<Instant>,
+}
+
+/// Failures in a row.
+#[derive(Debug, Clone)]
+struct Failures {
+    id: InstanceId,
+    count: u32,
+    /// When the last one happened.
+    at: Instant,
+}
+
+/// What has happened so far.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    seen: Vec<Seen>,
+    believed_device: Option<u64>,
+    good_since: Option<Instant>,
+    runs: BTreeMap<InstanceId, Vec<Run>>,
+    failures: BTreeMap<String, Failures>,
+    removals: Vec<(String, Instant)>,
+    sizes: Vec<(usize, Instant)>,
+    approved: BTreeSet<InstanceId>,
+    foreign: BTreeSet<InstanceId>,
+    hung: BTreeSet<InstanceId>,
+    leases: BTreeMap<String, u64>,
+    controller: u64,
+    /// Calls under way: those that concern everybody, and those that concern one workload.
+    active: BTreeMap<Option<String>, usize>,
+    idle_since: BTreeMap<Option<String>, Instant>,
+    busy_since: BTreeMap<Option<String>, Instant>,
+    pub(crate) verdict: Option<String>,
+    /// How often each rule was looked at.
+    pub(crate) checks: BTreeMap<&'static str, u64>,
+}
+
+/// What is there.
+pub(crate) fn objects(runtime: &MemoryRuntime) -> Objects {
+    now(runtime.observe(&BTreeSet::new())).expect("the model itself never fails")
+}
+
+/// The result of what is ready at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(it) => it,
+        std::task::Poll::Pending => panic!("a model needs no time"),
+    }
+}
+
+fn find<'a>(objects: &'a Objects, id: &str) -> Option<&'a Container> {
+    objects.containers.iter().find(|it| it.id.as_str() == id)
+}
+
+fn donor_of(container: &Container) -> Option<&str> {
+    match container.workload.as_ref()?.spec.ipc_mode.as_ref()? {
+        IpcMode::Container(name) => Some(name.as_str()),
+        _ => None,
+    }
+}
+
+fn is_live(task: &Task) -> bool {
+    matches!(task, Task::Created { .. } | Task::Running { .. } | Task::Paused { .. })
+}
+
+impl Judge {
+    fn blame(&mut self, rule: &'static str, why: &str) {
+        if self.verdict.is_none() {
+            self.verdict = Some(format!("{rule}: {why}"));
+        }
+    }
+
+    fn check(&mut self, rule: &'static str, holds: bool, why: impl FnOnce() -> String) {
+        *self.checks.entry(rule).or_default() += 1;
+        if !holds {
+            self.blame(rule, &why());
+        }
+    }
+
+    // What happens around.
+
+    /// A scan was published.
+    pub(crate) fn scanned(&mut self, truth: Truth, changed: bool, at: Instant) {
+        let last = self.seen.last();
+        let mut absent = last.map(|it| it.absent.clone()).unwrap_or_default();
+        absent.retain(|name, _| truth.said(name) == Said::Nothing);
+        if let Some(last) = last {
+            for name in last.truth.names().filter(|it| truth.said(it) == Said::Nothing) {
+                absent.entry(name.clone()).or_insert(at);
+            }
+        }
+        let mut blocked = truth.blocked || truth.documents == 0;
+        // A root on another device is on trial.
+        if let Some(device) = truth.device {
+            if self.believed_device.is_none_or(|it| it == device) {
+                self.believed_device = Some(device);
+                self.good_since = None;
+            } else {
+                let good = truth.valid > 0 && !truth.blocked;
+                self.good_since = if good { self.good_since.or(Some(at)) } else { None };
+                if self.good_since.is_some_and(|it| at - it >= TRIAL) {
+                    self.believed_device = Some(device);
+                } else {
+                    blocked = true;
+                }
+            }
+        }
+        let clear = match last {
+            Some(last) if !blocked => last.clear,
+            _ => at,
+        };
+        let quiet = match last {
+            Some(last) if !changed => last.quiet,
+            _ => at,
+        };
+        let mut truth = truth;
+        truth.blocked = blocked;
+        self.seen.push(Seen { at, truth, absent, clear, quiet });
+        if self.seen.len() > 200 {
+            self.seen.drain(..100);
+        }
+    }
+
+    /// The controller is another one.
+    pub(crate) fn new_controller(&mut self) {
+        self.controller += 1;
+        self.believed_device = None;
+        self.good_since = None;
+        self.active.clear();
+        self.idle_since.clear();
+        self.busy_since.clear();
+    }
+
+    pub(crate) fn rebooted(&mut self) {
+        self.runs.clear();
+        self.failures.clear();
+        self.removals.clear();
+        self.sizes.clear();
+        self.approved.clear();
+        self.hung.clear();
+    }
+
+    pub(crate) fn lost(&mut self, id: &InstanceId, name: &str) {
+        self.runs.remove(id);
+        self.failures.remove(name);
+    }
+
+    pub(crate) fn approve(&mut self, ids: impl Iterator<Item = InstanceId>) {
+        self.approved.extend(ids);
+    }
+
+    pub(crate) fn add_foreign(&mut self, id: InstanceId) {
+        self.foreign.insert(id);
+    }
+
+    pub(crate) fn hang(&mut self, id: &InstanceId, hung: bool) {
+        if hung {
+            self.hung.insert(id.clone());
+        } else {
+            self.hung.remove(id);
+        }
+    }
+
+    /// A program ended by itself.
+    pub(crate) fn exited(&mut self, id: &InstanceId, code: u32, at: Instant) {
+        if let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut())
+            && run.ended.is_none()
+        {
+            run.ended = Some(at);
+            run.code = Some(code);
+        }
+    }
+
+    /// Whether somebody else's container has an ID of this workload.
+    pub(crate) fn is_in_the_way(&self, name: &str) -> bool {
+        let stem = name.parse().map(|name| InstanceId::stem_of(&name));
+        self.foreign.iter().any(|it| stem.as_ref().is_ok_and(|stem| it.stem() == stem))
+    }
+
+    // Work that is under way.
+
+    pub(crate) fn begin(&mut self, verb: &str, subject: &str, at: Instant) -> Option<String> {
+        let of = (verb == verb::WAIT).then(|| subject.to_owned());
+        let active = self.active.entry(of.clone()).or_default();
+        if *active == 0 && self.idle_since.get(&of) != Some(&at) {
+            self.busy_since.insert(of.clone(), at);
+        }
+        *active += 1;
+        of
+    }
+
+    pub(crate) fn end(&mut self, of: &Option<String>, at: Instant) {
+        if let Some(active) = self.active.get_mut(of) {
+            *active = active.saturating_sub(1);
+            if *active == 0 {
+                self.idle_since.insert(of.clone(), at);
+            }
+        }
+    }
+
+    /// Since when the work goes on that an effect now may be a part of.
+    fn since(&self, at: Instant) -> Instant {
+        // What waits for a process to end may hold up what depends on it.
+        let mut since = self.busy_since.get(&None).copied().unwrap_or(at);
+        let spans: Vec<(Instant, Instant)> = self
+            .busy_since
+            .iter()
+            .map(|(of, from)| {
+                let busy = self.active.get(of).is_some_and(|it| *it > 0);
+                (*from, if busy { at } else { self.idle_since.get(of).copied().unwrap_or(at) })
+            })
+            .collect();
+        // Spans that touch are one.
+        loop {
+            let earlier = spans
+                .iter()
+                .filter(|(from, to)| *to >= since && *from < since)
+                .map(|it| it.0)
+                .min();
+            match earlier {
+                Some(earlier) => since = earlier,
+                None => return since,
+            }
+        }
+    }
+
+    /// All that the files said since the work began.
+    fn window(&self, at: Instant) -> Vec<Seen> {
+        let since = self.since(at);
+        let first = self.seen.iter().rposition(|it| it.at <= since).unwrap_or(0);
+        self.seen.get(first..).unwrap_or_default().to_vec()
+    }
+
+    // Effects.
+
+    pub(crate) fn before(
+        &mut self,
+        verb: &'static str,
+        subject: &str,
+        runtime: &MemoryRuntime,
+        host: &MemoryHost,
+    ) {
+        let at = Instant::now();
+        let foreign = self.foreign.iter().any(|it| it.as_str() == subject);
+        let refused = [verb::PREPARE_SNAPSHOT, verb::CREATE].contains(&verb);
+        self.check("foreign-untouched", !foreign || refused, || format!("{verb} {subject}"));
+        match verb {
+            verb::KILL => self.before_kill(subject, runtime, host, at),
+            verb::REMOVE => self.before_remove(subject, runtime, at),
+            verb::CREATE_TASK => self.before_create_task(subject, runtime, at),
+            verb::START_TASK => self.before_start(subject, runtime, host, at),
+            _ => {}
+        }
+    }
+
+    /// Nothing that runs is touched without a reason that the files give, and not before what replaces it is there.
+    fn before_kill(
+        &mut self,
+        subject: &str,
+        runtime: &MemoryRuntime,
+        host: &MemoryHost,
+        at: Instant,
+    ) {
+        let objects = objects(runtime);
+        let Some(container) = find(&objects, subject) else { return };
+        if let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut())
+            && run.ended.is_none()
+        {
+            run.stopped = true;
+        }
+        if !matches!(container.task, Task::Running { .. } | Task::Paused { .. }) {
+            return;
+        }
+        let name = container.name.as_str().to_owned();
+        let window = self.window(at);
+        let mut unprepared = None;
+        let mut reason = self.follows(container, &objects, host, at);
+        for seen in &window {
+            match seen.truth.said(&name) {
+                Said::Valid(doc) if doc.field("state") == "stopped" => reason = true,
+                Said::Valid(doc) if doc.field("state") == "absent" => reason = true,
+                Said::Valid(doc) => {
+                    let Some(wanted) = self.wanted_id(doc, runtime) else { continue };
+                    if wanted == container.id {
+                        continue;
+                    }
+                    let ready = find(&objects, wanted.as_str()).is_some_and(|it| it.has_snapshot);
+                    if ready {
+                        reason = true;
+                    } else {
+                        unprepared = Some(wanted);
+                    }
+                }
+                Said::Invalid => {}
+                Said::Nothing => reason |= self.may_go(seen, container, at),
+            }
+        }
+        match unprepared {
+            Some(wanted) if !reason => {
+                self.check("prepared-before-stop", false, || {
+                    format!("{subject} is ended, and {wanted} is not there")
+                });
+            }
+            _ => {
+                self.check("untouched-without-reason", reason, || {
+                    format!("{subject} is ended, and nothing that the files say asks for it")
+                });
+            }
+        }
+    }
+
+    /// Whether a joiner does not share what its donor has.
+    fn follows(
+        &self,
+        container: &Container,
+        objects: &Objects,
+        host: &MemoryHost,
+        at: Instant,
+    ) -> bool {
+        let Some(donor) = donor_of(container) else { return false };
+        let view = |pid| host.view(pid).ok().flatten();
+        let mine = container.task.pid().and_then(view);
+        let theirs = objects
+            .containers
+            .iter()
+            .filter(|it| it.name.as_str() == donor)
+            .find_map(|it| it.task.pid())
+            .and_then(view);
+        let since = self.since(at);
+        let began = self
+            .runs
+            .values()
+            .flatten()
+            .any(|it| it.name == donor && it.started.is_some_and(|it| it >= since));
+        began || (mine.is_some() && theirs.is_some() && mine.map(key) != theirs.map(key))
+    }
+
+    fn wanted_id(&self, doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
+        let workload = doc.workload()?;
+        let name = workload.spec.image.full();
+        let asked = BTreeSet::from([name.clone()]);
+        let images = now(runtime.observe(&asked)).ok()?.images;
+        let revision = workload.revision(&images.get(&name)?.digest);
+        Some(InstanceId::new(&workload.name, &revision))
+    }
+
+    /// Whether an absence is believable.
+    fn may_go(&self, seen: &Seen, container: &Container, at: Instant) -> bool {
+        if self.approved.contains(&container.id) {
+            return true;
+        }
+        let Some(absent) = seen.absent.get(container.name.as_str()).copied().or_else(|| {
+            // It was never there: since the first scan.
+            self.seen.first().map(|it| it.at)
+        }) else {
+            return false;
+        };
+        let held =
+            seen.truth.partial.iter().any(|it| container.origin.file.as_os_str() == it.as_str());
+        let quiet = at.duration_since(absent.max(seen.quiet)) >= REMOVE_AFTER
+            || at.duration_since(absent) >= LATEST;
+        !seen.truth.blocked && !held && quiet && at.duration_since(seen.clear) >= REMOVE_AFTER
+    }
+
+    fn before_remove(&mut self, subject: &str, runtime: &MemoryRuntime, at: Instant) {
+        let objects = objects(runtime);
+        let Some(container) = find(&objects, subject) else { return };
+        let name = container.name.clone();
+        let others: Vec<&Container> = objects
+            .containers
+            .iter()
+            .filter(|it| it.name == name && it.id != container.id)
+            .collect();
+        let window = self.window(at);
+        if others.iter().any(|it| it.run.is_some()) {
+            self.runs.remove(&container.id);
+            return;
+        }
+        let mut superseded = false;
+        let mut wanted_gone = false;
+        let mut absent = false;
+        for seen in &window {
+            match seen.truth.said(name.as_str()) {
+                Said::Valid(doc) if doc.field("state") == "absent" => wanted_gone = true,
+                Said::Valid(doc) => {
+                    superseded |= container.run.is_none()
+                        && self.wanted_id(doc, runtime).is_none_or(|it| it != container.id);
+                }
+                Said::Invalid => {}
+                Said::Nothing => absent |= self.may_go(seen, container, at),
+            }
+        }
+        self.runs.remove(&container.id);
+        if superseded && !wanted_gone && !absent {
+            return;
+        }
+        self.check("removal-believable", wanted_gone || absent, || {
+            format!("{subject} is removed, and its absence cannot be believed")
+        });
+        let users: Vec<&Container> = objects
+            .containers
+            .iter()
+            .filter(|it| it.name != name && donor_of(it) == Some(name.as_str()))
+            .filter(|it| !self.hung.contains(&it.id))
+            .filter(|it| {
+                // One that is to join something else, or nothing, does not count.
+                !window.iter().any(|seen| match seen.truth.said(it.name.as_str()) {
+                    Said::Valid(doc) => {
+                        doc.donor() != Some(name.as_str()) || doc.field("state") == "absent"
+                    }
+                    Said::Nothing | Said::Invalid => false,
+                })
+            })
+            .collect();
+        self.check("donor-in-use-stays", users.is_empty(), || {
+            format!("{subject} is removed, and {} joins it", users[0].id)
+        });
+        if absent && !wanted_gone && !self.approved.contains(&container.id) {
+            self.limit(name.as_str(), &objects, at);
+        }
+    }
+
+    /// Not too many go by absence in ten minutes.
+    fn limit(&mut self, name: &str, objects: &Objects, at: Instant) {
+        self.removals.retain(|(_, then)| at.duration_since(*then) < PRUNE_WINDOW);
+        self.sizes.retain(|(_, then)| at.duration_since(*then) < PRUNE_WINDOW);
+        let there = objects.containers.iter().map(|it| it.name.as_str().to_owned());
+        let wanted = self.seen.last().into_iter().flat_map(|it| it.truth.names().cloned());
+        let size = there.chain(wanted).collect::<BTreeSet<_>>().len();
+        self.sizes.push((size, at));
+        if !self.removals.iter().any(|(gone, _)| gone == name) {
+            self.removals.push((name.to_owned(), at));
+        }
+        let peak = self.sizes.iter().map(|it| it.0).max().unwrap_or(0);
+        let gone = self.removals.len();
+        self.check("prune-limit", gone <= (peak / 2).max(1), || {
+            format!("{name} is one of {gone} of {peak} that went by absence in ten minutes")
+        });
+    }
+
+    fn before_create_task(&mut self, subject: &str, runtime: &MemoryRuntime, at: Instant) {
+        let objects = objects(runtime);
+        let Some(container) = find(&objects, subject) else { return };
+        self.alone(container, &objects);
+        let name = container.name.as_str();
+        if let Some(failures) = self.failures.get(name).filter(|it| it.id == container.id).cloned()
+        {
+            let due = failures.at + Delays::default().after(failures.count);
+            let before = due.saturating_duration_since(at);
+            self.check("not-faster-than-backoff", before.is_zero(), || {
+                format!(
+                    "{subject} is started {} ms too early, after {} failures",
+                    before.as_millis(),
+                    failures.count
+                )
+            });
+        }
+        let Some(last) = self.runs.get(&container.id).and_then(|it| it.last()).cloned() else {
+            return;
+        };
+        let (Some(started), Some(ended)) = (last.started, last.ended) else { return };
+        if last.stopped {
+            return;
+        }
+        let noticed = last.noticed.unwrap_or(at);
+        let before = self.failures.get(name).filter(|it| it.id == container.id);
+        let long = noticed.duration_since(started) >= RESET_AFTER;
+        let count = if long { 1 } else { before.map_or(0, |it| it.count) + 1 };
+        // Counted by `started`; the note of the next run makes it lasting.
+        let due = ended + Delays::default().after(count);
+        let early = due.saturating_duration_since(at);
+        self.check("not-faster-than-backoff", early.is_zero(), || {
+            format!(
+                "{subject} is started {} ms too early, after its end, failure {count} in a row",
+                early.as_millis()
+            )
+        });
+        self.failures
+            .insert(name.to_owned(), Failures { id: container.id.clone(), count, at: ended });
+        let policy = container.workload.as_ref().and_then(|it| it.spec.restart.policy);
+        let over = match policy {
+            Some(RestartPolicy::Never) => true,
+            Some(RestartPolicy::OnFailure) => last.code == Some(0) && last.noticed.is_some(),
+            Some(RestartPolicy::Always) | None => false,
+        };
+        let is_policy_old = self.window(at).iter().any(|seen| match seen.truth.said(name) {
+            Said::Valid(doc) => !matches!(
+                (doc.field("restart"), policy),
+                ("never", Some(RestartPolicy::Never))
+                    | ("on-failure", Some(RestartPolicy::OnFailure))
+            ),
+            Said::Nothing | Said::Invalid => false,
+        });
+        self.check("no-run-after-the-last", !over || is_policy_old, || {
+            format!("{subject} runs again although its policy says that it is over")
+        });
+    }
+
+    /// Never two processes of one workload.
+    fn alone(&mut self, container: &Container, objects: &Objects) {
+        let others = objects
+            .containers
+            .iter()
+            .filter(|it| it.name == container.name && it.id != container.id && is_live(&it.task))
+            .map(|it| &it.id);
+        let stem = InstanceId::stem_of(&container.name);
+        let orphans = objects
+            .orphans
+            .iter()
+            .filter(|(id, task)| id.stem() == stem && is_live(task))
+            .map(|(id, _)| id);
+        let other = others.chain(orphans).next().cloned();
+        self.check("never-two", other.is_none(), || {
+            format!("{} starts beside {}", container.id, other.expect("there is one"))
+        });
+    }
+
+    fn before_start(
+        &mut self,
+        subject: &str,
+        runtime: &MemoryRuntime,
+        host: &MemoryHost,
+        at: Instant,
+    ) {
+        let objects = objects(runtime);
+        let Some(container) = find(&objects, subject) else { return };
+        let Task::Created { pid } = container.task else { return };
+        self.alone(container, &objects);
+        let lease = format!("evenkeel-{subject}");
+        let kept = objects.leases.contains(&lease)
+            && self.leases.get(&lease).is_some_and(|it| *it == self.controller);
+        self.check("lease-released", !kept, || {
+            format!("{lease} is there when its instance starts")
+        });
+        let Ok(Some(view)) = host.view(pid) else { return };
+        let facts = host.observe(&Ask::default()).ok();
+        let hosts = facts.and_then(|it| it.host_view).map(key);
+        let Some(workload) = &container.workload else { return };
+        let created =
+            self.runs.get(&container.id).and_then(|it| it.last()).map_or(at, |it| it.created);
+        match workload.spec.ipc(&container.defaults).mode {
+            IpcMode::Container(donor) => {
+                let shared = self.runs.values().flatten().any(|it| {
+                    it.name == donor.as_str()
+                        && it.started.is_some()
+                        && it.ended.is_none_or(|it| it >= created)
+                        && it.view.map(key) == Some(key(view))
+                });
+                self.check("joiner-with-its-donor", shared, || {
+                    format!("{subject} starts in another namespace than `{donor}` runs in")
+                });
+            }
+            IpcMode::Host => {}
+            IpcMode::None | IpcMode::Private | IpcMode::Shareable => {
+                let of_host = hosts.is_some_and(|it| it.0 == view.ipc_ns);
+                let used = self.runs.values().flatten().any(|it| {
+                    it.view.is_some_and(|other| {
+                        other.ipc_ns == view.ipc_ns || (view.shm.is_some() && other.shm == view.shm)
+                    }) && it.started.is_some()
+                });
+                self.check("fresh-and-own", !of_host && !used, || {
+                    format!("{subject} starts with what somebody else has or had: {view:?}")
+                });
+            }
+        }
+    }
+
+    pub(crate) fn after(
+        &mut self,
+        verb: &'static str,
+        subject: &str,
+        done: bool,
+        runtime: &MemoryRuntime,
+        host: &MemoryHost,
+    ) {
+        let at = Instant::now();
+        match verb {
+            verb::LEASE if done => {
+                self.leases.insert(subject.to_owned(), self.controller);
+            }
+            verb::CREATE_TASK if done => {
+                let objects = objects(runtime);
+                let Some(container) = find(&objects, subject) else { return };
+                let Task::Created { pid } = container.task else { return };
+                let run = Run {
+                    name: container.name.as_str().to_owned(),
+                    created: at,
+                    started: None,
+                    view: host.view(pid).ok().flatten(),
+                    ended: None,
+                    code: None,
+                    stopped: false,
+                    noticed: None,
+                };
+                let runs = self.runs.entry(container.id.clone()).or_default();
+                runs.retain(|it| it.started.is_some());
+                runs.push(run);
+            }
+            verb::START_TASK if done => {
+                let objects = objects(runtime);
+                let Some(container) = find(&objects, subject) else { return };
+                let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut())
+                else {
+                    return;
+                };
+                run.started = Some(at);
+                if let Task::Stopped { code, .. } = container.task {
+                    run.ended = Some(at);
+                    run.code = Some(code);
+                }
+            }
+            verb::KILL if done => {
+                let objects = objects(runtime);
+                let Some(container) = find(&objects, subject) else { return };
+                if matches!(container.task, Task::Stopped { .. } | Task::None)
+                    && let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut())
+                {
+                    run.ended.get_or_insert(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The controller writes to a container.
+    pub(crate) fn updated(&mut self, id: &InstanceId, update: &Update) {
+        let at = Instant::now();
+        if let Some(end) = &update.end
+            && let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut())
+        {
+            run.noticed = Some(at);
+            run.stopped |= end.reason == STOPPED;
+        }
+    }
+
+    /// After each step: nothing of one workload runs twice, and what is foreign is there.
+    pub(crate) fn at_rest(&mut self, runtime: &MemoryRuntime) {
+        let objects = objects(runtime);
+        let mut live: BTreeMap<String, InstanceId> = BTreeMap::new();
+        let tasks = objects.containers.iter().map(|it| (&it.id, &it.task));
+        for (id, task) in tasks.chain(&objects.orphans) {
+            if is_live(task)
+                && let Some(other) = live.insert(id.stem().to_owned(), id.clone())
+            {
+                self.check("never-two", false, || format!("{id} runs beside {other}"));
+            }
+        }
+        for id in self.foreign.clone() {
+            self.check("foreign-untouched", runtime.has_foreign(&id), || format!("{id} is gone"));
+        }
+    }
+}
+
+fn key(view: View) -> (u64, Option<u64>) {
+    (view.ipc_ns, view.shm)
+}

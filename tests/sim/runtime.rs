@@ -1,0 +1,380 @@
+//! The runtime in memory behind a connection that takes time, fails, and breaks off; every call passes the judge.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use evenkeel::host::memory::MemoryHost;
+use evenkeel::observed::Task;
+use evenkeel::runtime::memory::MemoryRuntime;
+use evenkeel::runtime::{
+    Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
+    Tell, Update, verb,
+};
+use evenkeel::workload::{InstanceId, Signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::judge::Judge;
+use crate::script::When;
+
+/// All verbs whose failure can be wished for.
+pub(crate) const VERBS: [&str; 16] = [
+    verb::OBSERVE,
+    verb::LEASE,
+    verb::REMOVE_LEASE,
+    verb::PREPARE_SNAPSHOT,
+    verb::CREATE,
+    verb::UPDATE,
+    verb::CREATE_TASK,
+    verb::START_TASK,
+    verb::RESUME_TASK,
+    verb::KILL,
+    verb::WAIT,
+    verb::DELETE_TASK,
+    verb::REMOVE,
+    verb::REMOVE_SNAPSHOT,
+    verb::READOPT,
+    verb::PUT_IMAGE,
+];
+
+/// One controller's connection.
+#[derive(Clone)]
+pub(crate) struct SimRuntime {
+    pub(crate) world: Arc<Shared>,
+    /// Which controller it belongs to; those before are dead.
+    controller: u64,
+}
+
+/// What outlives controllers.
+pub(crate) struct Shared {
+    pub(crate) memory: MemoryRuntime,
+    pub(crate) host: MemoryHost,
+    pub(crate) hints: watch::Sender<u64>,
+    pub(crate) unreachable: watch::Sender<bool>,
+    begun: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    seed: u64,
+    alive: u64,
+    counts: BTreeMap<(&'static str, String), u64>,
+    failures: VecDeque<(String, When, bool)>,
+    slow: VecDeque<(String, u64)>,
+    kill_at_call: Option<usize>,
+    judge: Judge,
+    trace: Vec<String>,
+}
+
+/// A call under way.
+struct Call {
+    world: Arc<Shared>,
+    of: Option<String>,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.world.state().judge.end(&self.of, Instant::now());
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(seed: u64, memory: MemoryRuntime, host: MemoryHost) -> Arc<Self> {
+        let state = State {
+            seed,
+            alive: 0,
+            counts: BTreeMap::new(),
+            failures: VecDeque::new(),
+            slow: VecDeque::new(),
+            kill_at_call: None,
+            judge: Judge::default(),
+            trace: Vec::new(),
+        };
+        Arc::new(Self {
+            memory,
+            host,
+            hints: watch::Sender::new(0),
+            unreachable: watch::Sender::new(false),
+            begun: Instant::now(),
+            state: Mutex::new(state),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn judge<T>(&self, ask: impl FnOnce(&mut Judge) -> T) -> T {
+        ask(&mut self.state().judge)
+    }
+
+    /// A connection of a new controller; those before are cut.
+    pub(crate) fn connect(self: &Arc<Self>) -> SimRuntime {
+        let mut state = self.state();
+        state.alive += 1;
+        state.kill_at_call = None;
+        state.judge.new_controller();
+        SimRuntime { world: Arc::clone(self), controller: state.alive }
+    }
+
+    /// Nothing that is under way is answered any more.
+    pub(crate) fn cut(&self) {
+        let mut state = self.state();
+        state.alive += 1;
+        state.judge.new_controller();
+    }
+
+    pub(crate) fn is_alive(&self, runtime: &SimRuntime) -> bool {
+        self.state().alive == runtime.controller
+    }
+
+    pub(crate) fn fail(&self, verb: &str, when: When, refused: bool) {
+        self.state().failures.push_back((verb.to_owned(), when, refused));
+    }
+
+    pub(crate) fn slow(&self, verb: &str, ms: u64) {
+        self.state().slow.push_back((verb.to_owned(), ms));
+    }
+
+    pub(crate) fn kill_at_call(&self, n: usize) {
+        self.state().kill_at_call = Some(n);
+    }
+
+    pub(crate) fn no_more_failures(&self) {
+        let mut state = self.state();
+        state.failures.clear();
+        state.slow.clear();
+        state.kill_at_call = None;
+    }
+
+    pub(crate) fn note(&self, what: &str) {
+        let ms = self.begun.elapsed().as_millis();
+        self.state().trace.push(format!("{ms:>8} {what}"));
+    }
+
+    pub(crate) fn trace(&self) -> Vec<String> {
+        self.state().trace.clone()
+    }
+}
+
+impl State {
+    /// How long a call takes before and after its effect.
+    fn times(&mut self, operation: &'static str, subject: &str) -> (u64, u64) {
+        let count = self.counts.entry((operation, subject.to_owned())).or_default();
+        *count += 1;
+        let mut hasher = DefaultHasher::new();
+        (self.seed, operation, subject, *count).hash(&mut hasher);
+        let dice = hasher.finish();
+        let slow = self.slow.iter().position(|(slow, _)| slow == operation);
+        let slow = slow.and_then(|at| self.slow.remove(at)).map_or(0, |it| it.1);
+        (1 + dice % 7 + slow / 2, (dice >> 8) % 7 + slow / 2)
+    }
+}
+
+impl SimRuntime {
+    /// Never returns in a controller that is dead.
+    async fn live(&self) {
+        if self.world.state().alive != self.controller {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn perform<T>(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        effect: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.live().await;
+        let error = |kind| Error {
+            operation,
+            subject: subject.to_owned(),
+            kind,
+            cause: Some("the simulation wants it".into()),
+        };
+        let (before, after, failure, _call) = {
+            let mut state = self.world.state();
+            let (before, after) = state.times(operation, subject);
+            let failure = state.failures.iter().position(|(failing, ..)| failing == operation);
+            let failure = failure.and_then(|at| state.failures.remove(at));
+            let of = state.judge.begin(operation, subject, Instant::now());
+            (before, after, failure, Call { world: Arc::clone(&self.world), of })
+        };
+        tokio::time::sleep(Duration::from_millis(before)).await;
+        self.live().await;
+        let unreachable = || *self.world.unreachable.borrow();
+        if unreachable() {
+            return Err(error(ErrorKind::Unreachable));
+        }
+        if let Some((_, When::Before, refused)) = failure {
+            self.world.note(&format!("  {operation} {subject} fails"));
+            let kind = if refused { ErrorKind::Refused } else { ErrorKind::Unreachable };
+            return Err(error(kind));
+        }
+        let (memory, host) = (&self.world.memory, &self.world.host);
+        let changes = operation != verb::OBSERVE;
+        let dies = changes && {
+            let mut state = self.world.state();
+            state.judge.before(operation, subject, memory, host);
+            match &mut state.kill_at_call {
+                Some(0 | 1) => {
+                    state.kill_at_call = None;
+                    true
+                }
+                Some(n) => {
+                    *n -= 1;
+                    false
+                }
+                None => false,
+            }
+        };
+        let result = if operation == verb::WAIT {
+            let mut gone = self.world.unreachable.subscribe();
+            tokio::select! {
+                biased;
+                result = effect => result,
+                _ = gone.wait_for(|it| *it) => Err(error(ErrorKind::Unreachable)),
+            }
+        } else {
+            effect.await
+        };
+        self.live().await;
+        if changes {
+            let outcome = if result.is_ok() { "" } else { ": refused" };
+            self.world.note(&format!("  {operation} {subject}{outcome}"));
+            self.world.state().judge.after(operation, subject, result.is_ok(), memory, host);
+        }
+        if dies {
+            self.world.note("  the controller dies");
+            self.world.cut();
+        }
+        self.live().await;
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        self.live().await;
+        if unreachable() || failure.is_some() {
+            return Err(error(ErrorKind::Unreachable));
+        }
+        result
+    }
+}
+
+impl Runtime for SimRuntime {
+    async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
+        self.perform(verb::OBSERVE, "everything", self.world.memory.observe(images)).await
+    }
+
+    async fn put_blob(&self, lease: &str, blob: Blob<'_>) -> Result<(), Error> {
+        self.world.memory.put_blob(lease, blob).await
+    }
+
+    async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {
+        let put = self.world.memory.put_image(lease, image);
+        self.perform(verb::PUT_IMAGE, &image.name, put).await
+    }
+
+    async fn lease(&self, id: &str) -> Result<(), Error> {
+        self.perform(verb::LEASE, id, self.world.memory.lease(id)).await
+    }
+
+    async fn remove_lease(&self, id: &str) -> Result<(), Error> {
+        self.perform(verb::REMOVE_LEASE, id, self.world.memory.remove_lease(id)).await
+    }
+
+    async fn prepare_snapshot(&self, lease: &str, instance: &NewInstance) -> Result<(), Error> {
+        let prepare = self.world.memory.prepare_snapshot(lease, instance);
+        self.perform(verb::PREPARE_SNAPSHOT, instance.id.as_str(), prepare).await
+    }
+
+    async fn create(&self, lease: &str, instance: &NewInstance) -> Result<(), Error> {
+        let create = self.world.memory.create(lease, instance);
+        self.perform(verb::CREATE, instance.id.as_str(), create).await
+    }
+
+    async fn update(&self, id: &InstanceId, update: &Update) -> Result<(), Error> {
+        let write = async {
+            let result = self.world.memory.update(id, update).await;
+            if result.is_ok() {
+                self.world.judge(|judge| judge.updated(id, update));
+            }
+            result
+        };
+        self.perform(verb::UPDATE, id.as_str(), write).await
+    }
+
+    async fn create_task(&self, id: &InstanceId, log: &LogTarget) -> Result<u32, Error> {
+        let create = async {
+            let pid = self.world.memory.create_task(id, log).await?;
+            if let LogTarget::Files { directory, .. } = log {
+                std::fs::create_dir_all(directory).expect("a directory can be made");
+            }
+            Ok(pid)
+        };
+        self.perform(verb::CREATE_TASK, id.as_str(), create).await
+    }
+
+    async fn start_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::START_TASK, id.as_str(), self.world.memory.start_task(id)).await
+    }
+
+    async fn resume_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::RESUME_TASK, id.as_str(), self.world.memory.resume_task(id)).await
+    }
+
+    async fn kill(&self, id: &InstanceId, signal: Signal, all: bool) -> Result<(), Error> {
+        self.perform(verb::KILL, id.as_str(), self.world.memory.kill(id, signal, all)).await
+    }
+
+    async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
+        self.perform(verb::WAIT, id.as_str(), self.world.memory.wait(id, limit)).await
+    }
+
+    async fn delete_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::DELETE_TASK, id.as_str(), self.world.memory.delete_task(id)).await
+    }
+
+    async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::REMOVE, id.as_str(), self.world.memory.remove(id)).await
+    }
+
+    async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
+        self.perform(verb::REMOVE_SNAPSHOT, key, self.world.memory.remove_snapshot(key)).await
+    }
+
+    async fn readopt(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::READOPT, id.as_str(), self.world.memory.readopt(id)).await
+    }
+
+    // The controller knows of no process beside a task's own.
+    async fn exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        exec: &Exec,
+        streams: &Streams,
+    ) -> Result<u32, Error> {
+        self.world.memory.exec(id, key, exec, streams).await
+    }
+
+    async fn wait_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        limit: Duration,
+    ) -> Result<Option<u32>, Error> {
+        self.world.memory.wait_exec(id, key, limit).await
+    }
+
+    async fn tell_exec(&self, id: &InstanceId, key: &str, tell: Tell) -> Result<(), Error> {
+        self.world.memory.tell_exec(id, key, tell).await
+    }
+
+    async fn delete_exec(&self, id: &InstanceId, key: &str) -> Result<(), Error> {
+        self.world.memory.delete_exec(id, key).await
+    }
+
+    fn hints(&self) -> watch::Receiver<u64> {
+        self.world.hints.subscribe()
+    }
+}
