@@ -15,6 +15,7 @@ mod completions;
 mod connect;
 mod doctor;
 mod down;
+mod exec;
 mod explain;
 mod hand;
 mod logs;
@@ -115,6 +116,8 @@ enum Command {
     Restart(hand::RestartArgs),
     /// Forget the failures of workloads, and try them at once
     Retry(hand::HandArgs),
+    /// Run a command beside a workload's program
+    Exec(exec::ExecArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
     /// List held removals, or release one
@@ -259,6 +262,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
         Command::Restart(args) => hand::restart(&mut context, args),
         Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
+        Command::Exec(args) => exec::exec(&mut context, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),

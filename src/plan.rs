@@ -400,7 +400,7 @@ impl fmt::Display for Leftover {
             Self::Logs(id) => write!(f, "logs of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
             Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
-            Self::Hand(name, _) => write!(f, "done wish for {name}"),
+            Self::Hand(name, _) => write!(f, "wish for {name}"),
         }
     }
 }

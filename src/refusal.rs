@@ -99,7 +99,7 @@ pub fn of(name: &str) -> Reason {
 }
 
 /// What each layer puts in front of the text of the layer below it.
-const WRAPPINGS: [&str; 11] = [
+const WRAPPINGS: [&str; 13] = [
     // containerd and its shim
     "failed to create shim task: ",
     "failed to create shim: ",
@@ -107,9 +107,11 @@ const WRAPPINGS: [&str; 11] = [
     "failed to resolve runtime path: ",
     "OCI runtime create failed: ",
     "OCI runtime start failed: ",
+    "OCI runtime exec failed: ",
     // runc
     "runc create failed: ",
     "runc start failed: ",
+    "exec failed: ",
     "unable to start container process: ",
     "unable to create new parent process: ",
     "error during container init: ",

@@ -592,6 +592,7 @@ mod tests {
 
     use super::*;
     use crate::desired::{BootTime, Source};
+    use crate::observed::HandKind;
     use crate::workload::Revision;
 
     fn fresh() -> (tempfile::TempDir, RunDirectory) {
@@ -722,6 +723,63 @@ mod tests {
             assert!(run.approve(token, &BTreeSet::new()).is_err(), "{token}");
         }
         assert!(!run.path().exists());
+    }
+
+    fn hand(kind: HandKind, seconds: u64) -> Hand {
+        let at = BootTime(Duration::from_secs(seconds));
+        Hand { kind, at, boot_id: "boot".to_owned(), fresh: false }
+    }
+
+    #[test]
+    fn each_change_of_what_is_asked_for_has_another_stamp() {
+        let (_directory, run) = fresh();
+        let mut stamps = vec![run.hands_stamp()];
+        let mut changed = || {
+            let stamp = run.hands_stamp();
+            assert!(!stamps.contains(&stamp), "{stamps:?}");
+            assert_eq!(run.hands_stamp(), stamp, "a look changes nothing");
+            stamps.push(stamp);
+        };
+        for n in 0..20 {
+            run.set_hand(&name("a"), &hand(HandKind::Stop, n)).unwrap();
+            changed();
+        }
+        run.set_hand(&name("b"), &hand(HandKind::Stop, 1)).unwrap();
+        changed();
+        run.take_hand(&name("b"), &hand(HandKind::Stop, 1)).unwrap();
+        let (hands, broken) = run.hands();
+        assert_eq!((hands.len(), broken.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_wish_that_came_meanwhile_is_not_taken_for_the_one_before() {
+        let (_directory, run) = fresh();
+        let (old, new) = (hand(HandKind::Restart, 1), hand(HandKind::Stop, 2));
+        run.set_hand(&name("a"), &new).unwrap();
+        run.take_hand(&name("a"), &old).unwrap();
+        assert_eq!(run.hands().0, BTreeMap::from([(name("a"), new.clone())]));
+        run.take_hand(&name("a"), &new).unwrap();
+        run.take_hand(&name("a"), &new).unwrap();
+        assert!(run.hands().0.is_empty());
+        assert_eq!(fs::read_dir(run.path().join("hands")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_what_is_asked_for_is_named_and_keeps_nothing_else() {
+        let (_directory, run) = fresh();
+        run.set_hand(&name("a"), &hand(HandKind::Stop, 1)).unwrap();
+        let directory = run.path().join("hands");
+        fs::write(directory.join("b.json"), "{").unwrap();
+        fs::create_dir(directory.join("c.json")).unwrap();
+        fs::write(directory.join(".d.json.new"), "{").unwrap();
+        let (hands, broken) = run.hands();
+        assert_eq!(hands.len(), 1);
+        let broken: Vec<_> = broken.keys().map(|it| it.file_name().unwrap()).collect();
+        assert_eq!(broken, ["b.json", "c.json"]);
+        fs::remove_dir_all(&directory).unwrap();
+        fs::write(&directory, "").unwrap();
+        assert_eq!((run.hands().0.len(), run.hands().1.len()), (0, 1));
+        run.hands_stamp();
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum Exit {
     /// `plan`: there are changes.
     Changes,
     Success,
+    /// `exec`: whatever the process ended with.
+    Process(u8),
 }
 
 impl Exit {
@@ -54,6 +56,7 @@ impl Exit {
             Self::NotConverged => 4,
             Self::Changes => 5,
             Self::Success => 0,
+            Self::Process(code) => code,
         }
     }
 }

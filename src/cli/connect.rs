@@ -411,6 +411,8 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }
+        // What commands that were killed have left; without containers there is no process of theirs.
+        drop(std::fs::remove_dir_all(path.join("exec")));
         for name in ["status.json", "removals.json"] {
             drop(std::fs::remove_file(path.join(name)));
         }

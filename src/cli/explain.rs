@@ -248,9 +248,8 @@ fn advice(reason: &str) -> &'static str {
         "exited" => "look at `evenkeel logs NAME`",
         "exit-unknown" => "look for a power cut or a dead shim, and at `evenkeel logs NAME`",
         "runtime-not-answering" => "look for a hung shim of this container",
-        "completed" => {
-            "change the manifest, or its annotation `evenkeel/recreate`, to run it again"
-        }
+        "completed" => "`evenkeel restart NAME` runs it again, as does a change of its manifest",
+        "stopped-by-hand" => "`evenkeel start NAME`",
         "prune-limit" => "`evenkeel approve` lists what is held and releases it",
         "source-missing" | "source-unreadable" | "source-emptied" | "source-replaced" => {
             "bring the directory of manifests back, or release what is held with `evenkeel approve`"

@@ -1,5 +1,5 @@
-//! `evenkeel stop`, `start`, `restart` and `retry`: a person's hand. Beside a controller they ask and wait; without one
-//! they do it themselves.
+//! `evenkeel stop`, `start`, `restart` and `retry`: a person's hand. Beside a controller they ask and wait, as `down` of
+//! single workloads does there; without one they do it themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,6 +24,9 @@ use crate::workload::{Name, Span, WantedState};
 
 /// Between two looks at what a controller makes of it.
 const POLL: Duration = Duration::from_millis(200);
+
+/// How old manifests may be by which it is judged how far a controller is.
+const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long a workload must run before it is believed, as `apply` does.
 const BELIEVED: Duration = Duration::from_secs(1);
@@ -114,7 +117,7 @@ pub(super) async fn carry_out(
                         let (_, now) = plan::look(settings, &connection, &desired).await?;
                         ask(&run, &connection, &desired, &now, request)?;
                     }
-                    let done = beside(settings, &run, &connection, &desired, request, deadline);
+                    let done = beside(settings, &run, &connection, desired, request, deadline);
                     if let Some(done) = done.await? {
                         return Ok(done);
                     }
@@ -163,7 +166,10 @@ async fn alone(
     run.set_status(&found).map_err(|error| Failure::environment(&error))?;
     let exit = match verdict(run, &plan.only(&request.names), &found, request) {
         Verdict::Done(_) => Exit::Success,
-        Verdict::Failed | Verdict::Waits(_) => exit_of_failure(&found, request),
+        Verdict::Failed | Verdict::Waits(_) => {
+            withdraw(run, request)?;
+            exit_of_failure(&found, request)
+        }
     };
     Ok((found, exit))
 }
@@ -173,14 +179,20 @@ async fn beside(
     settings: &Settings,
     run: &RunDirectory,
     connection: &Connection,
-    desired: &DesiredState,
+    mut desired: DesiredState,
     request: &Request,
     deadline: Instant,
 ) -> Result<Option<(Status, Exit)>, Failure> {
     let mut waiting = Waiting::new();
     let mut steady: Option<(Instant, BTreeMap<Name, u32>)> = None;
+    let mut read = Instant::now();
     loop {
-        let (plan, found) = plan::look(settings, connection, desired).await?;
+        if read.elapsed() >= READ_AGAIN {
+            let sources = desired.sources.keys().cloned().collect();
+            desired = source::read_once(sources, settings.allow_empty).await;
+            read = Instant::now();
+        }
+        let (plan, found) = plan::look(settings, connection, &desired).await?;
         match verdict(run, &plan.only(&request.names), &found, request) {
             // What runs has to go on for a moment.
             Verdict::Done(pids) => match &steady {
@@ -193,6 +205,7 @@ async fn beside(
                 _ => steady = Some((Instant::now(), pids)),
             },
             Verdict::Failed => {
+                withdraw(run, request)?;
                 let exit = exit_of_failure(&found, request);
                 return Ok(Some((found, exit)));
             }
@@ -202,6 +215,7 @@ async fn beside(
             }
         }
         if Instant::now() >= deadline {
+            withdraw(run, request)?;
             let exit = exit_of_failure(&found, request);
             return Ok(Some((found, exit)));
         }
@@ -210,6 +224,14 @@ async fn beside(
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Takes back what could not be done and must not be done later, when the person is gone: a removal.
+fn withdraw(run: &RunDirectory, request: &Request) -> Result<(), Failure> {
+    for name in request.names.iter().filter(|_| request.kind == HandKind::Down) {
+        run.remove_hand(name).map_err(|error| Failure::environment(&error))?;
+    }
+    Ok(())
 }
 
 /// Refuses what cannot be; else writes down what is asked for. All or nothing, as far as it is known beforehand.
@@ -228,7 +250,10 @@ fn ask(
         items.push((name, item));
     }
     let (hands, _) = run.hands();
-    let is_stopped = |name: &Name| hands.get(name).is_some_and(|it| it.kind == HandKind::Stop);
+    let boot = &connection.edge.boot_id;
+    let is_stopped = |name: &Name| {
+        hands.get(name).is_some_and(|it| it.kind == HandKind::Stop && it.boot_id == *boot)
+    };
     let refused = |message: String| Err(Failure::new(Exit::NotConverged, message));
     for (name, item) in &items {
         let state = desired.workloads.get(*name).and_then(|it| it.workload.as_ref());
@@ -263,6 +288,16 @@ fn ask(
                     run.remove_hand(name).map_err(|error| Failure::environment(&error))?;
                 }
                 return refused(format!("the manifest of `{name}` says `state: {says}`"));
+            }
+            HandKind::Down if let Some(wanted) = desired.workloads.get(*name) => {
+                return Err(Failure::new(
+                    Exit::Environment,
+                    format!(
+                        "{} still names `{name}`, and a controller would start it again: remove the document, \
+                         or `evenkeel stop {name}`",
+                        wanted.origin
+                    ),
+                ));
             }
             HandKind::Stop | HandKind::Down => {}
         }
@@ -326,7 +361,11 @@ fn verdict(run: &RunDirectory, rest: &Plan, found: &Status, request: &Request) -
             Verdict::Waits(format!("waiting for `{name}`: {phase}: {next}"))
         };
         match request.kind {
-            HandKind::Stop if pid.is_some() || next.is_some() => return waits(),
+            // What the runtime does not say may run.
+            HandKind::Stop if next.is_some() || phase == Some(Phase::Waiting) => return waits(),
+            HandKind::Stop if pid.is_some() => return waits(),
+            // It is in use, and nobody waits for that to end.
+            HandKind::Down if phase == Some(Phase::Held) && next.is_none() => failed = true,
             HandKind::Down if item.is_some_and(|it| it.instance.is_some()) => return waits(),
             HandKind::Stop | HandKind::Down => {}
             HandKind::Start | HandKind::Restart | HandKind::Retry => match (phase, pid) {

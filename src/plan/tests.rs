@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::observed::{End, Instance, STOPPED, Task};
+use crate::observed::{End, Hand, HandKind, Instance, STOPPED, Task};
 
 const WANTS: [Want; 6] = [
     Want::Running,
@@ -193,6 +193,7 @@ fn rows_by_have(want: Want, every: &Sets) -> Vec<Sets> {
     groups.into_iter().map(|it| it.0).collect()
 }
 
+mod hands;
 mod model {
     //! Observed states and a model of what steps do to them.
 

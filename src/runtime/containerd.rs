@@ -31,7 +31,8 @@ use self::record::{Kind, LEASE, NAME, READOPTED, REVISION, Record, filter, is_in
 use self::store::Store;
 use self::tasks::{Listed, Tasks};
 use super::{
-    Blob, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update, verb,
+    Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
+    Tell, Update, verb,
 };
 use crate::content::chain_ids;
 use crate::observed::Task;
@@ -39,6 +40,7 @@ use crate::workload::{InstanceId, Signal};
 
 mod about;
 mod events;
+mod execs;
 mod link;
 mod owner;
 mod record;
@@ -696,6 +698,49 @@ impl Runtime for Containerd {
 
     async fn readopt(&self, id: &InstanceId) -> Result<(), Error> {
         self.put_back(id).await.during(verb::READOPT, id)
+    }
+
+    async fn exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        exec: &Exec,
+        streams: &Streams,
+    ) -> Result<u32, Error> {
+        let start = async {
+            let request = GetContainerRequest { id: id.to_string() };
+            let container =
+                self.link.answer(METADATA_LIMIT, self.link.containers().get(request)).await?;
+            let spec = container.container.and_then(|it| it.spec);
+            execs::start(&self.link, id.as_str(), key, exec, spec, streams).await
+        };
+        start.await.during(verb::EXEC, id)
+    }
+
+    async fn wait_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        limit: Duration,
+    ) -> Result<Option<u32>, Error> {
+        execs::wait(&self.link, id.as_str(), key, limit).await.during(verb::WAIT_EXEC, id)
+    }
+
+    async fn tell_exec(&self, id: &InstanceId, key: &str, tell: Tell) -> Result<(), Error> {
+        let told = match tell {
+            Tell::Signal(signal) => {
+                execs::kill(&self.link, id.as_str(), key, signal.number().into()).await
+            }
+            Tell::Resize(columns, rows) => {
+                execs::resize(&self.link, id.as_str(), key, (columns, rows)).await
+            }
+            Tell::EndOfInput => execs::close_stdin(&self.link, id.as_str(), key).await,
+        };
+        told.during(verb::TELL_EXEC, id)
+    }
+
+    async fn delete_exec(&self, id: &InstanceId, key: &str) -> Result<(), Error> {
+        execs::delete(&self.link, id.as_str(), key).await.during(verb::DELETE_EXEC, id)
     }
 
     fn hints(&self) -> watch::Receiver<u64> {

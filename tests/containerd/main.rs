@@ -9,6 +9,8 @@ mod crash;
 mod cycles;
 mod engine;
 mod examples;
+mod exec;
+mod hands;
 mod host;
 mod idle;
 mod ipc;

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "apply",
     "plan",
@@ -22,6 +22,7 @@ const COMMANDS: [&str; 12] = [
     "status",
     "explain",
     "logs",
+    "exec",
     "down",
     "approve",
     "doctor",
@@ -177,6 +178,15 @@ fn a_wrong_command_line_is_a_usage_error_on_stderr() {
         ("logs web --since 5parsecs", "`5parsecs` is not a duration"),
         ("logs web --since 2026-01-31T10:00:00", "not a time with its offset"),
         ("logs web --tail=-1", "--tail"),
+        ("exec web", "COMMAND"),
+        ("exec -- true", "NAME"),
+        ("exec web true", "unexpected argument 'true'"),
+        ("exec --user root web -- true", "`root` is not a user in numbers"),
+        ("exec --user 1:+2 web -- true", "`1:+2` is not a user in numbers"),
+        ("exec --env A web -- true", "write NAME=VALUE"),
+        ("exec --env =a web -- true", "write NAME=VALUE"),
+        ("exec --workdir tmp web -- true", "tmp"),
+        ("exec -it web -- true", "stdin is no terminal"),
         ("apply --timeout soon", "`soon` is not a duration"),
         ("schema poem", "possible values: manifest, config"),
         ("completions tcsh", "possible values: bash"),
@@ -304,6 +314,7 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["run"],
         vec!["status"],
         vec!["explain", "web"],
+        vec!["exec", "web", "--", "true"],
         vec!["down"],
         vec!["down", "--dry-run"],
         vec!["approve"],
@@ -566,6 +577,7 @@ fn an_unknown_name_is_a_usage_error_everywhere() {
         ended(&mut fresh.with_directories(&format!("{command} nobody"))).expect(2, "nobody");
     }
     ended(&mut fresh.with_directories("approve 0123abcd")).expect(2, "0123abcd");
+    ended(&mut fresh.with_directories("exec nobody -- true")).expect(2, "nobody");
 }
 
 #[test]

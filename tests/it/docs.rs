@@ -204,8 +204,8 @@ fn every_setting_is_explained() {
         assert!(is_there, "docs/operations.md says nothing of the key `{key}`");
     }
     let commands = [
-        "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "doctor",
-        "explain",
+        "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "stop", "start",
+        "restart", "retry", "doctor", "explain",
     ];
     for command in commands {
         assert!(text.contains(&format!("| `{command}")), "{command}");

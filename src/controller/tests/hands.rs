@@ -351,7 +351,7 @@ async fn what_no_manifest_names_is_taken_down_when_a_person_says_so() {
     it.ask("donor", HandKind::Down);
     it.ask("joiner", HandKind::Down);
     it.until_gone("a").await;
-    it.after(60.0).await;
+    it.after(120.0).await;
     assert_eq!(it.running().await, ["donor", "joiner"], "it is in use, and the other is wanted");
     assert_eq!(it.item("donor").reason, "donor-in-use");
     assert_eq!(it.asked(), ["Down donor"]);

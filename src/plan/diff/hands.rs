@@ -3,6 +3,7 @@
 //! Decides about wishes only; how a workload gets there is for [`super`].
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{Cause, Obstacle, Planner, Target, Wish};
 use crate::backoff::Strikes;
@@ -11,8 +12,8 @@ use crate::observed::{Hand, HandKind, Image, Instance, Leftover};
 use crate::plan::{Action, Fit, Phase, Plan, StepId};
 use crate::workload::{Name, WantedState};
 
-/// Why a workload that should run does not.
-pub(super) const STOPPED_BY_HAND: &str = "stopped-by-hand";
+/// How long a removal that a person asked for waits for the document to go that still names the workload.
+const DOWN_COUNTS: Duration = Duration::from_mins(1);
 
 impl Plan {
     /// What it has for these workloads, with every step that is required for it.
@@ -78,7 +79,8 @@ impl<'a> Planner<'a> {
         };
         let has_begun = case.current.iter().chain(&case.others).any(later);
         // A start that failed may have left no instance to say so.
-        let has_failed = self.observed.strikes.get(name).is_some_and(|it| it.at >= hand.at);
+        let strikes = self.observed.strikes.get(name).filter(|it| it.failure.is_some());
+        let has_failed = strikes.is_some_and(|it| it.at >= hand.at);
         (is_run && !has_begun && !has_failed).then_some(hand)
     }
 
@@ -111,7 +113,7 @@ impl<'a> Planner<'a> {
     /// What is said of a workload that a person keeps stopped.
     pub(super) fn stopped_by_hand(name: &Name) -> Obstacle {
         Obstacle {
-            reason: STOPPED_BY_HAND,
+            reason: "stopped-by-hand",
             message: format!(
                 "stopped by hand; `evenkeel start {name}` or a reboot starts it again"
             ),
@@ -173,9 +175,12 @@ impl<'a> Planner<'a> {
     /// Removes the wishes that are done and those that can never be.
     pub(super) fn sweep_hands(&mut self) {
         for (name, hand) in &self.observed.hands {
-            if hand.boot_id != self.observed.boot_id || self.is_done(name, hand) {
-                let leftover = Leftover::Hand(name.clone(), hand.clone());
-                self.plan.push(Some(name), Action::Sweep(leftover), Cause::Leftover, Vec::new());
+            let is_old = hand.boot_id != self.observed.boot_id;
+            if is_old || self.is_done(name, hand) {
+                let is_ours = !is_old && self.cases.contains_key(name);
+                let cause = if is_ours { Cause::ByHand(hand.kind) } else { Cause::Leftover };
+                let sweep = Action::Sweep(Leftover::Hand(name.clone(), hand.clone()));
+                self.plan.push(Some(name), sweep, cause, Vec::new());
             }
         }
     }
@@ -187,7 +192,10 @@ impl<'a> Planner<'a> {
         };
         match hand.kind {
             HandKind::Stop => false,
-            HandKind::Down => self.desired.workloads.contains_key(name),
+            // Whoever asked may have seen sooner than we that the document is gone.
+            HandKind::Down => {
+                self.desired.workloads.contains_key(name) && self.now.since(hand.at) >= DOWN_COUNTS
+            }
             HandKind::Start | HandKind::Restart | HandKind::Retry => {
                 let is_wanted = match case.wish {
                     Wish::Follow(..) | Wish::Keep { .. } => Self::effective(case)
