@@ -18,7 +18,8 @@ use crate::observed::{
     EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task,
 };
 use crate::plan::{
-    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
+    Action, ExpectNamespace, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step,
+    StopInstance, accept,
 };
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
@@ -30,6 +31,9 @@ pub const CONCURRENCY: usize = 8;
 
 /// How long a process may take to die after SIGKILL, at each of the three ways of sending it.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a joiner's start waits for the news that its donor has ended. One that has ended says so at once.
+const DONOR_LOOK: Duration = Duration::from_millis(10);
 
 /// A process that may take for ever to end is sent its signal again after this time.
 const ASK_AGAIN: Duration = Duration::from_hours(1);
@@ -141,6 +145,8 @@ pub enum Error {
     Archive(#[from] crate::image::ArchiveProblem),
     #[error("failed to start `{id}`: {}", mismatch.message)]
     Mismatch { id: InstanceId, mismatch: Mismatch },
+    #[error("failed to start `{id}`: its donor `{donor}` has just ended")]
+    DonorEnded { id: InstanceId, donor: InstanceId },
     #[error("failed to end `{id}`: its process takes its time, and `stop.timeout` allows it")]
     StillRuns { id: InstanceId },
     #[error("failed to end `{id}`: its process is still there after SIGKILL")]
@@ -352,6 +358,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             return Err(error);
         }
         self.undo_start(start).await;
+        if matches!(error, Error::DonorEnded { .. }) {
+            // Not its own failure: it waits for its donor.
+            return Err(error);
+        }
         match name {
             Some(name) if self.record_failed_start(name, start, &error).await => {
                 Err(Error::Counted(Box::new(error)))
@@ -366,7 +376,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             self.boundary("start/directory").await;
         }
         if let Some(size) = start.publish {
-            self.on_host(start.id.clone(), move |host, id| host.publish_shm(&id, size)).await?;
+            // What a run before may have left goes first: each run begins with an empty one.
+            self.on_host(start.id.clone(), move |host, id| {
+                host.unpublish(&id)?;
+                host.publish_shm(&id, size)
+            })
+            .await?;
             self.boundary("start/shm").await;
         }
         let update = Update {
@@ -393,6 +408,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             self.boundary("start/namespace").await;
         }
         self.look(start, pid).await?;
+        if let ExpectNamespace::Of(donor) = &start.expect.namespace {
+            self.look_at_donor(start, donor).await?;
+        }
         // Written before the start, so that a run can never be taken for one that did not happen.
         let run = Run {
             n: start.run,
@@ -422,6 +440,17 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             facts.published.get(id).map_or((None, None), |it| (it.ns_inode, it.shm))
         })
         .map_err(|mismatch| Error::Mismatch { id: start.id.clone(), mismatch })
+    }
+
+    /// A donor that has ended since the plan was made still publishes for a moment, what nobody else will ever join.
+    async fn look_at_donor(&self, start: &Start, donor: &InstanceId) -> Result<(), Error> {
+        match self.runtime.wait(donor, DONOR_LOOK).await {
+            Ok(None) => Ok(()),
+            Err(error) if error.is_unreachable() => Err(error.into()),
+            Ok(Some(_)) | Err(_) => {
+                Err(Error::DonorEnded { id: start.id.clone(), donor: donor.clone() })
+            }
+        }
     }
 
     /// Takes back what a failed start has made. What cannot be taken back is seen, and swept, by the next pass.
@@ -662,6 +691,7 @@ impl Error {
     pub fn classify(&self) -> (u32, &'static str) {
         match self {
             Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
+            Self::DonorEnded { .. } => (128, "donor-vanished"),
             Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
             Self::Archive(_) => (128, "image-import-failed"),
             Self::Counted(error) => error.classify(),
