@@ -589,8 +589,19 @@ impl Judge {
             self.runs.get(&container.id).and_then(|it| it.last()).map_or(at, |it| it.created);
         match workload.spec.ipc(&container.defaults).mode {
             IpcMode::Container(donor) => {
+                // What joins a joiner gets what the first of the chain has.
+                let mut chain = vec![donor.as_str().to_owned()];
+                while let Some(next) = objects
+                    .containers
+                    .iter()
+                    .filter(|it| chain.last().is_some_and(|last| it.name.as_str() == last))
+                    .find_map(donor_of)
+                    .filter(|next| !chain.iter().any(|it| it == next))
+                {
+                    chain.push(next.to_owned());
+                }
                 let shared = self.runs.values().flatten().any(|it| {
-                    it.name == donor.as_str()
+                    chain.contains(&it.name)
                         && it.started.is_some()
                         && it.ended.is_none_or(|it| it >= created)
                         && it.view.map(key) == Some(key(view))
