@@ -264,3 +264,25 @@ async fn a_joiner_does_not_start_for_a_donor_that_has_just_ended_and_that_is_no_
     it.until_running("joiner").await;
     assert!(shares(&it).await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_whose_next_revision_cannot_start_follows_the_donor_that_it_has() {
+    // By name it comes before its donor.
+    let mut it = Harness::with(&[
+        ("a", r#""ipcMode": "container:donor""#),
+        ("other", DONOR),
+        ("donor", DONOR),
+    ])
+    .await;
+    it.after(20.0).await;
+    it.want("a", r#""ipcMode": "container:other", "image": "nowhere:1""#);
+    it.until_reason("a", "image-missing").await;
+    it.want("donor", r#""ipcMode": "shareable", "args": ["x"]"#);
+    it.after(20.0).await;
+    let observed = it.look().await;
+    let view = |workload: &str| {
+        let mut of = observed.instances.values().filter(|it| it.name.as_str() == workload);
+        of.find_map(|it| it.view).expect("it runs")
+    };
+    assert_eq!(view("a"), view("donor"));
+}
