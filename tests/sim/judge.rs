@@ -9,7 +9,7 @@ use std::time::Duration;
 use evenkeel::backoff::{Delays, RESET_AFTER};
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::host::{Ask, Host as _};
-use evenkeel::observed::{STOPPED, Task, View};
+use evenkeel::observed::{EXIT_UNKNOWN, STOPPED, Task, View};
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
 use evenkeel::workload::{InstanceId, IpcMode, RestartPolicy};
@@ -72,6 +72,8 @@ pub(crate) struct Judge {
     approved: BTreeSet<InstanceId>,
     foreign: BTreeSet<InstanceId>,
     hung: BTreeSet<InstanceId>,
+    /// Digests that each image ever had: what was prepared from one that is gone is still prepared.
+    digests: BTreeMap<String, BTreeSet<String>>,
     leases: BTreeMap<String, u64>,
     controller: u64,
     /// Calls under way: those that concern everybody, and those that concern one workload.
@@ -329,15 +331,18 @@ impl Judge {
                 Said::Valid(doc) if doc.field("state") == "stopped" => reason = true,
                 Said::Valid(doc) if doc.field("state") == "absent" => reason = true,
                 Said::Valid(doc) => {
-                    let Some(wanted) = self.wanted_id(doc, runtime) else { continue };
-                    if wanted == container.id {
+                    let wanted = self.wanted_id(doc, runtime);
+                    if wanted.as_ref() == Some(&container.id) {
                         continue;
                     }
-                    let ready = find(&objects, wanted.as_str()).is_some_and(|it| it.has_snapshot);
-                    if ready {
+                    let is_ready = |id: &InstanceId| {
+                        *id != container.id
+                            && find(&objects, id.as_str()).is_some_and(|it| it.has_snapshot)
+                    };
+                    if self.ever_wanted(doc).iter().any(is_ready) {
                         reason = true;
                     } else {
-                        unprepared = Some(wanted);
+                        unprepared = wanted;
                     }
                 }
                 Said::Invalid => {}
@@ -393,6 +398,17 @@ impl Judge {
         Some(InstanceId::new(&workload.name, &revision))
     }
 
+    /// What it may mean by any image of that name.
+    fn ever_wanted(&self, doc: &crate::script::Doc) -> Vec<InstanceId> {
+        let Some(workload) = doc.workload() else { return Vec::new() };
+        let digests = self.digests.get(&workload.spec.image.full()).into_iter().flatten();
+        digests.map(|it| InstanceId::new(&workload.name, &workload.revision(it))).collect()
+    }
+
+    pub(crate) fn image(&mut self, image: &evenkeel::observed::Image) {
+        self.digests.entry(image.name.clone()).or_default().insert(image.digest.clone());
+    }
+
     /// Whether an absence is believable.
     fn may_go(&self, seen: &Seen, container: &Container, at: Instant) -> bool {
         if self.approved.contains(&container.id) {
@@ -421,6 +437,10 @@ impl Judge {
             .filter(|it| it.name == name && it.id != container.id)
             .collect();
         let window = self.window(at);
+        // What is made anew under this ID begins anew, if something else ran meanwhile.
+        if self.failures.get(name.as_str()).is_some_and(|it| it.id == container.id) {
+            self.failures.remove(name.as_str());
+        }
         if others.iter().any(|it| it.run.is_some()) {
             self.runs.remove(&container.id);
             return;
@@ -492,6 +512,9 @@ impl Judge {
         let Some(container) = find(&objects, subject) else { return };
         self.alone(container, &objects);
         let name = container.name.as_str();
+        if self.failures.get(name).is_some_and(|it| it.id != container.id) {
+            self.failures.remove(name);
+        }
         if let Some(failures) = self.failures.get(name).filter(|it| it.id == container.id).cloned()
         {
             let due = failures.at + Delays::default().after(failures.count);
@@ -690,6 +713,9 @@ impl Judge {
         {
             run.noticed = Some(at);
             run.stopped |= end.reason == STOPPED;
+            if end.reason == EXIT_UNKNOWN {
+                run.code = None;
+            }
         }
     }
 

@@ -159,6 +159,7 @@ impl Tree {
         let mut truth = Truth { device: self.device, ..Truth::default() };
         if self.device.is_none() || self.is_locked(".") {
             truth.blocked = true;
+            truth.device = None;
             return truth;
         }
         truth.blocked = self.locked.iter().any(|it| !it.contains('.'));
