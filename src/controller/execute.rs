@@ -407,10 +407,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 .await?;
             self.boundary("start/namespace").await;
         }
-        self.look(start, pid).await?;
         if let ExpectNamespace::Of(donor) = &start.expect.namespace {
             self.look_at_donor(start, donor).await?;
         }
+        self.look(start, pid).await?;
         // Written before the start, so that a run can never be taken for one that did not happen.
         let run = Run {
             n: start.run,

@@ -110,6 +110,28 @@ fn donor_of(container: &Container) -> Option<&str> {
     }
 }
 
+/// A donor and whom it joins itself: what joins a joiner gets what the first of the chain has.
+fn chain(donor: &str, objects: &Objects) -> Vec<String> {
+    let mut chain = vec![donor.to_owned()];
+    while let Some(next) = objects
+        .containers
+        .iter()
+        .filter(|it| chain.last().is_some_and(|last| it.name.as_str() == last))
+        .find_map(donor_of)
+        .filter(|next| !chain.iter().any(|it| it == next))
+    {
+        chain.push(next.to_owned());
+    }
+    chain
+}
+
+/// Of several instances of a workload the one that lives, or ran last.
+fn stands_for_its_workload(container: &Container, objects: &Objects) -> bool {
+    let last = |it: &Container| (is_live(&it.task), it.run.as_ref().map(|run| run.at));
+    let mut others = objects.containers.iter().filter(|it| it.name == container.name);
+    others.all(|it| last(it) <= last(container))
+}
+
 fn is_live(task: &Task) -> bool {
     matches!(task, Task::Created { .. } | Task::Running { .. } | Task::Paused { .. })
 }
@@ -372,21 +394,21 @@ impl Judge {
         at: Instant,
     ) -> bool {
         let Some(donor) = donor_of(container) else { return false };
-        let view = |pid| host.view(pid).ok().flatten();
+        let chain = chain(donor, objects);
+        let view = |pid| host.view(pid).ok().flatten().map(key);
         let mine = container.task.pid().and_then(view);
         let theirs = objects
             .containers
             .iter()
-            .filter(|it| it.name.as_str() == donor)
-            .find_map(|it| it.task.pid())
-            .and_then(view);
+            .filter(|it| chain.iter().any(|name| it.name.as_str() == name))
+            .filter_map(|it| view(it.task.pid()?));
         let since = self.since(at);
         let began = self
             .runs
             .values()
             .flatten()
-            .any(|it| it.name == donor && it.started.is_some_and(|it| it >= since));
-        began || (mine.is_some() && theirs.is_some() && mine.map(key) != theirs.map(key))
+            .any(|it| chain.contains(&it.name) && it.started.is_some_and(|it| it >= since));
+        began || mine.is_some_and(|mine| theirs.into_iter().any(|it| it != mine))
     }
 
     fn wanted_id(&self, doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
@@ -470,7 +492,7 @@ impl Judge {
             .containers
             .iter()
             .filter(|it| it.name != name && donor_of(it) == Some(name.as_str()))
-            .filter(|it| !self.hung.contains(&it.id))
+            .filter(|it| !self.hung.contains(&it.id) && stands_for_its_workload(it, &objects))
             .filter(|it| {
                 // One that is to join something else, or nothing, does not count.
                 !window.iter().any(|seen| match seen.truth.said(it.name.as_str()) {
@@ -530,13 +552,14 @@ impl Judge {
         let Some(last) = self.runs.get(&container.id).and_then(|it| it.last()).cloned() else {
             return;
         };
-        let (Some(started), Some(ended)) = (last.started, last.ended) else { return };
+        let (Some(_), Some(ended)) = (last.started, last.ended) else { return };
         if last.stopped {
             return;
         }
         let noticed = last.noticed.unwrap_or(at);
         let before = self.failures.get(name).filter(|it| it.id == container.id);
-        let long = noticed.duration_since(started) >= RESET_AFTER;
+        // The run is noted before it begins, and a call may take its time.
+        let long = noticed.duration_since(last.created) >= RESET_AFTER;
         let count = if long { 1 } else { before.map_or(0, |it| it.count) + 1 };
         // Counted by `started`; the note of the next run makes it lasting.
         let due = ended + Delays::default().after(count);
@@ -612,17 +635,7 @@ impl Judge {
             self.runs.get(&container.id).and_then(|it| it.last()).map_or(at, |it| it.created);
         match workload.spec.ipc(&container.defaults).mode {
             IpcMode::Container(donor) => {
-                // What joins a joiner gets what the first of the chain has.
-                let mut chain = vec![donor.as_str().to_owned()];
-                while let Some(next) = objects
-                    .containers
-                    .iter()
-                    .filter(|it| chain.last().is_some_and(|last| it.name.as_str() == last))
-                    .find_map(donor_of)
-                    .filter(|next| !chain.iter().any(|it| it == next))
-                {
-                    chain.push(next.to_owned());
-                }
+                let chain = chain(donor.as_str(), &objects);
                 let shared = self.runs.values().flatten().any(|it| {
                     chain.contains(&it.name)
                         && it.started.is_some()
@@ -646,6 +659,11 @@ impl Judge {
                 });
             }
         }
+    }
+
+    /// A call did not do what it was to do, or did not say so.
+    pub(crate) fn failed(&mut self, subject: &str) {
+        self.leases.retain(|lease, _| !lease.ends_with(subject));
     }
 
     pub(crate) fn after(

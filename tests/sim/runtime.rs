@@ -205,10 +205,12 @@ impl SimRuntime {
         self.live().await;
         let unreachable = || *self.world.unreachable.borrow();
         if unreachable() {
+            self.world.judge(|it| it.failed(subject));
             return Err(error(ErrorKind::Unreachable));
         }
         if let Some((_, When::Before, refused)) = failure {
             self.world.note(&format!("  {operation} {subject} fails"));
+            self.world.judge(|it| it.failed(subject));
             let kind = if refused { ErrorKind::Refused } else { ErrorKind::Unreachable };
             return Err(error(kind));
         }
@@ -253,6 +255,7 @@ impl SimRuntime {
         tokio::time::sleep(Duration::from_millis(after)).await;
         self.live().await;
         if unreachable() || failure.is_some() {
+            self.world.judge(|it| it.failed(subject));
             return Err(error(ErrorKind::Unreachable));
         }
         result

@@ -270,7 +270,7 @@ impl Doc {
     }
 
     fn is_bad(&self) -> bool {
-        self.fields.contains_key("bad")
+        self.fields.contains_key("bad") || self.donor() == Some(self.name.as_str())
     }
 
     /// What it means to the product; `None`: it is invalid by itself.
