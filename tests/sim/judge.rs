@@ -3,7 +3,7 @@
 //! Knows nothing of plans. Where an effect may come of a look that was made a moment ago, everything counts that was
 //! true since the work began of which it is a part.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use evenkeel::backoff::{Delays, RESET_AFTER};
@@ -22,6 +22,9 @@ const REMOVE_AFTER: Duration = Duration::from_secs(2);
 const LATEST: Duration = Duration::from_mins(1);
 const TRIAL: Duration = Duration::from_secs(10);
 const PRUNE_WINDOW: Duration = Duration::from_mins(10);
+
+/// Times of work that are remembered; longer than any work goes on without a pause.
+const SPANS: usize = 500;
 
 /// One scan, as the rules understand it.
 #[derive(Debug, Clone)]
@@ -78,8 +81,9 @@ pub(crate) struct Judge {
     controller: u64,
     /// Calls under way: those that concern everybody, and those that concern one workload.
     active: BTreeMap<Option<String>, usize>,
-    idle_since: BTreeMap<Option<String>, Instant>,
     busy_since: BTreeMap<Option<String>, Instant>,
+    /// Times of work that is over, the last at the end.
+    spans: VecDeque<(Instant, Instant)>,
     pub(crate) verdict: Option<String>,
     /// How often each rule was looked at.
     pub(crate) checks: BTreeMap<&'static str, u64>,
@@ -200,7 +204,7 @@ impl Judge {
         self.believed_device = None;
         self.good_since = None;
         self.active.clear();
-        self.idle_since.clear();
+        self.spans.clear();
         self.busy_since.clear();
     }
 
@@ -255,7 +259,7 @@ impl Judge {
     pub(crate) fn begin(&mut self, verb: &str, subject: &str, at: Instant) -> Option<String> {
         let of = (verb == verb::WAIT).then(|| subject.to_owned());
         let active = self.active.entry(of.clone()).or_default();
-        if *active == 0 && self.idle_since.get(&of) != Some(&at) {
+        if *active == 0 {
             self.busy_since.insert(of.clone(), at);
         }
         *active += 1;
@@ -266,7 +270,10 @@ impl Judge {
         if let Some(active) = self.active.get_mut(of) {
             *active = active.saturating_sub(1);
             if *active == 0 {
-                self.idle_since.insert(of.clone(), at);
+                self.spans.extend(self.busy_since.remove(of).map(|from| (from, at)));
+                if self.spans.len() > SPANS {
+                    self.spans.pop_front();
+                }
             }
         }
     }
@@ -274,15 +281,9 @@ impl Judge {
     /// Since when the work goes on that an effect now may be a part of.
     fn since(&self, at: Instant) -> Instant {
         // What waits for a process to end may hold up what depends on it.
-        let mut since = self.busy_since.get(&None).copied().unwrap_or(at);
-        let spans: Vec<(Instant, Instant)> = self
-            .busy_since
-            .iter()
-            .map(|(of, from)| {
-                let busy = self.active.get(of).is_some_and(|it| *it > 0);
-                (*from, if busy { at } else { self.idle_since.get(of).copied().unwrap_or(at) })
-            })
-            .collect();
+        let mut since = at;
+        let open = self.busy_since.values().map(|from| (*from, at));
+        let spans: Vec<(Instant, Instant)> = self.spans.iter().copied().chain(open).collect();
         // Spans that touch are one.
         loop {
             let earlier = spans
@@ -463,7 +464,8 @@ impl Judge {
         if self.failures.get(name.as_str()).is_some_and(|it| it.id == container.id) {
             self.failures.remove(name.as_str());
         }
-        if others.iter().any(|it| it.run.is_some()) {
+        // Of several that were only prepared one is enough.
+        if others.iter().any(|it| it.run.is_some() || container.run.is_none()) {
             self.runs.remove(&container.id);
             return;
         }
