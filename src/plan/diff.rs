@@ -415,7 +415,7 @@ impl<'a> Planner<'a> {
         let donors = |name: &Name| {
             let case = self.cases.get(name);
             let of = |it: &Workload| it.spec.ipc_mode.as_ref()?.donor().cloned();
-            let wanted = case.and_then(|it| Self::effective(it)).and_then(|it| of(&it));
+            let wanted = case.and_then(Self::effective).and_then(|it| of(&it));
             let applied = case.and_then(|it| it.current?.workload.as_deref()).and_then(of);
             // The last one is looked at first.
             [applied, wanted].into_iter().flatten()
