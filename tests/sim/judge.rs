@@ -75,6 +75,7 @@ pub(crate) struct Judge {
     approved: BTreeSet<InstanceId>,
     foreign: BTreeSet<InstanceId>,
     hung: BTreeSet<InstanceId>,
+    pids: BTreeSet<u32>,
     /// Digests that each image ever had: what was prepared from one that is gone is still prepared.
     digests: BTreeMap<String, BTreeSet<String>>,
     leases: BTreeMap<String, u64>,
@@ -110,7 +111,7 @@ fn find<'a>(objects: &'a Objects, id: &str) -> Option<&'a Container> {
 fn donor_of(container: &Container) -> Option<&str> {
     match container.workload.as_ref()?.spec.ipc_mode.as_ref()? {
         IpcMode::Container(name) => Some(name.as_str()),
-        _ => None,
+        IpcMode::None | IpcMode::Private | IpcMode::Shareable | IpcMode::Host => None,
     }
 }
 
@@ -248,6 +249,11 @@ impl Judge {
         }
     }
 
+    /// All that were ever used.
+    pub(crate) fn pids(&self) -> BTreeSet<u32> {
+        self.pids.clone()
+    }
+
     /// Whether somebody else's container has an ID of this workload.
     pub(crate) fn is_in_the_way(&self, name: &str) -> bool {
         let stem = name.parse().map(|name| InstanceId::stem_of(&name));
@@ -266,11 +272,12 @@ impl Judge {
         of
     }
 
-    pub(crate) fn end(&mut self, of: &Option<String>, at: Instant) {
-        if let Some(active) = self.active.get_mut(of) {
+    pub(crate) fn end(&mut self, of: Option<&String>, at: Instant) {
+        let of = of.cloned();
+        if let Some(active) = self.active.get_mut(&of) {
             *active = active.saturating_sub(1);
             if *active == 0 {
-                self.spans.extend(self.busy_since.remove(of).map(|from| (from, at)));
+                self.spans.extend(self.busy_since.remove(&of).map(|from| (from, at)));
                 if self.spans.len() > SPANS {
                     self.spans.pop_front();
                 }
@@ -354,7 +361,7 @@ impl Judge {
                 Said::Valid(doc) if doc.field("state") == "stopped" => reason = true,
                 Said::Valid(doc) if doc.field("state") == "absent" => reason = true,
                 Said::Valid(doc) => {
-                    let wanted = self.wanted_id(doc, runtime);
+                    let wanted = Self::wanted_id(doc, runtime);
                     if wanted.as_ref() == Some(&container.id) {
                         continue;
                     }
@@ -412,7 +419,7 @@ impl Judge {
         began || mine.is_some_and(|mine| theirs.into_iter().any(|it| it != mine))
     }
 
-    fn wanted_id(&self, doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
+    fn wanted_id(doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
         let workload = doc.workload()?;
         let name = workload.spec.image.full();
         let asked = BTreeSet::from([name.clone()]);
@@ -477,7 +484,7 @@ impl Judge {
                 Said::Valid(doc) if doc.field("state") == "absent" => wanted_gone = true,
                 Said::Valid(doc) => {
                     superseded |= container.run.is_none()
-                        && self.wanted_id(doc, runtime).is_none_or(|it| it != container.id);
+                        && Self::wanted_id(doc, runtime).is_none_or(|it| it != container.id);
                 }
                 Said::Invalid => {}
                 Said::Nothing => absent |= self.may_go(seen, container, at),
@@ -651,10 +658,18 @@ impl Judge {
             IpcMode::Host => {}
             IpcMode::None | IpcMode::Private | IpcMode::Shareable => {
                 let of_host = hosts.is_some_and(|it| it.0 == view.ipc_ns);
+                // Numbers of namespaces and of what a process mounts itself are used again, those of what is
+                // published are not.
+                let publishes = workload.spec.ipc(&container.defaults).is_joinable();
                 let used = self.runs.values().flatten().any(|it| {
-                    it.view.is_some_and(|other| {
-                        other.ipc_ns == view.ipc_ns || (view.shm.is_some() && other.shm == view.shm)
-                    }) && it.started.is_some()
+                    it.started.is_some()
+                        && it.view.is_some_and(|other| {
+                            let of_living = it.ended.is_none();
+                            (of_living && other.ipc_ns == view.ipc_ns)
+                                || ((of_living || publishes)
+                                    && view.shm.is_some()
+                                    && other.shm == view.shm)
+                        })
                 });
                 self.check("fresh-and-own", !of_host && !used, || {
                     format!("{subject} starts with what somebody else has or had: {view:?}")
@@ -685,6 +700,7 @@ impl Judge {
                 let objects = objects(runtime);
                 let Some(container) = find(&objects, subject) else { return };
                 let Task::Created { pid } = container.task else { return };
+                self.pids.insert(pid);
                 let run = Run {
                     name: container.name.as_str().to_owned(),
                     created: at,
@@ -712,7 +728,7 @@ impl Judge {
                     run.code = Some(code);
                 }
             }
-            verb::KILL if done => {
+            verb::KILL | verb::RESUME_TASK | verb::WAIT | verb::DELETE_TASK if done => {
                 let objects = objects(runtime);
                 let Some(container) = find(&objects, subject) else { return };
                 if matches!(container.task, Task::Stopped { .. } | Task::None)

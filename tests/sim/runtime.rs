@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use evenkeel::host::Host as _;
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::observed::Task;
 use evenkeel::runtime::memory::MemoryRuntime;
@@ -75,7 +76,7 @@ struct Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.world.state().judge.end(&self.of, Instant::now());
+        self.world.state().judge.end(self.of.as_ref(), Instant::now());
     }
 }
 
@@ -146,6 +147,14 @@ impl Shared {
         state.failures.clear();
         state.slow.clear();
         state.kill_at_call = None;
+    }
+
+    /// A pid may be another process's from now on: the host looks at it anew.
+    fn forget_dead_processes(&self) {
+        let used = self.state().judge.pids();
+        for pid in used {
+            self.host.view(pid).ok();
+        }
     }
 
     pub(crate) fn note(&self, what: &str) {
@@ -307,6 +316,7 @@ impl Runtime for SimRuntime {
 
     async fn create_task(&self, id: &InstanceId, log: &LogTarget) -> Result<u32, Error> {
         let create = async {
+            self.world.forget_dead_processes();
             let pid = self.world.memory.create_task(id, log).await?;
             if let LogTarget::Files { directory, .. } = log {
                 std::fs::create_dir_all(directory).expect("a directory can be made");

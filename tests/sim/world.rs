@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::judge::objects;
+use crate::judge::{Judge, objects};
 use crate::runtime::{Shared, SimRuntime};
 use crate::script::{Script, Step};
 use crate::tree::{QUIET, RESYNC, Said, Tree};
@@ -179,6 +179,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let memory = MemoryRuntime::default();
+        memory.reuse_pids();
         memory.add_image(image("one", 1));
         memory.add_image(image("two", 2));
         let processes = memory.clone();
@@ -400,7 +401,7 @@ impl World {
                 memory.reboot();
                 self.shared.host.reboot();
                 std::fs::remove_dir_all(self.directory.path().join("run")).ok();
-                self.shared.judge(|it| it.rebooted());
+                self.shared.judge(Judge::rebooted);
             }
             Step::Foreign { id } => {
                 if let Ok(id) = id.parse::<InstanceId>() {
