@@ -7,16 +7,22 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Flags, Settings};
+use crate::observed::HandKind;
 use crate::status::{Chain, Exit};
 
 mod approve;
 mod completions;
 mod connect;
+mod doctor;
 mod down;
+mod exec;
+mod explain;
+mod hand;
 mod logs;
 mod plan;
 mod reconcile;
 mod schema;
+mod since;
 mod status;
 mod validate;
 
@@ -98,12 +104,26 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Show what is wanted, what runs, and why not
     Status(status::StatusArgs),
+    /// Explain one workload: what is wanted, what runs, why, what comes next, and the way out
+    Explain(explain::ExplainArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
+    /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
+    Stop(hand::HandArgs),
+    /// Start what `stop` has stopped
+    Start(hand::HandArgs),
+    /// Stop and start workloads, at once and without counting it as a failure
+    Restart(hand::RestartArgs),
+    /// Forget the failures of workloads, and try them at once
+    Retry(hand::HandArgs),
+    /// Run a command beside a workload's program
+    Exec(exec::ExecArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
     /// List held removals, or release one
     Approve(approve::ApproveArgs),
+    /// Check whether this box can run workloads, and what stands in the way
+    Doctor(doctor::DoctorArgs),
     /// Print a JSON Schema
     Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
@@ -236,9 +256,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Plan(args) => plan::plan(&mut context, args),
         Command::Validate(args) => validate::validate(&mut context, &args),
         Command::Status(args) => status::status(&mut context, &args),
+        Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
+        Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
+        Command::Restart(args) => hand::restart(&mut context, args),
+        Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
+        Command::Exec(args) => exec::exec(&mut context, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
+        Command::Doctor(args) => doctor::doctor(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),
         Command::Completions(args) => completions::completions(&mut context, &args),
     };
@@ -283,6 +310,16 @@ fn start_tracing(verbose: u8, json: bool) -> Result<(), Failure> {
         drop(builder.with_ansi(color).try_init());
     }
     Ok(())
+}
+
+/// Whether nobody can read what is written to stdout any more; a write would say so, but there may be none.
+fn is_stdout_closed() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = std::io::stdout();
+    let mut waiting = [PollFd::new(&stdout, PollFlags::empty())];
+    // What is no pipe or terminal says nothing.
+    poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+        && waiting[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Paths given to a command, or the configured ones.

@@ -264,7 +264,7 @@ pub struct File {
     /// Time after the last change in a source before an absent document acts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remove_after: Option<Span>,
-    /// Per cent of a source's workloads that may go by absence within ten minutes.
+    /// Per cent of a source's workloads that may go by absence within ten minutes; 100 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub prune_limit: Option<u32>,

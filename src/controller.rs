@@ -14,8 +14,9 @@ use tracing::{debug, info, warn};
 use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
-use crate::observed::{Approval, Instance, Leftover, ObservedState, Removal, Task};
+use crate::observed::{Approval, Hand, Instance, Leftover, ObservedState, Removal, Task};
 use crate::plan::{self, Phase, Plan, Policy, StepId};
+use crate::rundir::Stamp;
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
 use crate::workload::{InstanceId, MountKind, Name};
@@ -44,6 +45,12 @@ const HINT_QUIET_BUSY: Duration = Duration::from_millis(250);
 /// How often approvals are looked for while something is held: a person waits for it, and a look costs one system call.
 const APPROVALS: Duration = Duration::from_secs(1);
 
+/// A look that takes longer than this is told of: the runtime hangs, or the box does.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// How often it is looked for what a person asks for. A few system calls, which an idle controller does not feel.
+const HANDS: Duration = Duration::from_secs(1);
+
 /// First and longest wait after a look that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
@@ -57,6 +64,8 @@ pub enum Goal {
     Keep,
     /// End when no step can be taken now and nothing waits but a retry. `wait`: go on until everything is as wanted.
     Converge { wait: bool },
+    /// End when what a person asked for of these workloads is done, or can get no further; touch no others.
+    Hands { names: BTreeSet<Name> },
     /// Remove the named workloads, or everything.
     Down { names: Option<BTreeSet<Name>> },
 }
@@ -109,6 +118,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut wake = "start";
         let mut manifests_end = false;
         let mut began = None;
+        let mut asked = BTreeMap::new();
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -116,10 +126,12 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             flights.seen();
             self.policy.borrow_and_update();
             let desired = self.desired.borrow_and_update().clone();
+            // Before they are read: what comes in between makes another look, and not none.
+            let hands = self.edge.run.hands_stamp();
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
-            match (&desired, self.look(desired.as_deref()).await) {
+            match (&desired, self.look_and_tell(desired.as_deref(), &report).await) {
                 (_, Err(error)) => {
                     failures = failures.saturating_add(1);
                     let text = Chain(&error).to_string();
@@ -148,6 +160,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     failures = 0;
                     let empty = DesiredState::default();
                     let desired = desired.as_deref().unwrap_or(&empty);
+                    let before = std::mem::replace(&mut asked, look.observed.hands.clone());
+                    if asked.iter().any(|(name, hand)| before.get(name) != Some(hand)) {
+                        // Who asks for something does not mean in a minute.
+                        cooling.forget();
+                    }
                     let plan = self.plan(desired, &look);
                     debug!(wake, steps = plan.steps.len(), "pass");
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
@@ -197,6 +214,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 Ok(()) = async { tokio::time::sleep_until(hints_from).await; hints.changed().await } => "runtime",
                 () = flights.landed(&self.edge, &mut cooling, soonest) => "steps",
                 () = released_since(&self.edge, &released), if held => "approval",
+                () = asked_since(&self.edge, &hands) => "hand",
                 () = tokio::time::sleep_until(deadline) => "timer",
             };
         }
@@ -206,6 +224,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         match &self.goal {
             Goal::Keep | Goal::Converge { .. } => {
                 plan::diff(desired, &look.observed, &self.policy.borrow(), look.now)
+            }
+            Goal::Hands { names } => {
+                let policy = self.policy.borrow();
+                plan::diff(desired, &look.observed, &policy, look.now).only(names)
             }
             Goal::Down { names } => plan::down(&look.observed, names.as_ref()),
         }
@@ -240,7 +262,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             Goal::Keep => None,
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
             Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
-            Goal::Converge { wait } => {
+            Goal::Converge { .. } | Goal::Hands { .. } => {
+                let wait = &matches!(self.goal, Goal::Converge { wait: true });
                 if !plan.is_empty() {
                     return (!wait && cooling.is_cooling_any(look.now))
                         .then_some(Ended::NotConverged);
@@ -301,6 +324,29 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     /// Looks at everything that is ours, and at what the manifests name.
     async fn look(&self, desired: Option<&DesiredState>) -> Result<Look, Error> {
         observe(&self.edge, desired, self.mounts_not_shared.clone()).await
+    }
+
+    /// As [`Self::look`]; a runtime that neither answers nor fails is reported while it is waited for.
+    async fn look_and_tell(
+        &self,
+        desired: Option<&DesiredState>,
+        report: &watch::Sender<Option<Arc<Status>>>,
+    ) -> Result<Look, Error> {
+        let look = self.look(desired);
+        tokio::pin!(look);
+        tokio::select! {
+            biased;
+            found = &mut look => return found,
+            () = tokio::time::sleep(SILENT) => {}
+        }
+        let text = format!("the runtime has not answered for {} s", SILENT.as_secs());
+        warn!(error = text, "the runtime cannot be observed; containers keep running");
+        self.say_unreachable(report, &text);
+        let found = look.await;
+        if found.is_ok() {
+            info!("the runtime answers again");
+        }
+        found
     }
 
     fn say(
@@ -371,6 +417,17 @@ async fn released_since<R: Runtime, H: Host>(edge: &Arc<Edge<R, H>>, before: &BT
         if let Ok(Ok(approvals)) = read
             && approvals.into_values().flatten().collect::<BTreeSet<_>>() != *before
         {
+            return;
+        }
+    }
+}
+
+/// Waits until a person has asked for something, or something was done about it.
+async fn asked_since<R: Runtime, H: Host>(edge: &Arc<Edge<R, H>>, before: &Stamp) {
+    loop {
+        tokio::time::sleep(HANDS).await;
+        // Right here: it is a directory in memory, and a thread would cost more.
+        if edge.run.hands_stamp() != *before {
             return;
         }
     }
@@ -450,6 +507,7 @@ async fn assemble<R: Runtime, H: Host>(
             strikes: blocking.run.strikes()?,
             removals: blocking.run.removals()?,
             approvals: blocking.run.approvals()?.into_values().flatten().collect(),
+            hands: blocking.run.hands(),
         };
         let archived =
             blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
@@ -467,6 +525,8 @@ async fn assemble<R: Runtime, H: Host>(
         strikes: records.strikes,
         removals: records.removals,
         approvals: records.approvals,
+        hands: records.hands.0,
+        broken_hands: records.hands.1,
         orphans: objects.orphans.clone(),
         ..ObservedState::default()
     };
@@ -486,6 +546,7 @@ struct Records {
     strikes: BTreeMap<Name, Strikes>,
     removals: Vec<Removal>,
     approvals: BTreeSet<Approval>,
+    hands: (BTreeMap<Name, Hand>, BTreeMap<std::path::PathBuf, String>),
 }
 
 fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
@@ -532,9 +593,16 @@ fn leftovers(
     let ended = |id: &InstanceId| observed.instances.get(id).is_none_or(|it| it.task == Task::None);
     leftovers
         .extend(facts.published.keys().filter(|id| ended(id)).cloned().map(Leftover::Published));
-    leftovers.extend(
-        logs.iter().filter(|id| !observed.instances.contains_key(*id)).cloned().map(Leftover::Logs),
-    );
+    // One that was cleared after its last run has no log either.
+    let cleared = |it: &Instance| {
+        let workload = it.workload.as_ref();
+        workload.is_some_and(|it| it.spec.remove_on_exit)
+            && !it.has_snapshot
+            && it.end.is_some()
+            && it.task == Task::None
+    };
+    let is_left = |id: &&InstanceId| observed.instances.get(id).is_none_or(cleared);
+    leftovers.extend(logs.iter().filter(is_left).cloned().map(Leftover::Logs));
     leftovers.extend(leases.iter().cloned().map(Leftover::Lease));
     leftovers.extend(snapshots.iter().cloned().map(Leftover::Snapshot));
     let known = |name: &Name| {

@@ -19,7 +19,9 @@ pub mod history;
 pub use history::{Believing, History};
 
 /// Time since boot, suspended time included (`CLOCK_BOOTTIME`): it never jumps, and equals across processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct BootTime(pub Duration);
 
 impl std::ops::Add<Duration> for BootTime {

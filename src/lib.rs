@@ -20,6 +20,7 @@
 //! * [`manifest`] and [`schema`]: text to workloads, or to problems with their places;
 //! * [`desired`]: all workloads together, and what may be hidden by what could not be read;
 //! * [`observed`]: all that is ours on this host;
+//! * [`refusal`]: why a start failed, from what the runtime said;
 //! * [`backoff`]: when a failed start is tried again;
 //! * [`plan`]: the policy, the diff, steps and causes;
 //! * [`oci`]: a workload as an OCI runtime spec;
@@ -53,6 +54,7 @@ pub mod manifest;
 pub mod observed;
 pub mod oci;
 pub mod plan;
+pub mod refusal;
 pub mod rundir;
 pub mod runtime;
 pub mod schema;

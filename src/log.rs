@@ -17,12 +17,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+mod follower;
 mod journal;
 mod pipe;
 mod reader;
 
+pub use follower::Follower;
 pub use pipe::pipe;
-pub use reader::{FOLLOW_INTERVAL, Reader};
+pub use reader::Reader;
 
 /// The hidden command that the container runtime runs.
 pub const PIPE_COMMAND: &str = "log-pipe";

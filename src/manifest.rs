@@ -363,17 +363,19 @@ impl<'a> Reader<'a> {
     fn foreign(&mut self, root: &Node) -> Content {
         let api_version = root.get("apiVersion").and_then(Node::text);
         let near = |it: &str| explain::nearest(it, [API_VERSION]).is_some();
-        let message = match api_version {
-            Some(text) => {
-                format!("not a manifest of Evenkeel: its `apiVersion` is `{}`", shorten(text))
+        let kind = root.get("kind").and_then(Node::text);
+        let why = match (api_version, kind) {
+            (Some(text), _) => format!("its `apiVersion` is `{}`", shorten(text)),
+            (None, Some(kind)) => {
+                format!("its `kind` is `{}`, and it has no `apiVersion`", shorten(kind))
             }
-            None => "not a manifest of Evenkeel: it has neither `apiVersion` nor `kind`".to_owned(),
+            (None, None) => "it has neither `apiVersion` nor `kind`".to_owned(),
         };
+        let message = format!("not a manifest of Evenkeel: {why}");
         let entry = root.entry("apiVersion").filter(|_| api_version.is_some());
         let (pointer, mark) = entry.map_or((String::new(), root.mark.clone()), |it| {
             ("/apiVersion".to_owned(), it.node.mark.clone())
         });
-        let kind = root.get("kind").and_then(Node::text);
         let flaw = Flaw::new("foreign-document", pointer, mark, message);
         let flaw = match api_version {
             Some(text) if near(text) || kind == Some(KIND) => {

@@ -36,6 +36,10 @@ pub struct ObservedState {
     pub removals: Vec<Removal>,
     /// Held changes that a person released.
     pub approvals: BTreeSet<Approval>,
+    /// What a person asked for beside the manifests.
+    pub hands: BTreeMap<Name, Hand>,
+    /// Files of such wishes that cannot be understood, and why; they count for nothing.
+    pub broken_hands: BTreeMap<PathBuf, String>,
 }
 
 /// One container of ours.
@@ -113,7 +117,7 @@ pub const STOPPED: &str = "stopped";
 pub const EXIT_UNKNOWN: &str = "exit-unknown";
 
 /// Label `evenkeel/end`: how the n-th run ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct End {
     pub n: u64,
     /// The process's own code, or 128 + signal; 255 when it is not known.
@@ -125,6 +129,40 @@ pub struct End {
     /// How long the run lasted, as far as known, in milliseconds.
     #[serde(default)]
     pub lasted_ms: u64,
+    /// Runs of this instance so far that failed: by their code, in an unknown way, or before they began. Those that
+    /// were stopped on purpose or that a reboot took are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// The last exit before this start, which failed: no start that fails hides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Exit>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub code: u32,
+    pub reason: String,
+    pub at: String,
+}
+
+impl End {
+    /// The exit that it tells of: its own, or the one before a start that failed.
+    pub fn exit(&self) -> Option<Exit> {
+        if self.is_failed_start() {
+            return self.before.clone();
+        }
+        Some(Exit { code: self.code, reason: self.reason.clone(), at: self.at.clone() })
+    }
+
+    /// No process of the user has run.
+    pub fn is_failed_start(&self) -> bool {
+        ![EXITED, STOPPED, EXIT_UNKNOWN].contains(&self.reason.as_str())
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What stands under `<run>/ipc/<instance>/` by mountinfo.
@@ -223,6 +261,39 @@ pub enum Leftover {
     Strikes(Name),
     /// A release of a removal that has become pointless: the workload is wanted again, or its instance is gone.
     Approval(Approval),
+    /// What a person asked for that is done, or has become pointless. Only just that: a newer wish stays.
+    Hand(Name, Hand),
+}
+
+/// What a person asked for of one workload beside its manifest; the newest one counts. Kept under the run directory,
+/// so a reboot forgets it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hand {
+    pub kind: HandKind,
+    /// When it was asked.
+    pub at: BootTime,
+    /// In which boot; in another one it counts for nothing.
+    pub boot_id: String,
+    /// With [`HandKind::Restart`]: from the image anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
+}
+
+/// See [`Hand`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HandKind {
+    /// Stays stopped, whatever its manifest says, until a person starts it.
+    Stop,
+    /// Ends a stop, and is tried at once.
+    Start,
+    /// Runs anew, once.
+    Restart,
+    /// Its failures are forgotten, and it is tried at once.
+    Retry,
+    /// Is removed, though no manifest's absence says so.
+    Down,
 }
 
 /// A removal by absence, for the limit on how much may vanish at once.

@@ -18,10 +18,12 @@ use oci_spec::runtime::{
 use crate::observed::{ImageConfig, PublishedPaths};
 use crate::workload::{InstanceId, Ipc, IpcMode, NetworkMode, Propagation, Workload};
 
+mod exec;
 mod mounts;
 #[cfg(test)]
 mod tests;
 
+pub use exec::{Exec, exec};
 pub use mounts::HOST_NETWORK_FILES;
 
 /// Everything that a spec is made from.

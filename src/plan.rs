@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Delays;
 use crate::desired::{BootTime, Origin, Source};
-use crate::observed::{Approval, Image, ImageConfig, Leftover, View};
+use crate::observed::{Approval, Exit, HandKind, Image, ImageConfig, Leftover, View};
 use crate::workload::{
     Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Revision, Signal, StopTimeout, Workload,
 };
@@ -125,6 +125,8 @@ pub enum Action {
     Start(Box<Start>),
     /// Pins the IPC namespace of a running instance again, whose pid is given.
     Publish { id: InstanceId, pid: u32 },
+    /// Removes what an instance that has ended has, and keeps the container object, which says how it ended.
+    Clear { id: InstanceId },
     /// Removes a stopped instance with everything that it has.
     Remove { id: InstanceId, by_absence: Option<ByAbsence> },
     /// Kills and removes a task that has no container object.
@@ -164,6 +166,8 @@ pub struct StopInstance {
     /// Which run ends.
     pub run: u64,
     pub started: Option<BootTime>,
+    /// Runs of the instance that failed so far; this one is none.
+    pub failures: u32,
 }
 
 /// See [`Action::Finish`].
@@ -177,6 +181,8 @@ pub struct Finish {
     pub started: Option<BootTime>,
     /// Failures in a row after this one, and the name they are kept under.
     pub strikes: u32,
+    /// Runs of the instance that failed so far, this one included if it did.
+    pub failures: u32,
 }
 
 /// See [`Action::Start`].
@@ -195,6 +201,10 @@ pub struct Start {
     pub make_directories: Vec<PathBuf>,
     /// Failures in a row, if this start fails too.
     pub strikes_if_failed: u32,
+    /// Runs of the instance that failed, if this start fails too.
+    pub failures_if_failed: u32,
+    /// How its last process ended, to be told of although this start failed.
+    pub before: Option<Exit>,
     /// Written with the spec when they differ from what is stored.
     pub origin: Option<Origin>,
     pub workload: Option<Workload>,
@@ -281,12 +291,16 @@ pub enum Cause {
     Interrupted,
     /// Its snapshot is missing.
     SnapshotMissing,
+    /// `removeOnExit`, and its last run is over.
+    RemoveOnExit,
     /// Nothing owns it.
     Leftover,
     /// It has a task but no container object.
     Orphaned,
     /// `evenkeel down`.
     Down,
+    /// A person asked for it beside the manifests.
+    ByHand(HandKind),
 }
 
 impl fmt::Display for Cause {
@@ -311,9 +325,14 @@ impl fmt::Display for Cause {
             Self::Superseded { by } => write!(f, "replaced by {by}"),
             Self::Interrupted => f.write_str("an earlier start was interrupted"),
             Self::SnapshotMissing => f.write_str("its root file system is missing"),
+            Self::RemoveOnExit => f.write_str("its last run is over: removeOnExit"),
             Self::Leftover => f.write_str("left behind, owned by nothing"),
             Self::Orphaned => f.write_str("a task without a container object"),
-            Self::Down => f.write_str("taken down"),
+            Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
+            Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
+            Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
+            Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),
+            Self::ByHand(HandKind::Retry) => f.write_str("tried again by hand"),
         }
     }
 }
@@ -330,6 +349,7 @@ impl Action {
             Self::Finish(_) => "finish",
             Self::Start(_) => "start",
             Self::Publish { .. } => "publish",
+            Self::Clear { .. } => "clear",
             Self::Remove { .. } | Self::RemoveOrphan { .. } => "remove",
             Self::Sweep(_) => "sweep",
         }
@@ -346,6 +366,7 @@ impl Action {
             Self::Start(it) => it.id.to_string(),
             Self::Resume { id }
             | Self::Publish { id, .. }
+            | Self::Clear { id }
             | Self::Remove { id, .. }
             | Self::RemoveOrphan { id } => id.to_string(),
             Self::Sweep(leftover) => leftover.to_string(),
@@ -362,6 +383,7 @@ impl Action {
             Self::Start(it) => Some(&it.id),
             Self::Resume { id }
             | Self::Publish { id, .. }
+            | Self::Clear { id }
             | Self::Remove { id, .. }
             | Self::RemoveOrphan { id } => Some(id),
             Self::Import { .. } | Self::Sweep(_) => None,
@@ -378,6 +400,7 @@ impl fmt::Display for Leftover {
             Self::Logs(id) => write!(f, "logs of {id}"),
             Self::Strikes(name) => write!(f, "strikes of {name}"),
             Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
+            Self::Hand(name, _) => write!(f, "wish for {name}"),
         }
     }
 }

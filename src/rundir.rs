@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, DirEntryExt as _, MetadataExt as _, OpenOptionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Strikes;
 use crate::host::linux;
-use crate::observed::{Approval, Removal};
+use crate::observed::{Approval, Hand, Removal};
 use crate::workload::Name;
 
 /// Largest file that is read; ours are far smaller, and a reader must not run out of memory on a foreign one.
@@ -116,6 +118,13 @@ impl Drop for Lock {
         // This process may live on: nobody is to take it for the holder because somebody looks just now.
         self.file.set_len(0).ok();
     }
+}
+
+/// See [`RunDirectory::hands_stamp`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    modified: (i64, i64),
+    files: Vec<(std::ffi::OsString, u64)>,
 }
 
 /// An operation by hand that the controller keeps away from: it says so and waits.
@@ -252,6 +261,93 @@ impl RunDirectory {
     pub fn set_hold(&self, name: &Name, hold: Option<&Hold>) -> Result<(), Error> {
         let path = self.path.join("holds").join(format!("{name}.json"));
         hold.map_or_else(|| remove(&path), |it| write_json(&path, it))
+    }
+
+    /// What persons asked for, by workload, and the files that could not be understood. Those count for nothing, and
+    /// keep nobody from anything else.
+    pub fn hands(&self) -> (BTreeMap<Name, Hand>, BTreeMap<PathBuf, String>) {
+        let directory = self.path.join("hands");
+        let (mut hands, mut broken) = (BTreeMap::new(), BTreeMap::new());
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    broken.insert(directory, error.to_string());
+                }
+                return (hands, broken);
+            }
+        };
+        for entry in entries {
+            let path = match entry {
+                Ok(entry) => entry.path(),
+                Err(error) => {
+                    broken.insert(directory.clone(), error.to_string());
+                    continue;
+                }
+            };
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            // A dot: a write that was cut off.
+            let Some(name) = file.strip_suffix(".json").filter(|it| !it.starts_with('.')) else {
+                continue;
+            };
+            let read = name
+                .parse::<Name>()
+                .map_err(|_| "its name is no workload's".to_owned())
+                .and_then(|name| Ok((name, read_hand(&path)?)));
+            match read {
+                Ok((name, Some(hand))) => drop(hands.insert(name, hand)),
+                // Taken just now.
+                Ok((_, None)) => {}
+                Err(reason) => drop(broken.insert(path, reason)),
+            }
+        }
+        (hands, broken)
+    }
+
+    /// Asks for something of a workload; what was asked before counts no more.
+    pub fn set_hand(&self, name: &Name, hand: &Hand) -> Result<(), Error> {
+        write_json(&self.hand(name), hand)
+    }
+
+    /// Forgets what was asked for, whatever it was; also a file that cannot be understood.
+    pub fn remove_hand(&self, name: &Name) -> Result<(), Error> {
+        remove(&self.hand(name))
+    }
+
+    /// Forgets just this wish: one that came in its place meanwhile stays.
+    pub fn take_hand(&self, name: &Name, hand: &Hand) -> Result<(), Error> {
+        let path = self.hand(name);
+        let taken = self.path.join("hands").join(format!(".{name}.json.done"));
+        match fs::rename(&path, &taken) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(cause) => return Err(Error { operation: "remove", path, cause }),
+        }
+        if read_hand(&taken).is_ok_and(|it| it.as_ref() != Some(hand)) {
+            // A newer one, unless there is an even newer one by now.
+            match fs::hard_link(&taken, &path) {
+                Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error { operation: "put back", path, cause });
+                }
+                _ => {}
+            }
+        }
+        remove(&taken)
+    }
+
+    /// Something that is another after each change of what is asked for; costs a look at one directory.
+    pub fn hands_stamp(&self) -> Stamp {
+        let path = self.path.join("hands");
+        let modified = fs::metadata(&path).map_or((0, 0), |it| (it.mtime(), it.mtime_nsec()));
+        // Two changes within a tick of the kernel's clock leave one time, but another file.
+        let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries.map(|it| (it.file_name(), it.ino())).collect();
+        files.sort_unstable();
+        Stamp { modified, files }
+    }
+
+    fn hand(&self, name: &Name) -> PathBuf {
+        self.path.join("hands").join(format!("{name}.json"))
     }
 
     /// The last status that was written, by this or another process.
@@ -395,6 +491,18 @@ fn read_holder(file: &mut File) -> Option<Holder> {
     serde_json::from_str(&text).ok().filter(Holder::is_alive)
 }
 
+/// What a person asked for; `None`: the file is gone.
+fn read_hand(path: &Path) -> Result<Option<Hand>, String> {
+    match read_bounded(path) {
+        Ok(Some(bytes)) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| error.to_string())
+        }
+        Ok(None) => Err("it is far too large".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// The content, or `None` when there is more than [`LARGEST`].
 fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
@@ -484,6 +592,7 @@ mod tests {
 
     use super::*;
     use crate::desired::{BootTime, Source};
+    use crate::observed::HandKind;
     use crate::workload::Revision;
 
     fn fresh() -> (tempfile::TempDir, RunDirectory) {
@@ -614,6 +723,63 @@ mod tests {
             assert!(run.approve(token, &BTreeSet::new()).is_err(), "{token}");
         }
         assert!(!run.path().exists());
+    }
+
+    fn hand(kind: HandKind, seconds: u64) -> Hand {
+        let at = BootTime(Duration::from_secs(seconds));
+        Hand { kind, at, boot_id: "boot".to_owned(), fresh: false }
+    }
+
+    #[test]
+    fn each_change_of_what_is_asked_for_has_another_stamp() {
+        let (_directory, run) = fresh();
+        let mut stamps = vec![run.hands_stamp()];
+        let mut changed = || {
+            let stamp = run.hands_stamp();
+            assert!(!stamps.contains(&stamp), "{stamps:?}");
+            assert_eq!(run.hands_stamp(), stamp, "a look changes nothing");
+            stamps.push(stamp);
+        };
+        for n in 0..20 {
+            run.set_hand(&name("a"), &hand(HandKind::Stop, n)).unwrap();
+            changed();
+        }
+        run.set_hand(&name("b"), &hand(HandKind::Stop, 1)).unwrap();
+        changed();
+        run.take_hand(&name("b"), &hand(HandKind::Stop, 1)).unwrap();
+        let (hands, broken) = run.hands();
+        assert_eq!((hands.len(), broken.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_wish_that_came_meanwhile_is_not_taken_for_the_one_before() {
+        let (_directory, run) = fresh();
+        let (old, new) = (hand(HandKind::Restart, 1), hand(HandKind::Stop, 2));
+        run.set_hand(&name("a"), &new).unwrap();
+        run.take_hand(&name("a"), &old).unwrap();
+        assert_eq!(run.hands().0, BTreeMap::from([(name("a"), new.clone())]));
+        run.take_hand(&name("a"), &new).unwrap();
+        run.take_hand(&name("a"), &new).unwrap();
+        assert!(run.hands().0.is_empty());
+        assert_eq!(fs::read_dir(run.path().join("hands")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_what_is_asked_for_is_named_and_keeps_nothing_else() {
+        let (_directory, run) = fresh();
+        run.set_hand(&name("a"), &hand(HandKind::Stop, 1)).unwrap();
+        let directory = run.path().join("hands");
+        fs::write(directory.join("b.json"), "{").unwrap();
+        fs::create_dir(directory.join("c.json")).unwrap();
+        fs::write(directory.join(".d.json.new"), "{").unwrap();
+        let (hands, broken) = run.hands();
+        assert_eq!(hands.len(), 1);
+        let broken: Vec<_> = broken.keys().map(|it| it.file_name().unwrap()).collect();
+        assert_eq!(broken, ["b.json", "c.json"]);
+        fs::remove_dir_all(&directory).unwrap();
+        fs::write(&directory, "").unwrap();
+        assert_eq!((run.hands().0.len(), run.hands().1.len()), (0, 1));
+        run.hands_stamp();
     }
 
     #[test]

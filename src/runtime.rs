@@ -9,6 +9,7 @@ use std::time::Duration;
 pub use crate::content::{Blob, NewImage};
 use crate::desired::Origin;
 use crate::observed::{End, Image, Run, Task};
+pub use crate::oci::Exec;
 use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Signal, Workload};
 
 pub mod containerd;
@@ -106,11 +107,47 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes the container object, then its snapshot. Refused while it has a task.
     fn remove(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Removes the snapshot of a container and keeps its object. Refused while it has a task.
+    fn clear(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Removes a snapshot that belongs to no container.
     fn remove_snapshot(&self, key: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Puts a bare container object back under a task that has none, so that it can be killed and removed.
     fn readopt(&self, id: &InstanceId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Starts a process beside the program of a running task, under a key that is new there; returns its pid. It has
+    /// what the container's program has, but for what is said. What cannot be started leaves nothing.
+    fn exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        exec: &Exec,
+        streams: &Streams,
+    ) -> impl Future<Output = Result<u32, Error>> + Send;
+
+    /// Waits until such a process has ended, at most `limit`, and returns its code. `None`: it still runs then.
+    fn wait_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Option<u32>, Error>> + Send;
+
+    /// Does something to such a process. `Ok` when there is none any more.
+    fn tell_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        tell: Tell,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Deletes such a process; one that runs is killed. `Ok` when there is none.
+    fn delete_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Counts changes of anything in our namespace, and reconnections to the events after a loss. A hint to look
     /// again, no more. What happens after [`Runtime::observe`] was called is counted after its call.
@@ -134,8 +171,13 @@ pub mod verb {
     pub const WAIT: &str = "wait for task";
     pub const DELETE_TASK: &str = "delete task";
     pub const REMOVE: &str = "remove container";
+    pub const CLEAR: &str = "clear container";
     pub const REMOVE_SNAPSHOT: &str = "remove snapshot";
     pub const READOPT: &str = "put back container";
+    pub const EXEC: &str = "start a process in";
+    pub const WAIT_EXEC: &str = "wait for a process in";
+    pub const TELL_EXEC: &str = "reach a process in";
+    pub const DELETE_EXEC: &str = "delete a process in";
 }
 
 /// What [`Runtime::observe`] finds.
@@ -202,6 +244,28 @@ pub enum LogTarget {
         max_size: u64,
         max_files: u32,
     },
+}
+
+/// The FIFOs that a process beside a task's own reads and writes; absent ones are closed to it.
+///
+/// # Assumptions
+/// Whoever asks for it has those of the output open for reading by then: the runtime waits for that.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Streams {
+    pub stdin: Option<PathBuf>,
+    pub stdout: Option<PathBuf>,
+    /// None of its own with a terminal.
+    pub stderr: Option<PathBuf>,
+}
+
+/// What [`Runtime::tell_exec`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tell {
+    Signal(Signal),
+    /// New columns and rows of its terminal.
+    Resize(u16, u16),
+    /// No more input comes: it reads what is there, and then an end.
+    EndOfInput,
 }
 
 /// A verb of the runtime that failed.

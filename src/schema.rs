@@ -217,6 +217,21 @@ fn rules() -> [(&'static str, Value); 3] {
             "properties": { "ipcMode": { "type": "string", "pattern": "^(none|host|container:.*)$" } }
         },
         "then": { "$comment": "shm-size-conflict", "properties": { "shmSize": false } }
+    }, {
+        "if": {
+            "required": ["removeOnExit"],
+            "properties": { "removeOnExit": { "const": true } },
+            "not": {
+                "required": ["restart"],
+                "properties": {
+                    "restart": {
+                        "required": ["policy"],
+                        "properties": { "policy": { "enum": ["on-failure", "never"] } }
+                    }
+                }
+            }
+        },
+        "then": { "$comment": "remove-on-exit-conflict", "properties": { "removeOnExit": false } }
     }]);
     let mount = json!([
         { "properties": { "target": { "not": { "pattern": "^/[/.]*$" } } } },

@@ -1,16 +1,17 @@
-//! What is told to people and programs: the status document, exit codes, reasons of failed starts, and how an error
-//! is printed.
+//! What is told to people and programs: the status document, exit codes, and how an error is printed.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{BootTime, DesiredState, Origin};
 use crate::manifest::{Problem, Severity};
-use crate::observed::{EXIT_UNKNOWN, EXITED, End, ObservedState, STOPPED};
+use crate::observed::{End, ObservedState};
 use crate::plan::{Phase, Plan};
+use crate::refusal;
 use crate::workload::{Name, Shm};
 
 /// Prints an error with its causes, `outer: middle: inner`; the only way an error is shown.
@@ -42,6 +43,8 @@ pub enum Exit {
     /// `plan`: there are changes.
     Changes,
     Success,
+    /// `exec`: whatever the process ended with.
+    Process(u8),
 }
 
 impl Exit {
@@ -53,37 +56,9 @@ impl Exit {
             Self::NotConverged => 4,
             Self::Changes => 5,
             Self::Success => 0,
+            Self::Process(code) => code,
         }
     }
-}
-
-/// Docker's exit code and our reason for a start that the runtime refused, from its text.
-///
-/// The phase is looked at first, then the errno; never a substring of the whole text alone, because a missing bind
-/// source and a missing command both say "no such file or directory".
-pub fn classify(text: &str) -> (u32, &'static str) {
-    let missing =
-        text.contains("no such file or directory") || text.contains("executable file not found");
-    if let Some(command) = text.find("exec: \"").map(|at| &text[at..]) {
-        return match () {
-            () if command.contains("permission denied") || command.contains("is a directory") => {
-                (126, "command-not-executable")
-            }
-            () if missing => (127, "command-not-found"),
-            () => (128, "command-failed"),
-        };
-    }
-    if text.contains("error mounting") {
-        return match () {
-            () if text.contains("not a directory") => (127, "mount-type-mismatch"),
-            () if missing => (128, "mount-source-missing"),
-            () => (128, "mount-failed"),
-        };
-    }
-    if text.contains("namespace path") {
-        return (128, "donor-vanished");
-    }
-    (128, "start-failed")
 }
 
 /// What `status --output json` prints, and what the controller keeps in `<run>/status.json`.
@@ -238,6 +213,9 @@ pub struct FailureStatus {
     pub code: u32,
     pub reason: String,
     pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
     pub at: String,
 }
 
@@ -328,6 +306,7 @@ pub fn status(
         })
         .collect();
     let mut problems: Vec<&Problem> = desired.problems.iter().collect();
+    let broken = observed.broken_hands.iter().map(|(path, why)| broken_hand(path, why));
     let items = plan
         .standings
         .keys()
@@ -345,7 +324,25 @@ pub fn status(
         sources,
         holds,
         items,
-        problems: problems.into_iter().map(ProblemStatus::from).collect(),
+        problems: problems.into_iter().map(ProblemStatus::from).chain(broken).collect(),
+    }
+}
+
+/// A wish of a person that cannot be understood. A warning: no manifest is wrong, and all goes on as if nobody had
+/// asked.
+fn broken_hand(path: &Path, why: &str) -> ProblemStatus {
+    ProblemStatus {
+        file: path.display().to_string(),
+        line: 0,
+        column: 0,
+        severity: "warning".to_owned(),
+        code: "wish-unreadable".to_owned(),
+        pointer: String::new(),
+        message: format!(
+            "what a person asked for here cannot be read, and counts for nothing; ask again, or remove the file: {why}"
+        ),
+        hint: None,
+        fix: None,
     }
 }
 
@@ -396,7 +393,6 @@ fn item(
     let strikes = observed.strikes.get(name);
     let live = instance.and_then(|it| it.task.pid());
     let end = instance.and_then(|it| it.end.as_ref());
-    let is_exit = |it: &&End| [EXITED, STOPPED, EXIT_UNKNOWN].contains(&it.reason.as_str());
     Item {
         name: name.to_string(),
         origin: origin.map(OriginStatus::from),
@@ -422,10 +418,10 @@ fn item(
                 donor: ipc.mode.donor().map(ToString::to_string),
             })
         }),
-        last_exit: end.filter(is_exit).map(|it| ExitStatus {
+        last_exit: end.and_then(End::exit).map(|it| ExitStatus {
             code: it.code,
-            reason: it.reason.clone(),
-            at: it.at.clone(),
+            reason: it.reason,
+            at: it.at,
         }),
         start_failure: strikes
             .and_then(|it| it.failure.as_ref())
@@ -434,6 +430,7 @@ fn item(
                 code: it.code,
                 reason: it.reason.clone(),
                 message: it.message.clone(),
+                advice: refusal::of(&it.reason).advice.to_owned(),
                 at: it.at.clone(),
             }),
         next_retry_at: standing.until.and_then(|it| around.wall_clock_of.get(&it).cloned()),

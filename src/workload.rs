@@ -91,6 +91,9 @@ pub struct Spec {
     /// How the main process is asked to end.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stop: Stop,
+    /// Removes file system and log after the last run; with the policies `never` and `on-failure` only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub remove_on_exit: bool,
     /// Where the output goes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub log: Log,
@@ -1267,6 +1270,7 @@ impl Workload {
             read_only_rootfs,
             restart: _,
             stop: _,
+            remove_on_exit: _,
             log: _,
         } = &self.spec;
         let env: BTreeMap<&str, &str> =

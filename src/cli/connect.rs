@@ -1,5 +1,6 @@
 //! From settings to something that can be worked with: the engine, the run directory, the lock, the status.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,9 @@ use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
 use crate::source;
 use crate::status::{Chain, Exit, RuntimeStatus, Status};
+
+/// What takes longer than this is told of.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the embedded engine is looked after.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,6 +61,23 @@ pub(super) fn block_on<T>(body: impl Future<Output = T>) -> Result<T, Failure> {
     // A look at a dead file system must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(value)
+}
+
+/// Says on stderr what is waited for when it takes more than a moment.
+pub(super) async fn patiently<T>(settings: &Settings, body: impl Future<Output = T>) -> T {
+    tokio::pin!(body);
+    tokio::select! {
+        biased;
+        done = &mut body => return done,
+        () = tokio::time::sleep(PATIENCE) => {}
+    }
+    let address = settings
+        .containerd_address
+        .as_ref()
+        .map_or_else(String::new, |it| format!(" at `{}`", it.display()));
+    // Nobody is told where stderr is gone, and the work goes on.
+    drop(writeln!(std::io::stderr(), "evenkeel: waiting for containerd{address} to answer"));
+    body.await
 }
 
 /// Sources as they are recorded: absolute, symlinks not resolved.
@@ -117,12 +138,28 @@ pub(super) fn lock(run: &RunDirectory, settings: &Settings) -> Result<Lock, Fail
     }
 }
 
-/// Decides on an engine, starts it if that is allowed, and connects.
-pub(super) async fn connect(
-    settings: &Settings,
-    start: Start,
-    take_over: bool,
-) -> Result<Connection, Failure> {
+/// Which engine it is to be, and what was recorded of it.
+pub(super) struct Decided {
+    pub decision: Decision,
+    pub recorded: Option<Record>,
+    pub embedded: Embedded,
+}
+
+impl Decided {
+    /// Where it is.
+    pub(super) fn socket(&self, settings: &Settings) -> PathBuf {
+        match self.decision.engine {
+            Engine::System => settings
+                .containerd_address
+                .clone()
+                .unwrap_or_else(|| crate::engine::SYSTEM_SOCKET.into()),
+            Engine::Embedded => self.embedded.socket(),
+        }
+    }
+}
+
+/// Decides on an engine; starts and writes nothing.
+pub(super) fn decide(settings: &Settings) -> Result<Decided, Failure> {
     let embedded = Embedded::new(&settings.state_directory, &settings.run_directory);
     let choice = match settings.engine {
         EngineChoice::Auto => Choice::Auto,
@@ -146,14 +183,41 @@ pub(super) async fn connect(
             .check(settings.containerd_address.as_deref(), &settings.containerd_namespace)
             .map_err(|refusal| Failure::environment(&refusal))?;
     }
-    let (address, is_absent) = match decision.engine {
-        Engine::System => {
-            let address = settings.containerd_address.clone();
-            (address.unwrap_or_else(|| crate::engine::SYSTEM_SOCKET.into()), false)
-        }
+    Ok(Decided { decision, recorded, embedded })
+}
+
+/// How a decided engine is talked to.
+pub(super) fn runtime_settings(
+    settings: &Settings,
+    address: PathBuf,
+    snapshotter: String,
+) -> Result<containerd::Settings, Failure> {
+    let log_program = std::env::current_exe().map_err(|error| {
+        Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
+    })?;
+    Ok(containerd::Settings {
+        address,
+        namespace: settings.containerd_namespace.clone(),
+        snapshotter,
+        runc_root: settings.run_directory.join("runc"),
+        log_program,
+    })
+}
+
+/// Decides on an engine, starts it if that is allowed, and connects.
+pub(super) async fn connect(
+    settings: &Settings,
+    start: Start,
+    take_over: bool,
+) -> Result<Connection, Failure> {
+    let decided = decide(settings)?;
+    let address = decided.socket(settings);
+    let Decided { decision, recorded, embedded } = decided;
+    let is_absent = match decision.engine {
+        Engine::System => false,
         Engine::Embedded => match (embedded.find(), start) {
-            (Found::Running { .. }, _) => (embedded.socket(), false),
-            (Found::Never, Start::IfItHasState | Start::Nothing) => (embedded.socket(), true),
+            (Found::Running { .. }, _) => false,
+            (Found::Never, Start::IfItHasState | Start::Nothing) => true,
             (Found::Stopped, Start::Nothing) => {
                 return Err(Failure::new(
                     Exit::Environment,
@@ -162,9 +226,8 @@ pub(super) async fn connect(
             }
             (Found::Never | Found::Stopped, Start::Engine | Start::IfItHasState) => {
                 info!(socket = %embedded.socket().display(), "starting the embedded containerd");
-                let socket =
-                    embedded.start().await.map_err(|error| Failure::environment(&error))?;
-                (socket, false)
+                embedded.start().await.map_err(|error| Failure::environment(&error))?;
+                false
             }
         },
     };
@@ -175,17 +238,8 @@ pub(super) async fn connect(
         None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
         None => decide_snapshotter(settings, &decision, &embedded)?,
     };
-    let log_program = std::env::current_exe().map_err(|error| {
-        Failure::new(Exit::Environment, format_args!("failed to find our own program: {error}"))
-    })?;
-    let runtime = Containerd::new(containerd::Settings {
-        address: address.clone(),
-        namespace: settings.containerd_namespace.clone(),
-        snapshotter: snapshotter.clone(),
-        runc_root: settings.run_directory.join("runc"),
-        log_program,
-    })
-    .map_err(|error| Failure::environment(&error))?;
+    let runtime = Containerd::new(runtime_settings(settings, address, snapshotter.clone())?)
+        .map_err(|error| Failure::environment(&error))?;
     let host =
         LinuxHost::new(&settings.run_directory).map_err(|error| Failure::environment(&error))?;
     let boot_id = boot_id().map_err(|error| {
@@ -229,10 +283,10 @@ pub(super) async fn connect(
 /// and what containers were started with.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Owner {
-    id: String,
-    state_directory: PathBuf,
-    run_directory: PathBuf,
+pub(super) struct Owner {
+    pub id: String,
+    pub state_directory: PathBuf,
+    pub run_directory: PathBuf,
 }
 
 /// Where snapshots are to be kept: found out by trying, which mounts below the directory that they will be in.
@@ -352,9 +406,13 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         remove_empty_cgroup(&cgroup);
         // containerd's second socket, which it leaves behind.
         drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
+        // Also what nobody could read.
+        drop(std::fs::remove_dir_all(path.join("hands")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }
+        // What commands that were killed have left; without containers there is no process of theirs.
+        drop(std::fs::remove_dir_all(path.join("exec")));
         for name in ["status.json", "removals.json"] {
             drop(std::fs::remove_file(path.join(name)));
         }
@@ -421,8 +479,11 @@ pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<Stri
     let found = block_on(async {
         let sources = sources(&settings.manifests)?;
         let desired = source::read_once(sources, settings.allow_empty).await;
-        let connection = connect(settings, Start::Nothing, false).await?;
-        let (_, status) = plan::look(settings, &connection, &desired).await?;
+        let found = async {
+            let connection = connect(settings, Start::Nothing, false).await?;
+            plan::look(settings, &connection, &desired).await
+        };
+        let (_, status) = patiently(settings, found).await?;
         Ok::<_, Failure>(status)
     })?;
     match (found, written) {

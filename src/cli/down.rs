@@ -3,18 +3,23 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::connect::{self, Connection, Lock};
+use super::hand::{self, Request};
 use super::{Context, Failure};
 use crate::controller::{self, Controller, Ended, Goal};
 use crate::desired::Source;
-use crate::observed::ObservedState;
+use crate::observed::{HandKind, ObservedState};
 use crate::status::{Chain, Exit};
-use crate::workload::Name;
+use crate::workload::{Name, Span};
+
+/// How long a controller is waited for.
+const BESIDE: Span = Span(Duration::from_mins(5));
 
 #[derive(Debug, Args)]
 pub(super) struct DownArgs {
@@ -50,6 +55,22 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         }
         let _lock = match connect::lock(&run, &settings)? {
             Lock::Held(lock) => lock,
+            // What no manifest names any more, the controller can remove.
+            Lock::Taken(_) if !everything && connect::watched(&run)?.is_some() => {
+                let connection =
+                    connect::connect(&settings, connect::Start::Nothing, false).await?;
+                let (_, chosen) = choose(&connection, names, source.as_deref()).await?;
+                let request = Request {
+                    kind: HandKind::Down,
+                    fresh: false,
+                    names: chosen.unwrap_or_default(),
+                    timeout: BESIDE,
+                };
+                let (_, exit) = hand::carry_out(&settings, &request).await?;
+                let is_done = exit == Exit::Success;
+                let ended = if is_done { Ended::Converged } else { Ended::NotConverged };
+                return Ok((crate::plan::Plan::default(), ended));
+            }
             Lock::Taken(by) => {
                 let message =
                     format!("{}; end it first, or it would start everything again", by.message());

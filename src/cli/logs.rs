@@ -1,37 +1,47 @@
 //! `evenkeel logs`: what a workload printed, from its files; needs no containerd.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::since::Since;
 use super::{Context, Failure, connect};
-use crate::log::{Entry, Reader};
+use crate::log::{Entry, Follower, Reader};
 use crate::status::Exit;
-use crate::workload::{InstanceId, Name, Span};
+use crate::workload::{InstanceId, Name};
 
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
     /// Workload
     name: Name,
-    /// Go on with what is printed from now on
+    /// Go on with what is printed from now on, also by its next runs and instances
     #[arg(short, long)]
     follow: bool,
     /// Only the last lines
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
-    /// Only what was printed in the last while: 10m, 1h30m
-    #[arg(long, value_name = "DURATION")]
-    since: Option<Span>,
+    /// Only what was printed since: a while, 10m or 1h30m, or a time, 2026-01-31T10:00:00Z
+    #[arg(long, value_name = "DURATION|TIME")]
+    since: Option<Since>,
     /// Put the time before each line
     #[arg(short, long)]
     timestamps: bool,
 }
 
+/// How often a follower looks for new lines: quick enough for a person, next to nothing for the box.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Looks for new lines between two looks for new instances.
+const LOOKS: u32 = 5;
+
 pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
-    let Some(directory) = newest(&settings.log_directory(), &args.name)? else {
+    let logs = settings.log_directory();
+    let directories = newest_first(&logs, &args.name)?;
+    let Some(directory) = directories.first() else {
         let message = format!(
             "there is no log of `{}`: no workload is called so, it has not run yet, or it has `log: {{driver: none}}`",
             args.name
@@ -41,13 +51,11 @@ pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, F
     let failed = |error: std::io::Error| {
         Failure::new(
             Exit::Environment,
-            format_args!("failed to read `{}`: {error}", directory.display()),
+            format_args!("failed to read the log of `{}`: {error}", args.name),
         )
     };
-    let since = args.since.and_then(|ago| {
-        jiff::Timestamp::now().checked_sub(jiff::SignedDuration::try_from(ago.0).ok()?).ok()
-    });
-    let mut reader = Reader::open(&directory, args.tail, since).map_err(failed)?;
+    let since = args.since.map(|it| it.before(jiff::Timestamp::now()));
+    let mut reader = Reader::open(directory, args.tail, since).map_err(failed)?;
     while let Some(entry) = reader.read().map_err(failed)? {
         write(context, &entry, args.timestamps)?;
     }
@@ -55,12 +63,25 @@ pub(super) fn logs(context: &mut Context<'_>, args: &LogsArgs) -> Result<Exit, F
     if !args.follow {
         return Ok(Exit::Success);
     }
+    let mut follower = Follower::new(directory.clone(), reader, &directories).map_err(failed)?;
     connect::block_on(async {
-        loop {
-            let entry = reader.follow().await.map_err(failed)?;
-            write(context, &entry, args.timestamps)?;
+        for look in 1_u32.. {
+            while let Some(entry) = follower.read().map_err(failed)? {
+                write(context, &entry, args.timestamps)?;
+            }
             context.out.flush()?;
+            // A silent log would keep us for ever after the last reader has gone.
+            if super::is_stdout_closed() {
+                break;
+            }
+            if look % LOOKS == 0 {
+                let mut present = newest_first(&logs, &args.name)?;
+                present.reverse();
+                follower.look(&present).map_err(failed)?;
+            }
+            tokio::time::sleep(FOLLOW_INTERVAL).await;
         }
+        Ok(Exit::Success)
     })?
 }
 
@@ -100,11 +121,11 @@ fn write(context: &mut Context<'_>, entry: &Entry, timestamps: bool) -> Result<(
     Ok(())
 }
 
-/// The log directory of the workload's instance that was written last.
-fn newest(logs: &std::path::Path, name: &Name) -> Result<Option<PathBuf>, Failure> {
+/// The log directories of the workload's instances, the one that was written last first.
+fn newest_first(logs: &std::path::Path, name: &Name) -> Result<Vec<PathBuf>, Failure> {
     let entries = match std::fs::read_dir(logs) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
             let message = format!("failed to read `{}`: {error}", logs.display());
             return Err(Failure::new(Exit::Environment, message));
@@ -121,11 +142,13 @@ fn newest(logs: &std::path::Path, name: &Name) -> Result<Option<PathBuf>, Failur
         let file = entry.path().join(crate::log::FILE);
         std::fs::metadata(file).or_else(|_| entry.metadata()).and_then(|it| it.modified()).ok()
     };
-    Ok(entries
+    let mut found: Vec<_> = entries
         .flatten()
         .filter(|it| {
             it.file_name().to_str().and_then(|it| it.parse().ok()).is_some_and(|id| is_of(&id))
         })
-        .max_by_key(changed)
-        .map(|it| it.path()))
+        .map(|it| (changed(&it), it.path()))
+        .collect();
+    found.sort_by(|a, b| b.cmp(a));
+    Ok(found.into_iter().map(|it| it.1).collect())
 }

@@ -27,8 +27,11 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
     let sources = connect::sources(&super::sources(&paths, &settings))?;
     let (desired, plan, status) = connect::block_on(async move {
         let desired = source::read_once(sources, settings.allow_empty).await;
-        let connection = connect::connect(&settings, connect::Start::Nothing, false).await?;
-        let (plan, status) = look(&settings, &connection, &desired).await?;
+        let found = async {
+            let connection = connect::connect(&settings, connect::Start::Nothing, false).await?;
+            look(&settings, &connection, &desired).await
+        };
+        let (plan, status) = connect::patiently(&settings, found).await?;
         Ok::<_, Failure>((desired, plan, status))
     })??;
     if context.is_json() {
@@ -41,7 +44,10 @@ pub(super) fn plan(context: &mut Context<'_>, args: PlanArgs) -> Result<Exit, Fa
         super::status::held_sources(context, &status.sources)?;
         write!(context.out, "{plan}")?;
         let waits = |phase| matches!(phase, Phase::Waiting | Phase::BackingOff | Phase::Held);
-        for (name, it) in plan.standings.iter().filter(|(_, it)| waits(it.phase) || !it.up_to_date)
+        for (name, it) in plan
+            .standings
+            .iter()
+            .filter(|(_, it)| waits(it.phase) || !it.up_to_date || it.reason == "stopped-by-hand")
         {
             if it.reason.is_empty() || it.reason == "manifest-invalid" && it.instance.is_none() {
                 continue;

@@ -166,8 +166,11 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
         match turn(&run, &settings, &sources, timeout).await? {
             Turn::Ours(_lock) => {
                 let states = source::read_to_rest(sources, settings.allow_empty);
+                let connection = connect::connect(&settings, connect::Start::Engine, take_over);
+                let connection = connect::patiently(&settings, connection).await?;
+                let goal = Goal::Converge { wait };
                 let (status, ended) =
-                    converge(&settings, states.clone(), wait, timeout, take_over).await?;
+                    converge(&settings, &connection, states.clone(), goal, timeout).await;
                 let desired = states.borrow().clone();
                 let desired = desired.map_or_else(DesiredState::default, |it| (*it).clone());
                 if let Some(status) = &status {
@@ -253,24 +256,22 @@ async fn turn(
 }
 
 /// Runs the loop until nothing more can be done, at most `timeout`.
-async fn converge(
+pub(super) async fn converge(
     settings: &Settings,
+    connection: &Connection,
     desired: watch::Receiver<Option<Arc<DesiredState>>>,
-    wait: bool,
+    goal: Goal,
     timeout: Span,
-    take_over: bool,
-) -> Result<(Option<Arc<Status>>, Ended), Failure> {
-    let Connection { edge, mounts_not_shared, .. } =
-        connect::connect(settings, connect::Start::Engine, take_over).await?;
+) -> (Option<Arc<Status>>, Ended) {
     let (report, reports) = watch::channel(None);
     let (_policy, policy) = watch::channel(Arc::new(settings.policy()));
     let controller = Controller {
-        edge,
+        edge: Arc::clone(&connection.edge),
         desired,
         policy,
-        mounts_not_shared,
+        mounts_not_shared: connection.mounts_not_shared.clone(),
         identity: None,
-        goal: Goal::Converge { wait },
+        goal,
     };
     let interrupted = async {
         match signal(SignalKind::interrupt()) {
@@ -286,7 +287,7 @@ async fn converge(
     };
     let ended = controller.run(report, end).await;
     let status = reports.borrow().clone();
-    Ok((status, ended))
+    (status, ended)
 }
 
 /// Looks until the controller has done everything that these manifests ask for.

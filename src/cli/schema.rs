@@ -9,7 +9,7 @@ use crate::status::Exit;
 #[derive(Debug, Args)]
 pub(super) struct SchemaArgs {
     /// Which document: `manifest`, `config`, or what a command prints with `--output json`: `status`, `plan`,
-    /// `problems` (validate), `holds` (approve), `log` (a line of logs)
+    /// `problems` (validate), `holds` (approve), `log` (a line of logs), `checks` (doctor), `explanation` (explain)
     #[arg(value_enum, default_value_t = Kind::Manifest, hide_possible_values = true)]
     kind: Kind,
 }
@@ -23,6 +23,8 @@ enum Kind {
     Problems,
     Holds,
     Log,
+    Checks,
+    Explanation,
 }
 
 pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exit, Failure> {
@@ -37,7 +39,7 @@ pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exi
 }
 
 /// Every published schema by its name, as committed in `schemas/<name>.schema.json`.
-pub(crate) fn schemas() -> [(&'static str, Value); 7] {
+pub(crate) fn schemas() -> [(&'static str, Value); 9] {
     [
         ("manifest", crate::schema::manifest()),
         ("config", crate::schema::of::<crate::config::File>("Evenkeel configuration")),
@@ -46,5 +48,7 @@ pub(crate) fn schemas() -> [(&'static str, Value); 7] {
         ("problems", crate::schema::of::<crate::status::ProblemReport>("Evenkeel problems")),
         ("holds", crate::schema::of::<super::approve::HoldReport>("Evenkeel holds")),
         ("log", crate::schema::of::<super::logs::Line>("Evenkeel log line")),
+        ("checks", crate::schema::of::<super::doctor::CheckReport>("Evenkeel checks")),
+        ("explanation", crate::schema::of::<super::explain::Explanation>("Evenkeel explanation")),
     ]
 }

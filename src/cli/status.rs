@@ -91,7 +91,7 @@ pub(super) fn held_sources(
 }
 
 /// One line for a problem whose source text is not at hand.
-fn problem_line(it: &ProblemStatus) -> String {
+pub(super) fn problem_line(it: &ProblemStatus) -> String {
     let place = match it.line {
         0 => it.file.clone(),
         line => format!("{}:{line}:{}", it.file, it.column),
@@ -205,6 +205,7 @@ fn details(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
                 "start failure",
                 &format!("{} ({}) at {}: {}", it.code, it.reason, it.at, it.message),
             )?;
+            line("advice", &it.advice)?;
         }
         line("next try", item.next_retry_at.as_deref().unwrap_or_default())?;
         for it in &item.problems {

@@ -21,9 +21,10 @@ use crate::plan::{
     Action, ExpectNamespace, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step,
     StopInstance, accept,
 };
+use crate::refusal::{self, Reason};
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
-use crate::status::{Chain, classify};
+use crate::status::Chain;
 use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
 /// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
@@ -34,6 +35,9 @@ const KILL_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a joiner's start waits for the news that its donor has ended. One that has ended says so at once.
 const DONOR_LOOK: Duration = Duration::from_millis(10);
+
+/// How long the question may take whether something has ended.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A process that may take for ever to end is sent its signal again after this time.
 const ASK_AGAIN: Duration = Duration::from_hours(1);
@@ -53,6 +57,9 @@ pub const EFFECTS: &[&str] = &[
     "finish/end",
     "finish/task",
     "finish/unpublish",
+    "clear/unpublish",
+    "clear/snapshot",
+    "clear/logs",
     "start/directory",
     "start/shm",
     "start/spec",
@@ -73,7 +80,7 @@ pub const EFFECTS: &[&str] = &[
 /// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last.
 #[cfg(feature = "abort-after-effect")]
 fn abort_after(effect: &'static str) {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     let limit =
@@ -157,11 +164,45 @@ pub enum Error {
         #[source]
         cause: std::io::Error,
     },
+    /// All that did not work of a cleanup; the rest of it was done.
+    #[error("failed to clean up `{id}`: {}", listed(failures))]
+    Cleanup { id: InstanceId, failures: Vec<Self> },
+    /// A start that failed, and what could not be taken back of it. The next pass sees that, and sweeps it.
+    #[error("{}; of what it had made, some is left: {}", Chain(start), listed(failures))]
+    NotTakenBack { start: Box<Self>, failures: Vec<Self> },
     /// A failed start that was counted: the strike says when it is tried again.
     #[error(transparent)]
     Counted(Box<Self>),
     #[error("the step ended unexpectedly")]
     Lost,
+}
+
+fn listed(failures: &[Error]) -> String {
+    failures.iter().map(|it| Chain(it).to_string()).collect::<Vec<_>>().join("; ")
+}
+
+/// A chain of which each link is tried: none that fails stops the next, and all that failed is told at the end.
+#[derive(Default)]
+struct Cleanup {
+    failures: Vec<Error>,
+}
+
+impl Cleanup {
+    /// Whether it worked.
+    fn note(&mut self, result: Result<(), Error>) -> bool {
+        let worked = result.is_ok();
+        self.failures.extend(result.err());
+        worked
+    }
+
+    /// One failure is told as it is.
+    fn done(mut self, id: &InstanceId) -> Result<(), Error> {
+        match self.failures.len() {
+            0 => Ok(()),
+            1 => self.failures.pop().map_or(Ok(()), Err),
+            _ => Err(Error::Cleanup { id: id.clone(), failures: self.failures }),
+        }
+    }
 }
 
 /// Everything that effects are made with.
@@ -249,6 +290,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Action::Finish(_)
             | Action::Start(_)
             | Action::Publish { .. }
+            | Action::Clear { .. }
             | Action::Remove { .. }
             | Action::RemoveOrphan { .. }
             | Action::Sweep(_) => self.permits.acquire().await.ok(),
@@ -280,6 +322,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Stop(stop) => self.stop(stop).await,
             Action::Finish(finish) => self.finish(step.name.as_ref(), finish).await,
             Action::Start(start) => self.start(step.name.as_ref(), start).await,
+            Action::Clear { id } => self.clear(id).await,
             Action::Remove { id, by_absence } => {
                 if let Some(it) = by_absence {
                     let at = self.host.now();
@@ -357,9 +400,13 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             // Nothing is known about it: it may run by now, or may even have ended. The next pass looks again.
             return Err(error);
         }
-        self.undo_start(start).await;
-        if matches!(error, Error::DonorEnded { .. }) {
-            // Not its own failure: it waits for its donor.
+        let is_own = !matches!(error, Error::DonorEnded { .. });
+        let error = match self.undo_start(start).await {
+            failures if failures.is_empty() => error,
+            failures => Error::NotTakenBack { start: Box::new(error), failures },
+        };
+        if !is_own {
+            // Its donor's failure: it waits for it.
             return Err(error);
         }
         match name {
@@ -453,24 +500,26 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         }
     }
 
-    /// Takes back what a failed start has made. What cannot be taken back is seen, and swept, by the next pass.
-    async fn undo_start(&self, start: &Start) {
-        if let Err(error) = self.runtime.delete_task(&start.id).await {
-            warn!(name = %start.id, error = %Chain(&error), "failed to take back a start");
-            // It may run after all, and what it publishes is its own then.
-            return;
+    /// Takes back what a failed start has made, and returns what could not be. That is seen, and swept, by the next
+    /// pass.
+    async fn undo_start(&self, start: &Start) -> Vec<Error> {
+        let mut cleanup = Cleanup::default();
+        let deleted = self.runtime.delete_task(&start.id).await.map_err(Error::from);
+        // If it is not deleted it may run after all, and what it publishes is its own then.
+        if cleanup.note(deleted) && start.publish.is_some() {
+            cleanup.note(self.unpublish(&start.id).await);
         }
-        if start.publish.is_some()
-            && let Err(error) = self.on_host(start.id.clone(), |host, id| host.unpublish(&id)).await
-        {
-            warn!(name = %start.id, error = %Chain(&error), "failed to take back a start");
-        }
+        cleanup.failures
+    }
+
+    async fn unpublish(&self, id: &InstanceId) -> Result<(), Error> {
+        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await
     }
 
     /// A failed start is a failed run: it is counted, and kept on the container for after a reboot. Whether a strike
     /// stands for it now.
     async fn record_failed_start(&self, name: &Name, start: &Start, error: &Error) -> bool {
-        let (code, reason) = error.classify();
+        let Reason { code, name: reason, .. } = error.classify();
         let failure = Failure {
             code,
             reason: reason.to_owned(),
@@ -498,7 +547,15 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             at: self.host.now(),
             started: at.clone(),
         };
-        let end = End { n: start.run, code, reason: reason.to_owned(), at, lasted_ms: 0 };
+        let end = End {
+            n: start.run,
+            code,
+            reason: reason.to_owned(),
+            at,
+            lasted_ms: 0,
+            failures: start.failures_if_failed,
+            before: start.before.clone(),
+        };
         let update = Update { run: Some(run), end: Some(end), ..Update::default() };
         if let Err(error) = self.runtime.update(&start.id, &update).await {
             warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
@@ -539,14 +596,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Task::Unknown => (255, self.host.wall_clock()),
         };
         let lasted_ms = self.lasted(stop.started);
-        let end = End { n: stop.run, code, reason: STOPPED.to_owned(), at, lasted_ms };
+        let (reason, failures) = (STOPPED.to_owned(), stop.failures);
+        let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
         self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
         self.boundary("stop/end").await;
-        self.runtime.delete_task(id).await?;
+        let mut cleanup = Cleanup::default();
+        cleanup.note(self.runtime.delete_task(id).await.map_err(Error::from));
         self.boundary("stop/task").await;
-        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+        cleanup.note(self.unpublish(id).await);
         self.boundary("stop/unpublish").await;
-        Ok(())
+        cleanup.done(id)
     }
 
     /// SIGKILL to the main process, then to all of them.
@@ -560,10 +619,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         Err(Error::StillThere { id: id.clone() })
     }
 
+    /// Records how a run ended, then cleans up after it. The record comes first: containerd may be the only one that
+    /// knows the code, and a run whose end is recorded is not counted again, however often the rest is tried.
     async fn finish(&self, name: Option<&Name>, finish: &Finish) -> Result<(), Error> {
         let id = &finish.id;
+        let mut cleanup = Cleanup::default();
         // Before anything says that the run is over: one that is over and not counted would start without a delay.
-        let mut counted = Ok(());
         if let Some(name) = name.filter(|_| finish.strikes > 0) {
             let strikes = Strikes {
                 revision: finish.revision.clone(),
@@ -573,7 +634,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 failure: None,
             };
             // The rest is tidied up all the same, on a full run directory too.
-            counted = self.run.set_strikes(name, Some(&strikes));
+            cleanup.note(self.run.set_strikes(name, Some(&strikes)).map_err(Error::from));
             self.boundary("finish/strikes").await;
         }
         if finish.run > 0 {
@@ -582,16 +643,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
             let lasted_ms = self.lasted(finish.started);
-            let end = End { n: finish.run, code, reason: reason.to_owned(), at, lasted_ms };
-            // Before the task goes: containerd may be the only one that knows the code.
+            let (reason, failures) = (reason.to_owned(), finish.failures);
+            let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
             self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
             self.boundary("finish/end").await;
         }
-        self.runtime.delete_task(id).await?;
+        cleanup.note(self.runtime.delete_task(id).await.map_err(Error::from));
         self.boundary("finish/task").await;
-        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+        cleanup.note(self.unpublish(id).await);
         self.boundary("finish/unpublish").await;
-        Ok(counted?)
+        cleanup.done(id)
     }
 
     fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
@@ -601,14 +662,40 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     }
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
-        self.runtime.remove(id).await?;
+        let mut cleanup = Cleanup::default();
+        let removed = match self.runtime.remove(id).await {
+            Ok(()) => true,
+            Err(error) => {
+                // What runs keeps what it publishes, and what does not answer may run.
+                let ended = error.kind != ErrorKind::Unreachable
+                    && matches!(self.runtime.wait(id, LOOK).await, Ok(Some(_)));
+                if !ended {
+                    return Err(error.into());
+                }
+                cleanup.note(Err(error.into()))
+            }
+        };
         self.boundary("remove/container").await;
-        self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+        cleanup.note(self.unpublish(id).await);
         self.boundary("remove/unpublish").await;
-        self.remove_logs(id).await?;
+        cleanup.note(self.remove_logs(id).await);
         self.boundary("remove/logs").await;
-        self.use_up_approval(id)?;
-        Ok(())
+        if removed {
+            cleanup.note(self.use_up_approval(id));
+        }
+        cleanup.done(id)
+    }
+
+    /// As [`Self::remove`], but the container object stays, with how it ended.
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        let mut cleanup = Cleanup::default();
+        cleanup.note(self.unpublish(id).await);
+        self.boundary("clear/unpublish").await;
+        cleanup.note(self.runtime.clear(id).await.map_err(Error::from));
+        self.boundary("clear/snapshot").await;
+        cleanup.note(self.remove_logs(id).await);
+        self.boundary("clear/logs").await;
+        cleanup.done(id)
     }
 
     async fn remove_logs(&self, id: &InstanceId) -> Result<(), Error> {
@@ -626,11 +713,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Lease(id) => self.runtime.remove_lease(id).await?,
             Leftover::Snapshot(key) => self.runtime.remove_snapshot(key).await?,
             Leftover::Published(id) => {
-                self.on_host(id.clone(), |host, id| host.unpublish(&id)).await?;
+                self.unpublish(id).await?;
             }
             Leftover::Logs(id) => self.remove_logs(id).await?,
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
             Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
+            Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
         }
         self.boundary("sweep").await;
         Ok(())
@@ -679,7 +767,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 impl Error {
     /// The runtime does not answer: nothing is known about the workload.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Runtime(error) if error.is_unreachable())
+        match self {
+            Self::Runtime(error) => error.is_unreachable(),
+            Self::Cleanup { failures, .. } => failures.iter().any(Self::is_unreachable),
+            _ => false,
+        }
     }
 
     /// A strike stands for it.
@@ -687,21 +779,27 @@ impl Error {
         matches!(self, Self::Counted(_))
     }
 
-    /// The compatible exit code and our reason.
-    pub fn classify(&self) -> (u32, &'static str) {
+    /// The compatible exit code, our reason and the advice.
+    pub fn classify(&self) -> Reason {
         match self {
-            Self::Mismatch { mismatch, .. } => (128, mismatch.reason),
-            Self::DonorEnded { .. } => (128, "donor-vanished"),
-            Self::Runtime(error) if error.kind == ErrorKind::Missing => (128, "image-missing"),
-            Self::Archive(_) => (128, "image-import-failed"),
-            Self::Counted(error) => error.classify(),
-            Self::Runtime(error) => classify(&Chain(error).to_string()),
-            Self::Host(_)
-            | Self::RunDirectory(_)
-            | Self::StillRuns { .. }
+            Self::Mismatch { mismatch, .. } => refusal::of(mismatch.reason),
+            Self::DonorEnded { .. } => refusal::of("donor-vanished"),
+            Self::Runtime(error) if error.kind == ErrorKind::Missing => {
+                refusal::of("instance-missing")
+            }
+            // Its own words only: what we put in front names the subject, which can be anything.
+            Self::Runtime(error) => error.cause.as_ref().map_or_else(
+                || refusal::of("start-failed"),
+                |it| refusal::classify(&it.to_string()),
+            ),
+            Self::Archive(_) => refusal::of("image-import-failed"),
+            Self::Counted(error) | Self::NotTakenBack { start: error, .. } => error.classify(),
+            Self::Host(_) | Self::RunDirectory(_) => refusal::of("host-failed"),
+            Self::StillRuns { .. }
             | Self::StillThere { .. }
             | Self::Remove { .. }
-            | Self::Lost => (128, "start-failed"),
+            | Self::Cleanup { .. }
+            | Self::Lost => refusal::of("start-failed"),
         }
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
                 key.parse().map_or_else(|_| Key::Leftover(leftover.to_string()), Key::Instance)
             }
             Leftover::Published(id) | Leftover::Logs(id) => Key::Instance(id.clone()),
-            Leftover::Strikes(name) => Key::Workload(name.clone()),
+            Leftover::Strikes(name) | Leftover::Hand(name, _) => Key::Workload(name.clone()),
             Leftover::Approval(it) => Key::Workload(it.name.clone()),
         }]),
         Action::Update(_)
@@ -58,6 +58,7 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
         | Action::Finish(_)
         | Action::Start(_)
         | Action::Publish { .. }
+        | Action::Clear { .. }
         | Action::Remove { .. }
         | Action::RemoveOrphan { .. } => {}
     }
@@ -295,9 +296,10 @@ impl Trouble {
             Action::Finish(_) => "finish-failed",
             Action::Start(_) => "start-failed",
             Action::Publish { .. } => "publish-failed",
-            Action::Remove { .. } | Action::RemoveOrphan { .. } | Action::Sweep(_) => {
-                "remove-failed"
-            }
+            Action::Clear { .. }
+            | Action::Remove { .. }
+            | Action::RemoveOrphan { .. }
+            | Action::Sweep(_) => "remove-failed",
         };
         Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted() }
     }
@@ -363,20 +365,22 @@ impl Cooling {
 fn report_done(flight: &Flight) {
     let step = &flight.step;
     let name = step.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-    let (action, subject, cause) = (step.action.verb(), step.action.subject(), &step.cause);
-    info!(name, action, subject, cause = %cause, ms = flight.lasted(), "step done");
+    let (action, subject) = (step.action.verb(), step.action.subject());
+    let cause = step.cause.to_string();
+    info!(name, action, subject, cause, ms = flight.lasted(), "step done");
 }
 
 /// A failure that persists is told when it starts and when its text changes, not at every try.
 fn report_failed(flight: &Flight, trouble: &Trouble, is_known: bool) {
     let step = &flight.step;
     let name = step.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-    let (action, subject, cause) = (step.action.verb(), step.action.subject(), &step.cause);
+    let (action, subject) = (step.action.verb(), step.action.subject());
+    let cause = step.cause.to_string();
     let (ms, error) = (flight.lasted(), &trouble.message);
     if is_known {
-        debug!(name, action, subject, cause = %cause, error, ms, "step failed again");
+        debug!(name, action, subject, cause, error, ms, "step failed again");
     } else {
-        warn!(name, action, subject, cause = %cause, error, ms, "step failed, and is tried again");
+        warn!(name, action, subject, cause, error, ms, "step failed, and is tried again");
     }
 }
 

@@ -2,13 +2,14 @@
 
 mod crash;
 mod goals;
+mod hands;
 mod harness;
 mod ipc;
 mod removals;
 mod runs;
 
 use super::*;
-use crate::observed::ImagePlace;
+use crate::observed::{HandKind, ImagePlace};
 use crate::plan::{Action, Cause, Step, StopInstance};
 use crate::runtime::{ErrorKind, verb};
 use crate::workload::{Signal, StopTimeout};
@@ -277,6 +278,7 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
         paused: false,
         run: 1,
         started: None,
+        failures: 0,
     };
     // They share an image, which is all that they have in common.
     let part = vec![

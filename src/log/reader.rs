@@ -7,12 +7,8 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::{Entry, RECORD_TEXT, file_name, file_numbers};
-
-/// How often a follower looks again: quick enough for a person, next to nothing for the box.
-pub const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Longest line that is read at once; whatever is longer was not written by us and comes in pieces.
 const LINE: usize = RECORD_TEXT + 1024;
@@ -77,16 +73,6 @@ impl Reader {
             if !early {
                 return Ok(Some(entry));
             }
-        }
-    }
-
-    /// The next record, waited for without end. Dropping the future loses nothing.
-    pub async fn follow(&mut self) -> io::Result<Entry> {
-        loop {
-            if let Some(entry) = self.read()? {
-                return Ok(entry);
-            }
-            tokio::time::sleep(FOLLOW_INTERVAL).await;
         }
     }
 

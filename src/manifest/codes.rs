@@ -34,6 +34,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("nul-byte", "the file or a text contains a NUL"),
     ("number-ambiguous", "a number with leading zeros"),
     ("path-invalid", "not an absolute path, or one with `..`"),
+    ("remove-on-exit-conflict", "`removeOnExit` without the policy `never` or `on-failure`"),
     ("shm-size-conflict", "`shmSize` with a mode that has no /dev/shm of its own"),
     ("shm-size-unused", "`shmSize` beside an own mount on /dev/shm (warning)"),
     ("signal-invalid", "not the name of a signal"),

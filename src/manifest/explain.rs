@@ -257,6 +257,12 @@ impl Explainer<'_> {
                 format!("a {} mount has no `{field}`", beside("type")),
                 "leave the field out",
             ),
+            "remove-on-exit-conflict" => (
+                "remove-on-exit-conflict",
+                "`removeOnExit` needs `restart: {policy: never}` or `on-failure` beside it"
+                    .to_owned(),
+                "what is always started again has no last run",
+            ),
             "max-retries-conflict" => {
                 let message = "`maxRetries` needs `policy: on-failure` beside it".to_owned();
                 (
@@ -428,6 +434,7 @@ const FIELDS: &[(&str, &[&str], &str)] = &[
     ("/spec", &["volumes", "volumeMounts", "binds"], "mounts"),
     ("/spec", &["readOnly", "readonlyRootfs", "readOnlyRootFilesystem"], "readOnlyRootfs"),
     ("/spec", &["pullPolicy", "pull"], "imagePullPolicy"),
+    ("/spec", &["rm", "autoRemove", "remove"], "removeOnExit"),
     ("/spec", &["logging", "logs", "logConfig"], "log"),
     ("/spec", &["runAsUser"], "user"),
     ("/spec/restart", &["name", "condition"], "policy"),

@@ -45,6 +45,10 @@ pub enum Fit {
     /// Another revision is wanted, and everything that it needs is there. (While something is missing, the instance
     /// that is there goes on as [`Fit::Current`].)
     Changed,
+    /// A person wants another run of it.
+    Restart,
+    /// A person wants another run of it, from the image anew.
+    Renew,
 }
 
 /// Whether a start may be tried.
@@ -74,6 +78,8 @@ pub enum Decision {
     Replace,
     /// Stop and start the same instance.
     Restart,
+    /// Stop and remove the instance, make it anew and start it.
+    Renew,
     Resume,
     /// Record how it ended; it is started when its delay is over.
     FinishAndWait,
@@ -120,8 +126,10 @@ pub fn decide(want: Want, have: Have, fit: Fit, ready: bool, again: Again) -> De
             // Nothing that runs is touched before its replacement can start.
             (Fit::Changed, _) if ready && again != Again::Later => D::Replace,
             (Fit::Outdated, _) if ready && again == Again::Now => D::Restart,
-            (Fit::Current | Fit::Outdated | Fit::Changed, Have::Paused) => D::Resume,
-            (Fit::Current | Fit::Outdated | Fit::Changed, _) => D::Leave(phase(Phase::Running)),
+            (Fit::Restart, _) if ready => D::Restart,
+            (Fit::Renew, _) if ready => D::Renew,
+            (_, Have::Paused) => D::Resume,
+            (_, _) => D::Leave(phase(Phase::Running)),
         },
 
         (
@@ -133,6 +141,11 @@ pub fn decide(want: Want, have: Have, fit: Fit, ready: bool, again: Again) -> De
             if fit == Fit::Changed && ready && again != Again::Later {
                 return D::Replace;
             }
+            if fit == Fit::Renew && ready {
+                return D::Renew;
+            }
+            // What a person asks for waits for no delay and for no policy.
+            let again = if matches!(fit, Fit::Restart | Fit::Renew) { Again::Now } else { again };
             match (again, ready) {
                 (Again::Completed, _) if unfinished => D::FinishAs(phase(Phase::Completed)),
                 (Again::Failed, _) if unfinished => D::FinishAs(phase(Phase::Failed)),

@@ -16,13 +16,16 @@ use crate::backoff::Delays;
 use crate::content::hex;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
-    Approval, EXITED, Image, ImagePlace, Instance, ObservedState, STOPPED, Task, published_paths,
+    Approval, EXITED, Exit, HandKind, Image, ImagePlace, Instance, Leftover, ObservedState,
+    STOPPED, Task, published_paths,
 };
 use crate::oci::{self, Lowering};
 use crate::workload::{
     DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name,
     OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
 };
+
+mod hands;
 
 /// Plans everything that brings `observed` to `desired`.
 ///
@@ -64,6 +67,10 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     }
     if names.is_none() {
         sweep(&mut plan, observed, |_| true);
+    }
+    for (name, hand) in observed.hands.iter().filter(|it| chosen(it.0)) {
+        let leftover = Leftover::Hand(name.clone(), hand.clone());
+        plan.push(Some(name), Action::Sweep(leftover), Cause::Down, Vec::new());
     }
     plan
 }
@@ -188,6 +195,7 @@ impl<'a> Planner<'a> {
             self.plan_one(&name);
         }
         self.plan_removals();
+        self.sweep_hands();
         let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
         sweep(&mut self.plan, self.observed, |name| !wanted.contains(name));
         self.plan
@@ -270,6 +278,9 @@ impl<'a> Planner<'a> {
         let approval = Approval { name: name.clone(), instance: instance.id.clone() };
         let absence = self.desired.removal(name, &instance.origin, self.now);
         match absence {
+            _ if self.is_taken_down(name) => {
+                Wish::Remove { cause: Cause::ByHand(HandKind::Down), by_absence: None }
+            }
             Absence::Unclaimed => Wish::Unclaimed,
             _ if self.observed.approvals.contains(&approval) => {
                 Wish::Remove { cause: Cause::Approved, by_absence: None }
@@ -303,6 +314,10 @@ impl<'a> Planner<'a> {
     /// Holds removals by absence that are more than a source may lose at once, all of them: half a deletion is no
     /// better than a whole one. Lists every hold that a person can release.
     fn limit_removals(&mut self) {
+        // All of them may go; that the same few come and go all the time is not counted against them either.
+        if self.policy.prune_limit >= 100 {
+            return;
+        }
         let mut leaving: BTreeMap<_, Vec<(Name, usize)>> = BTreeMap::new();
         for case in self.cases.values() {
             if let Wish::Remove { by_absence: Some(it), .. } = &case.wish {
@@ -519,7 +534,7 @@ impl<'a> Planner<'a> {
     ) {
         let Some(target) = self.targets.get(name).cloned() else { return };
         let target = &*target;
-        let stopped = workload.spec.state == WantedState::Stopped;
+        let stopped = workload.spec.state == WantedState::Stopped || self.is_stopped_by_hand(name);
         let is_current = target.instance.is_some()
             && target.instance.map(|it| &it.id) == current.map(|it| &it.id);
         if is_current || current.is_none() || stopped {
@@ -661,7 +676,7 @@ impl<'a> Planner<'a> {
             return no(
                 "image-missing",
                 format!(
-                    "image {name} is neither in containerd nor in an archive of the images directory{broken}"
+                    "image {name} is neither in containerd nor in an archive below `images` of the state directory{broken}"
                 ),
             );
         };
@@ -697,7 +712,11 @@ impl<'a> Planner<'a> {
             }),
             None => Some(self.unjoinable.get(donor).cloned().unwrap_or_else(|| Obstacle {
                 reason: "waiting-for-donor",
-                message: format!("its donor `{donor}` does not run"),
+                message: if self.is_stopped_by_hand(donor) {
+                    format!("its donor `{donor}` is stopped by hand")
+                } else {
+                    format!("its donor `{donor}` does not run")
+                },
             })),
         }
     }
@@ -741,7 +760,17 @@ impl<'a> Planner<'a> {
         target: &Target<'a>,
         hold: Option<Obstacle>,
     ) {
-        let stopped = target.workload.spec.state == WantedState::Stopped;
+        let by_manifest = target.workload.spec.state == WantedState::Stopped;
+        let by_hand =
+            (!by_manifest && self.is_stopped_by_hand(name)).then(|| Self::stopped_by_hand(name));
+        let stopped = by_manifest || by_hand.is_some();
+        // Both are told of a workload that is held and stopped.
+        let hold = hold.map(|it| match &by_hand {
+            Some(by_hand) => {
+                Obstacle { message: format!("{}; {}", it.message, by_hand.message), ..it }
+            }
+            None => it,
+        });
         let want = match (&hold, stopped) {
             (None, false) => Want::Running,
             (None, true) => Want::Stopped,
@@ -752,12 +781,14 @@ impl<'a> Planner<'a> {
             target.instance.map(|it| &it.id) == current.map(|it| &it.id) && current.is_some();
         let have = current.map_or(Have::Nothing, have);
         let outdated = if same { current.and_then(|it| self.outdated(it, target)) } else { None };
-        let fit = match (&outdated, current, same) {
-            (_, Some(_), false) => Fit::Changed,
+        let asked = self.fit_by_hand(name, current);
+        let fit = match (&outdated, current, asked) {
+            (_, Some(_), _) if !same => Fit::Changed,
+            (_, Some(_), Some(asked)) => asked,
             (Some(_), _, _) => Fit::Outdated,
             _ => Fit::Current,
         };
-        let mut obstacle = self.obstacle(target);
+        let mut obstacle = self.obstacle(target).or_else(|| self.hand_obstacle(name, target, fit));
         let (again, until) = self.again(name, current, target, have, fit);
         let mut due = until;
         let mut ready = obstacle.is_none();
@@ -788,10 +819,23 @@ impl<'a> Planner<'a> {
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
         match decision {
             Decision::Leave(phase) => {
+                if !stopped
+                    && have == Have::Ended
+                    && matches!(again, Again::Completed | Again::Failed)
+                {
+                    self.clear_step(name, current, target, None);
+                }
                 let remark = match (phase, &obstacle) {
                     (Phase::Running | Phase::Held, Some(it)) if it.reason == "donor-changed" => {
                         obstacle.clone()
                     }
+                    // Why a run that a person asked for does not begin.
+                    (Phase::Running | Phase::Held, Some(_))
+                        if matches!(fit, Fit::Restart | Fit::Renew) =>
+                    {
+                        obstacle.clone()
+                    }
+                    (Phase::Stopped, _) => by_hand.clone(),
                     (Phase::Completed, _) => {
                         Some(Obstacle { reason: "completed", message: String::new() })
                     }
@@ -838,7 +882,10 @@ impl<'a> Planner<'a> {
             | Decision::Start
             | Decision::Replace
             | Decision::Restart
+            | Decision::Renew
             | Decision::FinishAndStart => {
+                let anew = (decision == Decision::Renew).then(|| self.anew(target));
+                let target = anew.as_ref().unwrap_or(target);
                 let start = self.start_steps(name, current, target, decision, outdated.as_ref());
                 let runs = current.filter(|it| it.task.pid().is_some());
                 self.stand(name, Phase::Running, hold, true, runs.or(target.instance).or(current));
@@ -864,15 +911,23 @@ impl<'a> Planner<'a> {
                 self.wait_until(name, due);
             }
             Decision::FinishAs(phase) => {
-                self.finish_step(name, current, target);
+                let finish = self.finish_step(name, current, target);
+                if !stopped && matches!(again, Again::Completed | Again::Failed) {
+                    self.clear_step(name, current, target, finish);
+                }
                 let remark = (phase == Phase::Failed).then(|| self.failure(name, current));
-                self.stand(name, phase, hold.or(remark), true, current);
+                self.stand(name, phase, hold.or(remark).or(by_hand), true, current);
             }
             Decision::Stop => {
                 if let Some(current) = current {
-                    self.stop_step(name, current, &Cause::WantedStopped, Vec::new());
+                    let cause = match &by_hand {
+                        Some(_) => Cause::ByHand(HandKind::Stop),
+                        None => Cause::WantedStopped,
+                    };
+                    self.stop_step(name, current, &cause, Vec::new());
                 }
-                self.stand(name, Phase::Stopped, hold, fit == Fit::Current, current);
+                let why = hold.or(by_hand);
+                self.stand(name, Phase::Stopped, why, fit == Fit::Current, current);
             }
             Decision::Remove => {}
         }
@@ -887,8 +942,24 @@ impl<'a> Planner<'a> {
         have: Have,
         fit: Fit,
     ) -> (Again, Option<BootTime>) {
+        let (again, due) = self.again_by_policy(name, current, target, have, fit);
+        match (again, self.asked(name)) {
+            // What a person asks for waits for no delay; what has run to its end has to be told to do so once more.
+            (Again::Now | Again::Later | Again::Failed, Some(_)) => (Again::Now, None),
+            _ => (again, due),
+        }
+    }
+
+    fn again_by_policy(
+        &self,
+        name: &Name,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        have: Have,
+        fit: Fit,
+    ) -> (Again, Option<BootTime>) {
         let delays = self.delays(&target.workload);
-        let strikes = self.observed.strikes.get(name).filter(|it| it.revision == target.revision);
+        let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
         let late = |due: BootTime| {
             if due > self.now { (Again::Later, Some(due)) } else { (Again::Now, None) }
         };
@@ -909,8 +980,7 @@ impl<'a> Planner<'a> {
         if restart.on_boot && run.is_some_and(|it| it.boot != self.observed.boot_id) {
             return (Again::Now, None);
         }
-        let retries = run.map_or(0, |it| it.n.saturating_sub(1));
-        let exhausted = restart.max_retries.is_some_and(|max| retries >= u64::from(max));
+        let exhausted = restart.max_retries.is_some_and(|max| self.failures_after(current) > max);
         match restart.policy.unwrap_or(self.policy.restart) {
             RestartPolicy::Never | RestartPolicy::OnFailure if code == 0 => {
                 (Again::Completed, None)
@@ -924,10 +994,28 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Runs of this instance that failed, the one that just ended included.
+    fn failures_after(&self, current: &Instance) -> u32 {
+        let before = current.end.as_ref().map_or(0, |it| it.failures);
+        if is_recorded(current) {
+            return before;
+        }
+        let failed = match (have(current), &current.task) {
+            _ if self.ended_by_hand(&current.name) => false,
+            (Have::Exited, Task::Stopped { code, .. }) => *code != 0,
+            // What a reboot took is no failure of the program.
+            (Have::Lost, _) => {
+                current.run.as_ref().is_some_and(|it| it.boot == self.observed.boot_id)
+            }
+            _ => false,
+        };
+        before.saturating_add(u32::from(failed))
+    }
+
     /// Failures in a row once the run that just ended is counted.
     fn strikes_after(&self, name: &Name, current: &Instance, target: &Target<'a>) -> u32 {
         let delays = self.delays(&target.workload);
-        let before = self.observed.strikes.get(name).filter(|it| it.revision == current.revision);
+        let before = self.strikes(name).filter(|it| it.revision == current.revision);
         let lasted = current
             .run
             .as_ref()
@@ -1021,9 +1109,11 @@ impl<'a> Planner<'a> {
             target.workload.spec.restart.on_boot
                 && it.run.as_ref().is_some_and(|run| run.boot != self.observed.boot_id)
         });
+        let by_hand = self.cause_by_hand(name);
         let cause = match (decision, current.map(have), outdated) {
-            (Decision::Create, _, _) => Cause::Added,
             (Decision::Replace, _, _) => Cause::Changed(target.changes.clone()),
+            _ if by_hand.is_some() => by_hand.unwrap_or(Cause::NotStarted),
+            (Decision::Create, _, _) => Cause::Added,
             (Decision::Restart, _, Some(donor)) => Cause::DonorChanged { donor: donor.clone() },
             (_, Some(Have::Lost), _) => Cause::Lost,
             (_, Some(Have::Created), _) => Cause::Interrupted,
@@ -1033,6 +1123,7 @@ impl<'a> Planner<'a> {
         };
         let orphan = self.orphans.get(target.id.stem()).copied().flatten();
         let mut before: Vec<StepId> = orphan.into_iter().collect();
+        before.extend(self.forget_strikes(name));
         let missing = target.instance.is_none_or(|it| !it.has_snapshot);
         if missing {
             if let ImagePlace::Archive(_) = image.place {
@@ -1043,6 +1134,11 @@ impl<'a> Planner<'a> {
                 });
                 self.imports.insert(image.name.clone(), import);
                 before.push(import);
+            }
+            if let Some(current) = current.filter(|_| decision == Decision::Renew) {
+                let mut requires = before.clone();
+                requires.extend(self.donors_start(target));
+                before = vec![remove_steps(&mut self.plan, current, &cause, requires, None)];
             }
             let origin = self.desired.workloads.get(name).map(|it| it.origin.clone());
             let prepare = Prepare {
@@ -1065,7 +1161,7 @@ impl<'a> Planner<'a> {
             (Some(donor), Decision::Restart) if donor.started_by.is_some() => donor.initial_delay,
             _ => Duration::ZERO,
         };
-        if let Some(current) = current {
+        if let Some(current) = current.filter(|_| decision != Decision::Renew) {
             match (decision, have(current)) {
                 (_, Have::Running | Have::Paused) => {
                     let mut requires = before.clone();
@@ -1095,6 +1191,11 @@ impl<'a> Planner<'a> {
             self.plan.push(Some(name), remove, by, vec![started]);
         }
         Some(started)
+    }
+
+    /// The step after which the donor of a target runs, if it does not run yet.
+    fn donors_start(&self, target: &Target<'a>) -> Option<StepId> {
+        self.donors.get(target.ipc.mode.donor()?)?.started_by
     }
 
     fn lowering<'b>(
@@ -1153,7 +1254,7 @@ impl<'a> Planner<'a> {
             .filter(|it| !self.observed.mount_sources.contains_key(it.as_path()))
             .map(|it| it.as_path().to_owned())
             .collect();
-        let strikes = self.observed.strikes.get(name).filter(|it| it.revision == target.revision);
+        let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
         Some(Start {
             id: target.id.clone(),
             revision: target.revision.clone(),
@@ -1164,6 +1265,11 @@ impl<'a> Planner<'a> {
             log,
             make_directories,
             strikes_if_failed: strikes.map_or(0, |it| it.count).saturating_add(1),
+            failures_if_failed: target
+                .instance
+                .map_or(0, |it| self.failures_after(it))
+                .saturating_add(1),
+            before: target.instance.and_then(last_exit),
             origin: None,
             workload: None,
         })
@@ -1180,9 +1286,27 @@ impl<'a> Planner<'a> {
         self.plan.push(Some(name), Action::Stop(stop), cause.clone(), requires)
     }
 
-    fn finish_step(&mut self, name: &Name, current: Option<&'a Instance>, target: &Target<'a>) {
-        if let Some(current) = current {
-            self.finish_with(name, current, target, Vec::new());
+    fn finish_step(
+        &mut self,
+        name: &Name,
+        current: Option<&'a Instance>,
+        target: &Target<'a>,
+    ) -> Option<StepId> {
+        current.map(|it| self.finish_with(name, it, target, Vec::new()))
+    }
+
+    /// Removes what the last run has left, if that is wanted; the container object keeps saying how it ended.
+    fn clear_step(
+        &mut self,
+        name: &Name,
+        current: Option<&Instance>,
+        target: &Target<'a>,
+        finish: Option<StepId>,
+    ) {
+        let Some(current) = current else { return };
+        if target.workload.spec.remove_on_exit && current.has_snapshot && target.id == current.id {
+            let clear = Action::Clear { id: current.id.clone() };
+            self.plan.push(Some(name), clear, Cause::RemoveOnExit, finish.into_iter().collect());
         }
     }
 
@@ -1214,11 +1338,12 @@ impl<'a> Planner<'a> {
                 .filter(|it| it.boot == self.observed.boot_id)
                 .map(|it| it.at),
             // What is replaced is not tried again, and a start that was cut off is no failure of the program.
-            strikes: if created || target.id != current.id {
+            strikes: if created || target.id != current.id || self.ended_by_hand(name) {
                 0
             } else {
                 self.strikes_after(name, current, target)
             },
+            failures: self.failures_after(current),
         };
         self.plan.push(Some(name), Action::Finish(finish), cause, requires)
     }
@@ -1442,6 +1567,12 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// The end of the last run is written down.
+fn is_recorded(instance: &Instance) -> bool {
+    let run = instance.run.as_ref().map_or(1, |it| it.n);
+    instance.end.as_ref().is_some_and(|end| end.n >= run)
+}
+
 /// What is there of a workload, from its instance.
 fn have(instance: &Instance) -> Have {
     let ended = |run: u64| instance.end.as_ref().is_some_and(|end| end.n >= run);
@@ -1476,6 +1607,17 @@ fn stop_of(instance: &Instance) -> StopInstance {
         paused: matches!(instance.task, Task::Paused { .. }),
         run: instance.run.as_ref().map_or(1, |it| it.n),
         started: instance.run.as_ref().map(|it| it.at),
+        failures: instance.end.as_ref().map_or(0, |it| it.failures),
+    }
+}
+
+/// How the last process of an instance ended, once it is recorded.
+fn last_exit(instance: &Instance) -> Option<Exit> {
+    match &instance.task {
+        Task::Stopped { code, at } => {
+            Some(Exit { code: *code, reason: EXITED.to_owned(), at: at.clone() })
+        }
+        _ => instance.end.as_ref()?.exit(),
     }
 }
 
@@ -1521,7 +1663,6 @@ fn donors_last<'a>(instances: &[&'a Instance]) -> Vec<&'a Instance> {
 
 /// Steps for what no instance owns.
 fn sweep(plan: &mut Plan, observed: &ObservedState, gone: impl Fn(&Name) -> bool) {
-    use crate::observed::Leftover;
     for leftover in &observed.leftovers {
         if let Leftover::Strikes(name) = leftover
             && !gone(name)

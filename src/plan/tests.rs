@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::observed::{End, Instance, STOPPED, Task};
+use crate::observed::{End, Hand, HandKind, Instance, STOPPED, Task};
 
 const WANTS: [Want; 6] = [
     Want::Running,
@@ -22,7 +22,7 @@ const HAVES: [Have; 9] = [
     Have::Ended,
     Have::Unknown,
 ];
-const FITS: [Fit; 3] = [Fit::Current, Fit::Outdated, Fit::Changed];
+const FITS: [Fit; 5] = [Fit::Current, Fit::Outdated, Fit::Changed, Fit::Restart, Fit::Renew];
 const AGAINS: [Again; 4] = [Again::Now, Again::Later, Again::Completed, Again::Failed];
 
 /// What decides besides the want: have, fit, ready and again, as indexes into what each can be.
@@ -88,7 +88,7 @@ fn shown(column: usize, values: &[usize]) -> String {
     let list = |values: &[usize]| values.iter().map(name).collect::<Vec<_>>().join("|");
     match others.len() {
         0 => "*".to_owned(),
-        n if n + 1 < values.len() || (n == 1 && values.len() > 1) => {
+        n if n < values.len() => {
             format!("not {}", list(&others))
         }
         _ => list(values),
@@ -105,6 +105,7 @@ fn as_held(decision: Decision) -> Decision {
         | Decision::Start
         | Decision::Replace
         | Decision::Restart
+        | Decision::Renew
         | Decision::Resume
         | Decision::FinishAndWait
         | Decision::FinishAndStart
@@ -119,7 +120,7 @@ fn the_decision_table_is_the_committed_one() {
     let every: Sets = SIZES.map(|it| (0..it).collect());
     let mut table = String::from(
         "# What is done about a workload. Each combination is in exactly one row. UPDATE=1 rewrites this file.\n\
-         # want       have                   fit         ready  again        decision\n",
+         # want       have                   fit               ready  again        decision\n",
     );
     for want in WANTS {
         let plain = match want {
@@ -141,7 +142,7 @@ fn the_decision_table_is_the_committed_one() {
             let [have, fit, ready, again] = [0, 1, 2, 3].map(|column| shown(column, &sets[column]));
             writeln!(
                 table,
-                "{:<12} {have:<22} {fit:<11} {ready:<6} {again:<12} {decision:?}",
+                "{:<12} {have:<22} {fit:<17} {ready:<6} {again:<12} {decision:?}",
                 format!("{want:?}")
             )
             .unwrap();
@@ -192,6 +193,7 @@ fn rows_by_have(want: Want, every: &Sets) -> Vec<Sets> {
     groups.into_iter().map(|it| it.0).collect()
 }
 
+mod hands;
 mod model {
     //! Observed states and a model of what steps do to them.
 
@@ -305,6 +307,9 @@ mod model {
                         .expect("only known images are imported");
                     known.place = ImagePlace::Store;
                 }
+                Action::Clear { id } => {
+                    observed.instances.get_mut(id).expect("it is there").has_snapshot = false;
+                }
                 Action::Prepare(it) if it.snapshot_only => {
                     observed.instances.get_mut(&it.id).expect("it is there").has_snapshot = true;
                 }
@@ -345,6 +350,7 @@ mod model {
                         reason: STOPPED.to_owned(),
                         at: String::new(),
                         lasted_ms: 0,
+                        ..End::default()
                     });
                 }
                 Action::Resume { id } => {
@@ -364,6 +370,7 @@ mod model {
                             reason: EXITED.to_owned(),
                             at: String::new(),
                             lasted_ms: 0,
+                            ..End::default()
                         });
                         let strikes = Strikes {
                             revision: it.revision.clone(),
@@ -423,6 +430,12 @@ mod model {
                     instance.published.ns_inode = instance.view.map(|it| it.ipc_ns);
                 }
                 Action::RemoveOrphan { id } => drop(observed.orphans.remove(id)),
+                Action::Sweep(Leftover::Hand(name, hand)) => {
+                    assert_eq!(observed.hands.remove(name).as_ref(), Some(hand), "{plan}");
+                }
+                Action::Sweep(Leftover::Strikes(name)) if step.name.is_some() => {
+                    observed.strikes.remove(name);
+                }
                 Action::Sweep(it) => drop(observed.leftovers.remove(it)),
             }
         }
@@ -763,6 +776,7 @@ fn nobody_joins_through_a_joiner_that_keeps_the_namespace_its_donor_has_left() {
             reason: STOPPED.to_owned(),
             at: String::new(),
             lasted_ms: 0,
+            ..End::default()
         });
         it.view = None;
     }

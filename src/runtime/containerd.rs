@@ -31,13 +31,16 @@ use self::record::{Kind, LEASE, NAME, READOPTED, REVISION, Record, filter, is_in
 use self::store::Store;
 use self::tasks::{Listed, Tasks};
 use super::{
-    Blob, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update, verb,
+    Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
+    Tell, Update, verb,
 };
 use crate::content::chain_ids;
 use crate::observed::Task;
 use crate::workload::{InstanceId, Signal};
 
+mod about;
 mod events;
+mod execs;
 mod link;
 mod owner;
 mod record;
@@ -138,6 +141,20 @@ impl Containerd {
         owner::write(&self.link, namespace, owner)
             .await
             .during("write the owner of namespace", namespace)
+    }
+
+    /// containerd's version.
+    pub async fn version(&self) -> Result<String, Error> {
+        let address = self.settings.address.display();
+        about::version(&self.link).await.during("ask for the version of", address)
+    }
+
+    /// Why our snapshotter cannot be used, as containerd knows it; `None`: it can.
+    pub async fn fault_of_snapshotter(&self) -> Result<Option<String>, Error> {
+        let name = &self.settings.snapshotter;
+        about::fault_of_plugin(&self.link, "io.containerd.snapshotter.v1", name)
+            .await
+            .during("ask for the snapshotter", name)
     }
 
     /// Has containerd delete now what was removed, writable layers above all, and waits for it. By itself it does so
@@ -658,6 +675,17 @@ impl Runtime for Containerd {
         self.unmake(id).await.during(verb::REMOVE, id)
     }
 
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        let clear = async {
+            if self.tasks.get(id.as_str()).await?.is_some() {
+                return Err(Fault::refused("it still has a task; that has to be deleted first"));
+            }
+            self.remembered_mounts().remove(id);
+            self.drop_snapshot(id.as_str()).await
+        };
+        clear.await.during(verb::CLEAR, id)
+    }
+
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let remove = async {
             if self.container(key).await?.is_some() {
@@ -670,6 +698,49 @@ impl Runtime for Containerd {
 
     async fn readopt(&self, id: &InstanceId) -> Result<(), Error> {
         self.put_back(id).await.during(verb::READOPT, id)
+    }
+
+    async fn exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        exec: &Exec,
+        streams: &Streams,
+    ) -> Result<u32, Error> {
+        let start = async {
+            let request = GetContainerRequest { id: id.to_string() };
+            let container =
+                self.link.answer(METADATA_LIMIT, self.link.containers().get(request)).await?;
+            let spec = container.container.and_then(|it| it.spec);
+            execs::start(&self.link, id.as_str(), key, exec, spec, streams).await
+        };
+        start.await.during(verb::EXEC, id)
+    }
+
+    async fn wait_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        limit: Duration,
+    ) -> Result<Option<u32>, Error> {
+        execs::wait(&self.link, id.as_str(), key, limit).await.during(verb::WAIT_EXEC, id)
+    }
+
+    async fn tell_exec(&self, id: &InstanceId, key: &str, tell: Tell) -> Result<(), Error> {
+        let told = match tell {
+            Tell::Signal(signal) => {
+                execs::kill(&self.link, id.as_str(), key, signal.number().into()).await
+            }
+            Tell::Resize(columns, rows) => {
+                execs::resize(&self.link, id.as_str(), key, (columns, rows)).await
+            }
+            Tell::EndOfInput => execs::close_stdin(&self.link, id.as_str(), key).await,
+        };
+        told.during(verb::TELL_EXEC, id)
+    }
+
+    async fn delete_exec(&self, id: &InstanceId, key: &str) -> Result<(), Error> {
+        execs::delete(&self.link, id.as_str(), key).await.during(verb::DELETE_EXEC, id)
     }
 
     fn hints(&self) -> watch::Receiver<u64> {

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Blob, Container, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update,
-    verb,
+    Blob, Container, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime,
+    Streams, Tell, Update, verb,
 };
 use crate::content::Digest;
 use crate::observed::{Image, ImagePlace, Task};
@@ -41,6 +41,8 @@ pub struct Process {
 struct State {
     containers: BTreeMap<InstanceId, Object>,
     tasks: BTreeMap<InstanceId, Running>,
+    /// Processes beside the tasks' own, with their codes once they have ended.
+    execs: BTreeMap<(InstanceId, String), Option<u32>>,
     snapshots: BTreeMap<String, Snapshot>,
     leases: BTreeSet<String>,
     images: BTreeMap<String, Image>,
@@ -93,6 +95,7 @@ impl Default for MemoryRuntime {
         let state = State {
             containers: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            execs: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             leases: BTreeSet::new(),
             images: BTreeMap::new(),
@@ -146,6 +149,11 @@ impl MemoryRuntime {
     /// Ends the task of an instance with this code.
     pub fn exit(&self, id: &InstanceId, code: u32) {
         self.change(|state| state.end(id, code));
+    }
+
+    /// Ends a process beside the program of an instance with this code.
+    pub fn exit_exec(&self, id: &InstanceId, key: &str, code: u32) {
+        self.change(|state| state.end_exec(id, key, code));
     }
 
     /// From now on the program of that workload ends with this code as soon as it starts; `None` undoes it.
@@ -267,7 +275,8 @@ impl MemoryRuntime {
         result
     }
 
-    fn hint(&self) {
+    /// Tells of a change, as an event of containerd does; whatever run it is about.
+    pub fn hint(&self) {
         if !self.state().silent {
             self.changes.send_modify(|n| *n += 1);
         }
@@ -342,6 +351,15 @@ impl State {
             && !matches!(it.task, Task::Stopped { .. })
         {
             it.task = Task::Stopped { code, at };
+            // They are in its pid namespace.
+            let of = self.execs.iter_mut().filter(|(key, end)| key.0 == *id && end.is_none());
+            of.for_each(|(_, end)| *end = Some(137));
+        }
+    }
+
+    fn end_exec(&mut self, id: &InstanceId, key: &str, code: u32) {
+        if let Some(end) = self.execs.get_mut(&(id.clone(), key.to_owned())) {
+            end.get_or_insert(code);
         }
     }
 
@@ -679,6 +697,7 @@ impl Runtime for MemoryRuntime {
                 None | Some(Task::None | Task::Created { .. } | Task::Stopped { .. } | Task::Unknown) => {}
             }
             state.tasks.remove(id);
+            state.execs.retain(|key, _| key.0 != *id);
             Ok(())
         })
     }
@@ -692,6 +711,16 @@ impl Runtime for MemoryRuntime {
                 ));
             }
             state.containers.remove(id);
+            state.snapshots.remove(id.as_str());
+            Ok(())
+        })
+    }
+
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::CLEAR, id.as_str(), |state| {
+            if state.tasks.contains_key(id) {
+                return Err(Refusal(ErrorKind::Refused, "it still has a task"));
+            }
             state.snapshots.remove(id.as_str());
             Ok(())
         })
@@ -715,6 +744,80 @@ impl Runtime for MemoryRuntime {
                 state.containers.insert(id.clone(), Object::Readopted);
                 Ok(())
             }
+        })
+    }
+
+    async fn exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        exec: &Exec,
+        _: &Streams,
+    ) -> Result<u32, Error> {
+        self.perform(verb::EXEC, id.as_str(), |state| {
+            if !state.containers.contains_key(id) {
+                return Err(NO_CONTAINER);
+            }
+            match state.reach(id)?.ok_or(NO_TASK)?.task {
+                Task::Running { .. } => {}
+                Task::None
+                | Task::Created { .. }
+                | Task::Paused { .. }
+                | Task::Stopped { .. }
+                | Task::Unknown => return Err(Refusal(ErrorKind::Refused, "it does not run")),
+            }
+            if exec.args.is_empty() {
+                return Err(Refusal(ErrorKind::Refused, "there is no program to run"));
+            }
+            let key = (id.clone(), key.to_owned());
+            if state.execs.contains_key(&key) {
+                return Err(Refusal(ErrorKind::Conflict, "there is a process of that key"));
+            }
+            state.execs.insert(key, None);
+            let pid = state.next_pid;
+            state.next_pid += 1;
+            Ok(pid)
+        })
+    }
+
+    async fn wait_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        limit: Duration,
+    ) -> Result<Option<u32>, Error> {
+        let mut changes = self.changes.subscribe();
+        let ended = async {
+            loop {
+                let ended = self.look(verb::WAIT_EXEC, id.as_str(), |state| {
+                    let found = state.execs.get(&(id.clone(), key.to_owned())).copied();
+                    found.ok_or(Refusal(ErrorKind::Missing, "there is no such process"))
+                });
+                if !matches!(ended, Ok(None)) {
+                    return ended;
+                }
+                changes.changed().await.expect("the model is borrowed");
+            }
+        };
+        tokio::time::timeout(limit, ended).await.unwrap_or(Ok(None))
+    }
+
+    async fn tell_exec(&self, id: &InstanceId, key: &str, tell: Tell) -> Result<(), Error> {
+        self.perform(verb::TELL_EXEC, id.as_str(), |state| {
+            match tell {
+                Tell::Signal(signal) => {
+                    state.end_exec(id, key, 128 + u32::from(signal.number()));
+                }
+                Tell::Resize(..) | Tell::EndOfInput => {}
+            }
+            Ok(())
+        })
+    }
+
+    async fn delete_exec(&self, id: &InstanceId, key: &str) -> Result<(), Error> {
+        self.perform(verb::DELETE_EXEC, id.as_str(), |state| {
+            state.execs.remove(&(id.clone(), key.to_owned()));
+            Ok(())
         })
     }
 

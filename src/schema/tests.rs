@@ -274,6 +274,7 @@ fn spec() -> BoxedStrategy<Value> {
             )),
         ),
         ("readOnlyRootfs", flag()),
+        ("removeOnExit", flag()),
         (
             "restart",
             object(
@@ -463,6 +464,23 @@ fn a_rule_over_several_fields_says_its_code() {
         conflicts(json!({ "image": "a", "restart": { "maxRetries": 1, "policy": "on-failure" } })),
         []
     );
+    for restart in [json!({}), json!({ "policy": "always" }), json!({ "onBoot": true })] {
+        let found = conflicts(json!({ "image": "a", "restart": restart, "removeOnExit": true }));
+        assert_eq!(found, [together("/spec/removeOnExit", "remove-on-exit-conflict")]);
+        assert_eq!(
+            conflicts(json!({ "image": "a", "restart": restart, "removeOnExit": false })),
+            []
+        );
+    }
+    let found = conflicts(json!({ "image": "a", "removeOnExit": true }));
+    assert_eq!(found, [together("/spec/removeOnExit", "remove-on-exit-conflict")]);
+    for policy in ["on-failure", "never"] {
+        let restart = json!({ "policy": policy });
+        assert_eq!(
+            conflicts(json!({ "image": "a", "restart": restart, "removeOnExit": true })),
+            []
+        );
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use evenkeel::content::Digest;
 use evenkeel::desired::{BootTime, Origin, Source};
 use evenkeel::observed::{End, Image, ImagePlace, Run, Task};
 use evenkeel::runtime::{
-    Blob, Container, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update,
-    verb,
+    Blob, Container, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime,
+    Streams, Tell, Update, verb,
 };
 use evenkeel::workload::{InstanceId, IpcDefaults, IpcMode, Signal, Workload};
 use oci_spec::runtime::Spec;
@@ -38,6 +38,11 @@ trait Harness {
     async fn listens(&self, pid: u32);
 
     async fn exit(&self, id: &InstanceId, code: u32);
+
+    /// A process for beside the program, that runs until [`Harness::exit_exec`].
+    fn exec(&self) -> Exec;
+
+    async fn exit_exec(&self, id: &InstanceId, key: &str, code: u32);
 
     fn is_alive(&self, pid: u32) -> bool;
 
@@ -118,6 +123,7 @@ cases!(
     deleting_a_created_task_ends_its_process,
     a_running_task_is_not_deleted,
     a_container_with_a_task_is_not_removed,
+    a_cleared_container_keeps_its_object_and_can_be_prepared_again,
     removing_twice_is_ok,
     a_signal_to_what_is_gone_is_ok,
     deleting_a_task_that_is_gone_is_ok,
@@ -145,6 +151,10 @@ cases!(
     a_task_without_its_container_is_an_orphan_and_can_be_removed,
     a_container_of_somebody_else_is_left_alone,
     a_hung_shim_makes_its_own_task_unknown_and_no_other,
+    a_process_beside_the_program_ends_with_its_code_and_is_deleted,
+    a_process_beside_the_program_is_ended_by_a_signal_and_by_its_deletion,
+    a_process_needs_a_task_that_runs_and_a_key_of_its_own,
+    a_process_ends_with_the_program_beside_it,
 );
 
 const LEASE: &str = "evenkeel-test";
@@ -323,8 +333,14 @@ async fn an_update_changes_what_it_names_and_nothing_else(harness: &mut impl Har
         at: BootTime(Duration::from_secs(3)),
         started: "then".to_owned(),
     };
-    let end =
-        End { n: 1, code: 3, reason: "exited".to_owned(), at: "now".to_owned(), lasted_ms: 5 };
+    let end = End {
+        n: 1,
+        code: 3,
+        reason: "exited".to_owned(),
+        at: "now".to_owned(),
+        lasted_ms: 5,
+        ..End::default()
+    };
     let mut workload = instance.workload.clone();
     workload.annotations.insert("a".to_owned(), "b".to_owned());
     let origin = Origin { document: 7, ..instance.origin.clone() };
@@ -443,6 +459,37 @@ async fn a_container_with_a_task_is_not_removed(harness: &mut impl Harness) {
     harness.runtime().delete_task(id).await.unwrap();
     harness.runtime().remove(id).await.unwrap();
     assert_eq!(observe(harness).await, Objects::default());
+}
+
+async fn a_cleared_container_keeps_its_object_and_can_be_prepared_again(
+    harness: &mut impl Harness,
+) {
+    let (instance, _) = run(harness, "web").await;
+    let runtime = harness.runtime();
+    assert_eq!(kind(runtime.clear(&instance.id).await), ErrorKind::Refused);
+    harness.exit(&instance.id, 3).await;
+    until(harness, "it ended", |it| matches!(it.containers[0].task, Task::Stopped { .. })).await;
+    let end = End { n: 1, code: 3, reason: "exited".to_owned(), ..End::default() };
+    let update = Update { end: Some(end.clone()), ..Update::default() };
+    runtime.update(&instance.id, &update).await.unwrap();
+    runtime.delete_task(&instance.id).await.unwrap();
+    for _ in 0..2 {
+        runtime.clear(&instance.id).await.unwrap();
+        let left = container(harness).await;
+        assert_eq!(
+            (left.has_snapshot, left.end, left.task),
+            (false, Some(end.clone()), Task::None)
+        );
+        assert!(observe(harness).await.snapshots.is_empty());
+    }
+    runtime.lease(LEASE).await.unwrap();
+    runtime.prepare_snapshot(LEASE, &instance).await.unwrap();
+    runtime.remove_lease(LEASE).await.unwrap();
+    assert!(container(harness).await.has_snapshot);
+    let pid = create_task(harness, &instance.id).await;
+    runtime.start_task(&instance.id).await.unwrap();
+    harness.listens(pid).await;
+    assert!(!harness.is_soiled(&instance.id).await);
 }
 
 async fn removing_twice_is_ok(harness: &mut impl Harness) {
@@ -578,7 +625,14 @@ async fn what_was_recorded_outlives_a_restart_of_containerd(harness: &mut impl H
         .unwrap();
     harness.exit(id, 3).await;
     harness.runtime().wait(id, SOON).await.unwrap();
-    let end = End { n: 1, code: 3, reason: "exited".to_owned(), at: String::new(), lasted_ms: 0 };
+    let end = End {
+        n: 1,
+        code: 3,
+        reason: "exited".to_owned(),
+        at: String::new(),
+        lasted_ms: 0,
+        ..End::default()
+    };
     harness
         .runtime()
         .update(id, &Update { end: Some(end.clone()), ..Update::default() })
@@ -841,4 +895,78 @@ async fn a_hung_shim_makes_its_own_task_unknown_and_no_other(harness: &mut impl 
 /// For the harnesses: how the image looks once it is in the store.
 fn in_store(image: Image) -> Image {
     Image { place: ImagePlace::Store, ..image }
+}
+
+async fn exec(harness: &impl Harness, id: &InstanceId, key: &str) -> Result<u32, Error> {
+    harness.runtime().exec(id, key, &harness.exec(), &Streams::default()).await
+}
+
+async fn a_process_beside_the_program_ends_with_its_code_and_is_deleted(
+    harness: &mut impl Harness,
+) {
+    let (web, pid) = run(harness, "web").await;
+    let runtime = harness.runtime();
+    let own = exec(harness, &web.id, "exec-a").await.unwrap();
+    assert_ne!(own, pid);
+    let short = Duration::from_millis(100);
+    assert_eq!(runtime.wait_exec(&web.id, "exec-a", short).await.unwrap(), None);
+    // It is no task of ours, and no other pid of it.
+    assert_eq!(container(harness).await.task, Task::Running { pid });
+    runtime.tell_exec(&web.id, "exec-a", Tell::EndOfInput).await.unwrap();
+    harness.exit_exec(&web.id, "exec-a", 7).await;
+    for _ in 0..2 {
+        assert_eq!(runtime.wait_exec(&web.id, "exec-a", SOON).await.unwrap(), Some(7));
+    }
+    for _ in 0..2 {
+        runtime.delete_exec(&web.id, "exec-a").await.unwrap();
+        runtime.tell_exec(&web.id, "exec-a", Tell::Signal(Signal::TERM)).await.unwrap();
+    }
+    let gone = runtime.wait_exec(&web.id, "exec-a", short).await;
+    assert_eq!(kind(gone), ErrorKind::Missing);
+    assert_eq!(container(harness).await.task, Task::Running { pid });
+}
+
+async fn a_process_beside_the_program_is_ended_by_a_signal_and_by_its_deletion(
+    harness: &mut impl Harness,
+) {
+    let (web, pid) = run(harness, "web").await;
+    let runtime = harness.runtime();
+    exec(harness, &web.id, "exec-a").await.unwrap();
+    exec(harness, &web.id, "exec-b").await.unwrap();
+    runtime.tell_exec(&web.id, "exec-a", Tell::Signal(Signal::KILL)).await.unwrap();
+    assert_eq!(runtime.wait_exec(&web.id, "exec-a", SOON).await.unwrap(), Some(137));
+    let short = Duration::from_millis(100);
+    assert_eq!(runtime.wait_exec(&web.id, "exec-b", short).await.unwrap(), None);
+    runtime.delete_exec(&web.id, "exec-b").await.unwrap();
+    assert_eq!(kind(runtime.wait_exec(&web.id, "exec-b", short).await), ErrorKind::Missing);
+    assert_eq!(container(harness).await.task, Task::Running { pid });
+}
+
+async fn a_process_needs_a_task_that_runs_and_a_key_of_its_own(harness: &mut impl Harness) {
+    let web = new_instance(harness, "web");
+    assert_eq!(kind(exec(harness, &web.id, "exec-a").await), ErrorKind::Missing);
+    create(harness, &web).await;
+    assert_eq!(kind(exec(harness, &web.id, "exec-a").await), ErrorKind::Missing);
+    let pid = create_task(harness, &web.id).await;
+    harness.runtime().start_task(&web.id).await.unwrap();
+    harness.listens(pid).await;
+    exec(harness, &web.id, "exec-a").await.unwrap();
+    assert_eq!(kind(exec(harness, &web.id, "exec-a").await), ErrorKind::Conflict);
+    let nothing = Exec::default();
+    let refused = harness.runtime().exec(&web.id, "exec-b", &nothing, &Streams::default()).await;
+    assert_eq!(kind(refused), ErrorKind::Refused);
+    // What could not be started has left nothing behind.
+    exec(harness, &web.id, "exec-b").await.unwrap();
+}
+
+async fn a_process_ends_with_the_program_beside_it(harness: &mut impl Harness) {
+    let (web, _) = run(harness, "web").await;
+    let runtime = harness.runtime();
+    exec(harness, &web.id, "exec-a").await.unwrap();
+    runtime.kill(&web.id, Signal::KILL, false).await.unwrap();
+    runtime.wait(&web.id, SOON).await.unwrap().unwrap();
+    assert_eq!(runtime.wait_exec(&web.id, "exec-a", SOON).await.unwrap(), Some(137));
+    runtime.delete_task(&web.id).await.unwrap();
+    runtime.delete_exec(&web.id, "exec-a").await.unwrap();
+    runtime.remove(&web.id).await.unwrap();
 }

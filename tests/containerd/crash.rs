@@ -32,6 +32,8 @@ struct Walk {
     /// Manifests from then on; those that are only in `before` are removed.
     after: Vec<(&'static str, String)>,
     command: &'static str,
+    /// For what the command is, else `apply` sets right what a killed one left.
+    of: Option<&'static str>,
     /// At least so many effects, so that none is lost unnoticed.
     effects: usize,
 }
@@ -44,8 +46,18 @@ fn walks() -> Vec<Walk> {
         (name, text + "  env: [{name: OTHER, value: \"1\"}]\n")
     };
     let job = || ("job", manifest("job", "command: [\"true\"]\nrestart: {policy: never}"));
-    let walk =
-        |name, before, after, effects| Walk { name, before, after, command: "apply", effects };
+    let walk = |name, before, after, effects| Walk {
+        name,
+        before,
+        after,
+        command: "apply",
+        of: None,
+        effects,
+    };
+    let by_hand = |name, command, effects| {
+        let all = || vec![donor(), joiner()];
+        Walk { command, of: Some("donor"), ..walk(name, all(), all(), effects) }
+    };
     vec![
         walk("start", vec![], vec![private()], 9),
         walk("start-shared", vec![], vec![donor(), joiner()], 19),
@@ -57,10 +69,17 @@ fn walks() -> Vec<Walk> {
             command: "down",
             ..walk("down", vec![donor(), joiner()], vec![donor(), joiner()], 14)
         },
+        by_hand("stop-by-hand", "stop", 4),
+        by_hand("restart-by-hand", "restart", 10),
+        by_hand("renew-by-hand", "restart --fresh", 15),
     ]
 }
 
 impl Walk {
+    fn words(&self) -> Vec<&'static str> {
+        self.command.split(' ').chain(self.of).collect()
+    }
+
     /// One try: the `n`-th effect is the last one, or none is without `n`. Whether the command came to its end, and
     /// what there is after the next one.
     fn run(&self, rig: &Rig, aborting: &Path, n: Option<usize>) -> (bool, Vec<String>) {
@@ -82,14 +101,20 @@ impl Walk {
         if let Some(n) = n {
             let killed =
                 site.clone().with_program(aborting).with("EVENKEEL_ABORT_AFTER", n.to_string());
-            let done = killed.run(&[self.command]);
+            let done = killed.run(&self.words());
             ended = done.code.is_some();
             if ended {
                 done.exits(0);
             }
         }
-        site.run(&[self.command]).exits(0);
-        if self.command == "apply" {
+        // What a person asked for is done by whoever comes next.
+        if self.of.is_none() || n.is_none() {
+            site.run(&self.words()).exits(0);
+        }
+        if self.of.is_some() {
+            site.apply();
+        }
+        if self.command != "down" {
             site.plan_is_empty();
         }
         let found = inventory(rig, &site);
@@ -148,7 +173,13 @@ fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
             let below = path.strip_prefix(site.dir()).unwrap().display().to_string();
             // Made when first needed, and kept. A joiner that was ended to follow its donor, by a run that could not
             // say so any more, has one failure.
-            let known = ["run/strikes", "run/approvals", "run/holds", "run/strikes/joiner.json"];
+            let known = [
+                "run/strikes",
+                "run/approvals",
+                "run/holds",
+                "run/hands",
+                "run/strikes/joiner.json",
+            ];
             let known = known.contains(&below.as_str());
             if !known && below != "run/status.json" && below != "lib/engine.json" {
                 found.push(format!("file: {}", below.replace(site.namespace(), "NAMESPACE")));

@@ -3,7 +3,9 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::program::{Site, sleeper};
+use evenkeel::plan::Phase;
+
+use crate::program::{Site, manifest, sleeper};
 use crate::rig::Rig;
 use crate::rig::usage::{Usage, changes, memory};
 
@@ -51,4 +53,32 @@ async fn what_idles_writes_nothing_and_hardly_computes() {
     let cpu = |all: &[Usage]| all.iter().map(|it| it.cpu).sum::<Duration>();
     let spent = cpu(&after).saturating_sub(cpu(&before));
     assert!(spent < CPU, "{spent:?}");
+}
+
+/// What a container that crashes and waits for its longest delay may cost the controller.
+const WAITING: f64 = 0.01;
+
+#[tokio::test]
+async fn a_crash_loop_at_its_longest_delay_costs_next_to_nothing() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let spec = "command: [sh, -c, exit 5]\nrestart: {backoff: {initial: 1m, max: 1m}}";
+    site.write("crash.yaml", &manifest("crash", spec));
+    site.write("other.yaml", &sleeper("other"));
+    let controller = site.controller_logging_to(Stdio::null());
+    site.until_running("other");
+    site.until("crash", |it| {
+        let item = it.filter(|it| it.phase == Phase::BackingOff && it.next_retry_at.is_some())?;
+        (item.last_exit.as_ref()?.code == 5).then_some(())
+    });
+    // What the start leaves to be done.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let span = Duration::from_secs(8);
+    let before = Usage::of(controller.pid()).cpu;
+    tokio::time::sleep(span).await;
+    let spent = Usage::of(controller.pid()).cpu.saturating_sub(before);
+    println!("{spent:?} in {span:?}");
+    assert!(spent.as_secs_f64() < WAITING * span.as_secs_f64(), "{spent:?} in {span:?}");
+    let item = site.item("crash").unwrap();
+    assert_eq!(item.instance.unwrap().restarts, 0, "its delay is not over");
 }

@@ -2,6 +2,7 @@
 //! host, by /proc and mountinfo.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod defects;
 mod donors;
 mod edits;
 mod modes;

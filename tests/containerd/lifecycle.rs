@@ -447,3 +447,44 @@ async fn the_embedded_engine_is_started_by_those_who_may_and_kept() {
     site.run(&["down"]).exits(0);
     nothing("after down without an engine");
 }
+
+#[tokio::test]
+async fn what_is_removed_on_exit_leaves_nothing_but_how_it_ended() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let job = |name: &str, command: &str| {
+        let rest = "restart: {policy: never}\nremoveOnExit: true\nipcMode: shareable";
+        manifest(name, &format!("command: {command}\n{rest}"))
+    };
+    site.write("good.yaml", &job("good", "[sh, -c, \"echo done; exit 0\"]"));
+    site.write("bad.yaml", &job("bad", "[sh, -c, exit 6]"));
+    site.write("missing.yaml", &job("missing", "[/no/such/program]"));
+    site.apply_exits(4);
+    for _ in 0..2 {
+        site.plan_is_empty();
+        let item = |name: &str| site.item(name).unwrap();
+        assert_eq!(
+            (item("good").phase, end(&item("good"))),
+            (Phase::Completed, Some((0, "exited")))
+        );
+        assert_eq!((item("bad").phase, end(&item("bad"))), (Phase::Failed, Some((6, "exited"))));
+        assert_eq!((item("missing").phase, end(&item("missing"))), (Phase::Failed, None));
+        let failure = item("missing").start_failure.unwrap();
+        assert_eq!((failure.code, failure.reason.as_str()), (127, "command-not-found"));
+        assert!(failure.advice.contains("command"), "{failure:?}");
+        site.run(&["status", "missing"])
+            .exits(4)
+            .says(&["127 (command-not-found)", &failure.advice]);
+        // No file system, no mounts, no log.
+        assert_eq!(fs::read_dir(site.run_dir().join("ipc")).map_or(0, Iterator::count), 0);
+        assert_eq!(fs::read_dir(site.state_dir().join("logs")).map_or(0, Iterator::count), 0);
+        let snapshots = rig.ctr(&["snapshots", "ls"]);
+        assert!(
+            !["good-", "bad-", "missing-"].iter().any(|it| snapshots.contains(it)),
+            "{snapshots}"
+        );
+        site.apply_exits(4);
+    }
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}

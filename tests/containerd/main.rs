@@ -2,16 +2,23 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adoption;
+mod away;
 mod contract;
 mod crash;
+mod cycles;
 mod engine;
 mod examples;
+mod exec;
+mod hands;
 mod host;
 mod idle;
 mod ipc;
 mod lifecycle;
 mod log;
+mod looking;
 mod program;
+mod refusals;
 mod rig;
 mod rigs;
 mod safety;

@@ -14,20 +14,24 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "apply",
     "plan",
     "validate",
     "status",
+    "explain",
     "logs",
+    "exec",
     "down",
     "approve",
+    "doctor",
     "schema",
     "completions",
 ];
 
-const KINDS: [&str; 7] = ["manifest", "config", "status", "plan", "problems", "holds", "log"];
+const KINDS: [&str; 9] =
+    ["manifest", "config", "status", "plan", "problems", "holds", "log", "checks", "explanation"];
 
 /// Somebody without rights.
 const NOBODY: u32 = 65534;
@@ -172,6 +176,17 @@ fn a_wrong_command_line_is_a_usage_error_on_stderr() {
         ("logs", "NAME"),
         ("logs Not_A_Name", "`Not_A_Name` is not a valid name"),
         ("logs web --since 5parsecs", "`5parsecs` is not a duration"),
+        ("logs web --since 2026-01-31T10:00:00", "not a time with its offset"),
+        ("logs web --tail=-1", "--tail"),
+        ("exec web", "COMMAND"),
+        ("exec -- true", "NAME"),
+        ("exec web true", "unexpected argument 'true'"),
+        ("exec --user root web -- true", "`root` is not a user in numbers"),
+        ("exec --user 1:+2 web -- true", "`1:+2` is not a user in numbers"),
+        ("exec --env A web -- true", "write NAME=VALUE"),
+        ("exec --env =a web -- true", "write NAME=VALUE"),
+        ("exec --workdir tmp web -- true", "tmp"),
+        ("exec -it web -- true", "stdin is no terminal"),
         ("apply --timeout soon", "`soon` is not a duration"),
         ("schema poem", "possible values: manifest, config"),
         ("completions tcsh", "possible values: bash"),
@@ -283,6 +298,12 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
     as_nobody(&["validate", &path("good.yaml")]).expect(0, "0 errors");
     let found = as_nobody(&["validate", &path("bad.yaml")]).expect(1, "1 error");
     assert!(found.out.contains("error[name-invalid]"), "{}", found.out);
+    let empty = open.path().join("empty.yaml");
+    fs::write(&empty, "# nothing\n").unwrap();
+    fs::set_permissions(&empty, fs::Permissions::from_mode(0o644)).unwrap();
+    let found = as_nobody(&["doctor", "--run-dir", &path("run"), "--config", &path("empty.yaml")]);
+    assert_eq!(found.code, 3);
+    assert!(found.out.contains("problem  rights"), "{}{}", found.out, found.err);
     for command in [vec!["schema"], vec!["completions", "bash"], vec!["--help"]] {
         as_nobody(&command).expect(0, "");
     }
@@ -292,6 +313,8 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["apply", &manifests],
         vec!["run"],
         vec!["status"],
+        vec!["explain", "web"],
+        vec!["exec", "web", "--", "true"],
         vec!["down"],
         vec!["down", "--dry-run"],
         vec!["approve"],
@@ -344,6 +367,9 @@ fn what_is_printed_as_json_is_what_the_schemas_say() {
         ("plan --output json", "plan", 1),
         ("status --output json", "status", 1),
         ("approve --output json", "holds", 0),
+        ("doctor --output json", "checks", 3),
+        ("explain web --output json", "explanation", 4),
+        ("explain wrong --output json", "explanation", 1),
     ] {
         let ended = ended(&mut fresh.with_directories(line)).expect(code, "");
         let value: Value = serde_json::from_str(&ended.out).unwrap();
@@ -385,6 +411,8 @@ fn looking_changes_nothing_on_disk() {
             ("approve", 0),
             ("approve 0123abcd", 2),
             ("logs web", 2),
+            ("doctor", 3),
+            ("explain web", 4),
             ("validate manifests", 0),
             ("down --dry-run", 0),
             ("down --dry-run web", 2),
@@ -395,13 +423,161 @@ fn looking_changes_nothing_on_disk() {
     }
 }
 
+/// A log of an instance of `web`, as its writer leaves it.
+fn print_log(fresh: &Fresh, instance: &str, lines: std::ops::Range<u32>) {
+    use std::io::Write as _;
+    let directory = fresh.path().join("state/logs").join(instance);
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("output.log");
+    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+    for n in lines {
+        writeln!(file, "2026-01-01T00:00:{n:02}.000000Z stdout F line {n}").unwrap();
+    }
+}
+
+#[test]
+fn since_and_tail_choose_lines() {
+    let fresh = Fresh::new();
+    print_log(&fresh, "web-0123456789", 0..10);
+    for (arguments, lines) in [
+        ("--since 2026-01-01T00:00:07Z", 7..10),
+        ("--since 2026-01-01T01:00:07+01:00", 7..10),
+        ("--tail 2", 8..10),
+        ("--tail 0", 10..10),
+        ("--since 2026-01-01T00:00:07Z --tail 2", 8..10),
+        ("--since 2026-01-01T00:00:09Z --tail 2", 9..10),
+        ("--since 1m", 10..10),
+    ] {
+        let line = format!("logs web {arguments}");
+        let found = ended(&mut fresh.with_directories(&line)).expect(0, "").out;
+        let expected: Vec<String> = lines.map(|n| format!("line {n}")).collect();
+        assert_eq!(found.lines().collect::<Vec<_>>(), expected, "{line}");
+    }
+}
+
+#[test]
+fn a_follower_goes_on_with_the_next_instance_and_ends_with_its_reader() {
+    use std::io::{BufRead as _, BufReader};
+    let fresh = Fresh::new();
+    print_log(&fresh, "web-0123456789", 0..3);
+    let mut command = fresh.with_directories("logs web --follow --tail 1");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), "line 2");
+    print_log(&fresh, "web-0123456789", 3..4);
+    assert_eq!(next(), "line 3");
+    let logs = fresh.path().join("state/logs");
+    let old = logs.join("web-0123456789/output.log");
+    fs::rename(&old, old.with_extension("log.1")).unwrap();
+    print_log(&fresh, "web-0123456789", 4..5);
+    assert_eq!(next(), "line 4");
+    print_log(&fresh, "web-abcdef0123", 5..6);
+    assert_eq!(next(), "line 5");
+    fs::remove_dir_all(logs.join("web-0123456789")).unwrap();
+    print_log(&fresh, "web-abcdef0123", 6..7);
+    print_log(&fresh, "webs-abcdef0123", 50..51);
+    print_log(&fresh, "web-2-abcdef0123", 50..51);
+    assert_eq!(next(), "line 6");
+    // Nothing more is printed: it has to notice by itself.
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_interrupt_ends_a_follower() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let fresh = Fresh::new();
+    print_log(&fresh, "web-0123456789", 0..1);
+    let mut command = fresh.with_directories("logs web --follow");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
+}
+
+#[test]
+fn explain_names_the_line_the_reason_and_the_way_out() {
+    let fresh = Fresh::new();
+    let wrong = manifest("wrong").replace(":1}", ":1, ipcMode: sharable}");
+    fresh.write("manifests/two.yaml", &format!("# two\n{}---\n{wrong}", manifest("second")));
+    let found = ended(&mut fresh.with_directories("explain second")).expect(4, "").out;
+    let path = fresh.path().join("manifests/two.yaml");
+    for expected in [
+        "second: Waiting".to_owned(),
+        format!("  manifest     {}:2\n", path.display()),
+        "  wanted       image localhost/busybox:1, running, restart always\n".to_owned(),
+        "  runs         nothing\n".to_owned(),
+        "[image-missing]\n".to_owned(),
+        "  next         nothing can be done now\n".to_owned(),
+        "  way out      put an archive".to_owned(),
+    ] {
+        assert!(found.contains(&expected), "`{expected}` is not in: {found}");
+    }
+    let found = ended(&mut fresh.with_directories("explain wrong")).expect(1, "").out;
+    for expected in
+        [&format!("two.yaml:{}\n", 7)[..], "error[ipc-mode-invalid]", "did you mean `shareable`?"]
+    {
+        assert!(found.contains(expected), "`{expected}` is not in: {found}");
+    }
+}
+
+#[test]
+fn doctor_names_what_is_missing_on_one_line_each() {
+    let fresh = Fresh::new();
+    fs::create_dir_all(fresh.path().join("state")).unwrap();
+    fs::set_permissions(fresh.path().join("state"), fs::Permissions::from_mode(0o777)).unwrap();
+    let found = ended(&mut fresh.with_directories("doctor")).expect(3, "");
+    let line = |start: &str| {
+        let mut lines = found.out.lines().filter(|it| it.starts_with(start));
+        lines.next().unwrap_or_else(|| panic!("no `{start}` in: {}", found.out))
+    };
+    assert!(line("ok       rights ").contains("root"));
+    assert!(line("warning  state directory ").contains("mode 0777"));
+    assert!(
+        line("warning  state directory ").contains("; `chmod")
+            || line("warning  state directory ").contains("; `chown")
+    );
+    assert!(line("ok       engine ").contains("embedded: it was asked for"));
+    assert!(line("problem  runc ").contains("not on the PATH; install it"));
+    assert!(line("problem  containerd ").contains("apt-get install"));
+    assert!(line("warning  controller ").contains("evenkeel run"));
+    let contradiction = "--run-dir run --state-dir state --engine system --containerd-address /nonexistent.sock doctor";
+    let found = ended(&mut fresh.command(contradiction)).expect(3, "");
+    assert!(found.out.contains("problem  containerd"), "{}", found.out);
+    fresh.write("state/engine.json", "{");
+    let found = ended(&mut fresh.with_directories("doctor")).expect(3, "");
+    assert!(found.out.contains("problem  engine"), "{}", found.out);
+}
+
+#[test]
+fn doctor_sees_a_clock_that_was_turned_back_and_a_disk_that_cannot_be_written() {
+    let fresh = Fresh::new();
+    fs::create_dir(fresh.path().join("run")).unwrap();
+    let status = r#"{"apiVersion":"evenkeel/v1","kind":"Status","controller":{"pid":1,"version":"0","startedAt":"2999-01-01T00:00:00Z","updatedAt":"2999-01-01T00:00:00Z"},"runtime":{"state":"ready"},"sources":[],"holds":[],"items":[]}"#;
+    fresh.write("run/status.json", status);
+    fresh.write("a-file", "");
+    let line =
+        "--run-dir run --state-dir a-file/state --manifests nowhere --engine embedded doctor";
+    let found = ended(&mut fresh.command(line)).expect(3, "").out;
+    assert!(found.contains("ahead of the clock"), "{found}");
+    assert!(
+        found.contains("problem  state directory") && found.contains("is no directory"),
+        "{found}"
+    );
+    assert!(found.contains("warning  manifests") && found.contains("nowhere"), "{found}");
+}
+
 #[test]
 fn an_unknown_name_is_a_usage_error_everywhere() {
     let fresh = Fresh::new();
-    for command in ["status", "logs", "down", "down --source"] {
+    for command in ["status", "explain", "logs", "down", "down --source"] {
         ended(&mut fresh.with_directories(&format!("{command} nobody"))).expect(2, "nobody");
     }
     ended(&mut fresh.with_directories("approve 0123abcd")).expect(2, "0123abcd");
+    ended(&mut fresh.with_directories("exec nobody -- true")).expect(2, "nobody");
 }
 
 #[test]

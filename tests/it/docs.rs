@@ -94,7 +94,9 @@ fn every_reason_of_the_status_is_explained() {
     let explained: BTreeSet<String> =
         quoted(&read("docs/operations.md"), |it| it.starts_with("| `")).into_iter().collect();
     let mut reasons = BTreeSet::new();
-    for file in ["src/plan.rs", "src/plan/diff.rs", "src/oci.rs", "src/status.rs"] {
+    for file in
+        ["src/plan.rs", "src/plan/diff.rs", "src/plan/diff/hands.rs", "src/oci.rs", "src/status.rs"]
+    {
         let text = read(file);
         let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -165,7 +167,10 @@ fn every_setting_is_explained() {
         let is_there = text.contains(&format!("`{key}`")) || text.contains(&format!("`{key}."));
         assert!(is_there, "docs/operations.md says nothing of the key `{key}`");
     }
-    let commands = ["run", "apply", "plan", "validate", "status", "logs", "down", "approve"];
+    let commands = [
+        "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "stop", "start",
+        "restart", "retry", "doctor", "explain",
+    ];
     for command in commands {
         assert!(text.contains(&format!("| `{command}")), "{command}");
         let help = printed(&[command, "--help"]);

@@ -1,6 +1,7 @@
 //! Everything that needs no container runtime.
 
 mod cli;
+mod defects;
 mod docs;
 mod manifests;
 mod oci;

@@ -9,9 +9,9 @@ use std::fmt;
 use std::path::Path;
 
 /// Values in, values out.
-const CORE: [&str; 10] = [
-    "manifest", "schema", "workload", "content", "desired", "observed", "backoff", "plan", "oci",
-    "status",
+const CORE: [&str; 11] = [
+    "manifest", "schema", "workload", "content", "desired", "observed", "backoff", "refusal",
+    "plan", "oci", "status",
 ];
 
 /// Effects. These know the core and themselves, not each other.

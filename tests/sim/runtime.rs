@@ -10,7 +10,8 @@ use evenkeel::host::memory::MemoryHost;
 use evenkeel::observed::Task;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{
-    Blob, Error, ErrorKind, LogTarget, NewImage, NewInstance, Objects, Runtime, Update, verb,
+    Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
+    Tell, Update, verb,
 };
 use evenkeel::workload::{InstanceId, Signal};
 use tokio::sync::watch;
@@ -338,6 +339,33 @@ impl Runtime for SimRuntime {
         self.perform(verb::KILL, id.as_str(), self.world.memory.kill(id, signal, all)).await
     }
 
+    async fn exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        exec: &Exec,
+        streams: &Streams,
+    ) -> Result<u32, Error> {
+        self.world.memory.exec(id, key, exec, streams).await
+    }
+
+    async fn wait_exec(
+        &self,
+        id: &InstanceId,
+        key: &str,
+        limit: Duration,
+    ) -> Result<Option<u32>, Error> {
+        self.world.memory.wait_exec(id, key, limit).await
+    }
+
+    async fn tell_exec(&self, id: &InstanceId, key: &str, tell: Tell) -> Result<(), Error> {
+        self.world.memory.tell_exec(id, key, tell).await
+    }
+
+    async fn delete_exec(&self, id: &InstanceId, key: &str) -> Result<(), Error> {
+        self.world.memory.delete_exec(id, key).await
+    }
+
     async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
         self.perform(verb::WAIT, id.as_str(), self.world.memory.wait(id, limit)).await
     }
@@ -348,6 +376,10 @@ impl Runtime for SimRuntime {
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
         self.perform(verb::REMOVE, id.as_str(), self.world.memory.remove(id)).await
+    }
+
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::CLEAR, id.as_str(), self.world.memory.clear(id)).await
     }
 
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {

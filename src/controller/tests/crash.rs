@@ -76,9 +76,44 @@ const SCENARIOS: &[Scenario] = &[
         },
     },
     Scenario {
+        what: "a run that was the last",
+        before: &[
+            BYSTANDER,
+            (
+                "job",
+                r#""ipcMode": "shareable", "restart": {"policy": "never"}, "removeOnExit": true"#,
+            ),
+        ],
+        change: |it| {
+            let id = InstanceId::new(&name("job"), &it.revision("job"));
+            std::fs::create_dir_all(it.log_directory().join(id.as_str())).unwrap();
+            it.runtime.exit(&id, 0);
+        },
+    },
+    Scenario {
         what: "a stop",
         before: &[BYSTANDER, DONOR],
         change: |it| it.want("donor", r#""ipcMode": "shareable", "state": "stopped""#),
+    },
+    Scenario {
+        what: "a stop by hand",
+        before: &[BYSTANDER, DONOR, JOINER],
+        change: |it| it.ask("donor", HandKind::Stop),
+    },
+    Scenario {
+        what: "a restart by hand",
+        before: &[BYSTANDER, ("a", "")],
+        change: |it| it.ask("a", HandKind::Restart),
+    },
+    Scenario {
+        what: "a restart by hand of a donor with a joiner",
+        before: &[BYSTANDER, DONOR, JOINER],
+        change: |it| it.ask("donor", HandKind::Restart),
+    },
+    Scenario {
+        what: "a restart by hand from the image",
+        before: &[BYSTANDER, DONOR],
+        change: |it| it.ask_for("donor", HandKind::Restart, true),
     },
     Scenario {
         what: "a change in place",
@@ -131,6 +166,9 @@ async fn play(scenario: &Scenario, effects: usize) -> (Vec<String>, Vec<&'static
     let plan = it.plan().await;
     assert!(plan.is_empty(), "{what}: {plan}");
     assert_eq!(it.pid_of("bystander").await, bystander, "{what}");
+    let mut strikes = it.look().await.strikes;
+    strikes.retain(|of, _| of.as_str() != "joiner");
+    assert!(strikes.is_empty() || !scenario.what.contains("by hand"), "{what}: {strikes:?}");
     let failed = it.status().items.iter().any(|it| it.start_failure.is_some());
     assert!(!failed, "{what}: {:#?}", it.status().items);
     (it.everything().await, crash.passed())

@@ -10,7 +10,7 @@ use crate::backoff::Delays;
 use crate::desired::{Origin, Source, SourceState, Wanted};
 use crate::host::memory::{MemoryHost, process_of};
 use crate::image::Archives;
-use crate::observed::{Image, ImageConfig, ImagePlace, Published};
+use crate::observed::{HandKind, Image, ImageConfig, ImagePlace, Published};
 use crate::plan::LogDefaults;
 use crate::rundir::RunDirectory;
 use crate::runtime::memory::MemoryRuntime;
@@ -154,6 +154,23 @@ impl Harness {
 
     pub(super) fn publish(&self) {
         self.desired.send_replace(Some(Arc::new(self.wanted.clone())));
+    }
+
+    /// Asks for something beside the manifests.
+    pub(super) fn ask(&self, workload: &str, kind: HandKind) {
+        self.ask_for(workload, kind, false);
+    }
+
+    pub(super) fn ask_for(&self, workload: &str, kind: HandKind, fresh: bool) {
+        let boot_id = self.host.observe(&Ask::default()).unwrap().boot_id;
+        let hand = Hand { kind, at: self.host.now(), boot_id, fresh };
+        self.run_directory().set_hand(&name(workload), &hand).unwrap();
+    }
+
+    /// Who waits for what was asked.
+    pub(super) fn asked(&self) -> Vec<String> {
+        let (hands, _) = self.run_directory().hands();
+        hands.iter().map(|(name, it)| format!("{:?} {name}", it.kind)).collect()
     }
 
     pub(super) fn configure(&self, change: impl FnOnce(&mut Policy)) {
@@ -389,6 +406,7 @@ impl Harness {
         let objects = self.runtime.observe(&BTreeSet::new()).await.unwrap();
         all.extend(objects.leases.iter().map(|it| format!("lease {it}")));
         all.extend(objects.snapshots.iter().map(|it| format!("snapshot {it}")));
+        all.extend(self.asked());
         all.extend(directories(&self.log_directory()).iter().map(|it| format!("logs {it}")));
         all
     }

@@ -332,3 +332,269 @@ async fn an_edit_to_what_cannot_start_leaves_what_runs_and_says_why() {
         assert_ne!(it.pid_of("a").await, pid, "{reason}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn d16_a_failed_start_and_the_last_exit_are_told_side_by_side() {
+    let mut it = Harness::new();
+    it.want(
+        "a",
+        r#""restart": {"policy": "on-failure", "maxRetries": 1, "backoff": {"initial": "1s"}}"#,
+    );
+    it.run();
+    it.until_running("a").await;
+    it.runtime.fail_next(verb::CREATE_TASK, ErrorKind::Refused);
+    it.exit("a", 3).await;
+    it.until("both are told", |it| it.items[0].phase == Phase::Failed).await;
+    it.idle().await;
+    let item = it.item("a");
+    let exit = item.last_exit.unwrap();
+    assert_eq!((exit.code, exit.reason.as_str()), (3, "exited"));
+    let failure = item.start_failure.unwrap();
+    assert_eq!((failure.code, failure.reason.as_str()), (128, "start-failed"));
+    assert!(!failure.advice.is_empty());
+    // What is kept on the container says both after a reboot, when the strikes are gone.
+    let end = it.instance("a").await.end.unwrap();
+    assert_eq!((end.code, end.reason.as_str(), end.failures), (128, "start-failed", 2));
+    // A start that fails first of all hides no code that was never there.
+    let mut it = Harness::new();
+    it.runtime.fail_next(verb::CREATE_TASK, ErrorKind::Refused);
+    it.want("a", r#""restart": {"policy": "never"}"#);
+    it.run();
+    it.until_reason("a", "start-failed").await;
+    it.idle().await;
+    let item = it.item("a");
+    assert_eq!((item.phase, item.last_exit), (Phase::Failed, None));
+    assert_eq!(item.start_failure.unwrap().code, 128);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reboot_resets_the_delays() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(1));
+    it.want("a", "");
+    it.run();
+    it.after(20.0).await;
+    it.kill().await;
+    assert!(it.look().await.strikes[&name("a")].count > 5);
+    it.runtime.reboot();
+    it.host.reboot();
+    // The run directory is memory.
+    std::fs::remove_dir_all(it.directory.path().join("run")).unwrap();
+    let before = it.starts("a").len();
+    it.run();
+    it.after(2.0).await;
+    let starts = it.starts("a");
+    assert_delays(&starts[before..before + 4], &DELAYS[..3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_failures_of_the_program_use_up_its_retries() {
+    let spec =
+        r#""ipcMode": "container:donor", "restart": {"policy": "on-failure", "maxRetries": 2}"#;
+    let mut it = Harness::with(&[("donor", r#""ipcMode": "shareable""#), ("a", spec)]).await;
+    for n in 0..3 {
+        // Each time the donor is another one.
+        it.after(20.0).await;
+        let before = it.pid_of("a").await;
+        it.want("donor", &format!(r#""ipcMode": "shareable", "args": ["{n}"]"#));
+        it.after(20.0).await;
+        it.until_running("a").await;
+        assert_ne!(it.pid_of("a").await, before);
+    }
+    for _ in 0..3 {
+        it.kill().await;
+        it.runtime.reboot();
+        it.host.reboot();
+        it.run();
+        it.until_running("a").await;
+    }
+    for _ in 0..3 {
+        // Stopped on purpose, and started again.
+        it.want("a", &format!(r#"{spec}, "state": "stopped""#));
+        it.until("it stands", |it| {
+            it.items.iter().any(|it| it.name == "a" && it.phase == Phase::Stopped)
+        })
+        .await;
+        it.idle().await;
+        it.want("a", spec);
+        it.until_running("a").await;
+    }
+    let end = it.instance("a").await.end.unwrap();
+    assert_eq!(end.failures, 0, "{end:?}");
+    for _ in 0..2 {
+        it.exit("a", 1).await;
+        it.after(30.0).await;
+        it.until_running("a").await;
+    }
+    it.exit("a", 1).await;
+    it.after(100.0).await;
+    assert_eq!(it.item("a").phase, Phase::Failed);
+    assert_eq!(it.instance("a").await.end.unwrap().failures, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_of_an_older_run_changes_nothing() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.exit("a", 1).await;
+    it.until_running("a").await;
+    it.after(1.0).await;
+    let (pid, before) = (it.pid_of("a").await, it.instance("a").await);
+    it.calls();
+    for _ in 0..5 {
+        // All that an event is, whatever run it tells of.
+        it.runtime.hint();
+        it.after(1.0).await;
+    }
+    assert_eq!(it.calls(), Vec::<String>::new());
+    let after = it.instance("a").await;
+    assert_eq!((it.pid_of("a").await, after), (pid, before));
+}
+
+const JOB: &str = r#""ipcMode": "shareable", "removeOnExit": true, "restart": "#;
+
+/// What is left of an instance: its object with its end, and nothing else.
+async fn assert_cleared(it: &Harness, reason: &str, code: u32) {
+    let left = it.instance("a").await;
+    let end = left.end.unwrap();
+    assert_eq!((end.reason.as_str(), end.code), (reason, code));
+    assert_eq!(
+        (left.task, left.has_snapshot, left.published.directory),
+        (Task::None, false, false)
+    );
+    assert!(directories(&it.log_directory()).is_empty());
+    assert!(it.plan().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_on_exit_still_says_how_it_ended_and_does_not_run_again() {
+    for (policy, code, phase) in [
+        (r#"{"policy": "never"}"#, 0, Phase::Completed),
+        (r#"{"policy": "never"}"#, 4, Phase::Failed),
+        (r#"{"policy": "on-failure", "maxRetries": 2}"#, 0, Phase::Completed),
+        (r#"{"policy": "on-failure", "maxRetries": 2}"#, 5, Phase::Failed),
+    ] {
+        let mut it = Harness::new();
+        it.exit_on_start("a", Some(code));
+        it.want("a", &format!("{JOB}{policy}"));
+        let logs = it.log_directory().join(InstanceId::new(&name("a"), &it.revision("a")).as_str());
+        std::fs::create_dir_all(logs).unwrap();
+        it.run();
+        it.after(5.0).await;
+        assert_cleared(&it, "exited", code).await;
+        let starts = it.starts("a").len();
+        assert_eq!(starts, if phase == Phase::Failed && policy.contains("max") { 3 } else { 1 });
+        for reboots in 0..3 {
+            let item = it.item("a");
+            assert_eq!((item.phase, item.last_exit.unwrap().code), (phase, code));
+            assert_eq!(it.starts("a").len(), starts);
+            it.kill().await;
+            if reboots > 0 {
+                it.runtime.reboot();
+                it.host.reboot();
+            }
+            it.run();
+            it.after(40.0).await;
+        }
+        // Another revision is another matter.
+        it.want("a", &format!(r#"{JOB}{policy}, "args": ["x"]"#));
+        it.after(5.0).await;
+        assert!(it.starts("a").len() > starts);
+        assert_cleared(&it, "exited", code).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_start_of_what_is_removed_on_exit_is_cleaned_up_and_told() {
+    let mut it = Harness::new();
+    it.runtime.fail_next(verb::START_TASK, ErrorKind::Refused);
+    it.want("a", &format!(r#"{JOB}{{"policy": "never"}}"#));
+    it.run();
+    it.until_reason("a", "start-failed").await;
+    it.idle().await;
+    assert_cleared(&it, "start-failed", 128).await;
+    let item = it.item("a");
+    assert_eq!((item.phase, item.start_failure.unwrap().code), (Phase::Failed, 128));
+    // With `onBoot` it is made anew for each boot.
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(0));
+    it.want("a", &format!(r#"{JOB}{{"policy": "never", "onBoot": true}}"#));
+    for boots in 1..4 {
+        it.run();
+        it.after(5.0).await;
+        assert_eq!(it.starts("a").len(), boots);
+        assert_cleared(&it, "exited", 0).await;
+        it.kill().await;
+        it.runtime.reboot();
+        it.host.reboot();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_on_exit_and_stopped_by_hand_is_kept() {
+    let mut it = Harness::with(&[("a", &format!(r#"{JOB}{{"policy": "never"}}"#))]).await;
+    it.want("a", &format!(r#"{JOB}{{"policy": "never"}}, "state": "stopped""#));
+    it.until("it stands", |it| it.items[0].phase == Phase::Stopped).await;
+    it.idle().await;
+    assert!(it.instance("a").await.has_snapshot);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_failure_of_a_cleanup_stops_the_rest_of_it_and_all_are_told() {
+    // After a run: the task cannot be deleted, and what it published goes all the same.
+    let mut it = Harness::with(&[("a", r#""ipcMode": "shareable""#)]).await;
+    it.runtime.fail_next(verb::DELETE_TASK, ErrorKind::Refused);
+    it.exit_on_start("a", Some(1));
+    it.exit("a", 1).await;
+    it.after(0.09).await;
+    let left = it.instance("a").await;
+    assert!(!left.published.directory, "{left:?}");
+    let end = left.end.unwrap();
+    assert_eq!((end.code, end.failures), (1, 1));
+    it.after(30.0).await;
+    // It was tried again, and counted once.
+    let starts = it.starts("a");
+    assert_delays(&starts[1..5], &DELAYS[1..4]);
+    let end = it.instance("a").await.end.unwrap();
+    assert_eq!(u64::from(end.failures), end.n);
+
+    // At a removal: neither object nor mounts go at first.
+    let mut it = Harness::with(&[("a", r#""ipcMode": "shareable""#), ("b", "")]).await;
+    let logs = it.log_directory().join(it.id_of("a").await.as_str());
+    std::fs::create_dir_all(&logs).unwrap();
+    it.runtime.fail_next(verb::REMOVE, ErrorKind::Refused);
+    it.remove("a");
+    it.until("a failure is told", |it| it.items.iter().any(|it| it.reason == "remove-failed"))
+        .await;
+    assert!(!logs.exists(), "the log went although the container did not");
+    it.until_gone("a").await;
+    it.idle().await;
+    assert!(it.plan().await.is_empty());
+
+    // After a failed start: both failures are in the message, the reason is that of the start.
+    let mut it = Harness::new();
+    it.want("a", r#""ipcMode": "shareable", "restart": {"policy": "never"}"#);
+    it.runtime.fail_next(verb::START_TASK, ErrorKind::Refused);
+    it.host.fail_next("unpublish", std::io::ErrorKind::ResourceBusy);
+    it.run();
+    it.until_reason("a", "start-failed").await;
+    it.idle().await;
+    let failure = it.item("a").start_failure.unwrap();
+    assert!(
+        failure.message.contains("start task") && failure.message.contains("unpublish"),
+        "{failure:?}"
+    );
+    let left = it.instance("a").await;
+    assert_eq!(
+        (left.task, left.published.directory),
+        (Task::None, false),
+        "the next pass swept it"
+    );
+
+    // After the last run: what cannot be unmounted keeps nothing else, and is swept.
+    let it = Harness::with(&[("a", &format!(r#"{JOB}{{"policy": "never"}}"#))]).await;
+    it.host.fail_next("unpublish", std::io::ErrorKind::ResourceBusy);
+    it.runtime.fail_next(verb::CLEAR, ErrorKind::Refused);
+    it.exit("a", 0).await;
+    it.after(10.0).await;
+    assert_cleared(&it, "exited", 0).await;
+}

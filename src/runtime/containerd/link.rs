@@ -12,10 +12,12 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
+use containerd_client::services::v1::version_client::VersionClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -102,10 +104,12 @@ impl Link {
     service!(diff, DiffClient);
     service!(events, EventsClient);
     service!(images, ImagesClient);
+    service!(introspection, IntrospectionClient);
     service!(leases, LeasesClient);
     service!(namespaces, NamespacesClient);
     service!(snapshots, SnapshotsClient);
     service!(tasks, TasksClient);
+    service!(version, VersionClient);
 
     /// Waits for the answer to a call, `limit` at most.
     pub(super) async fn answer<T>(

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use evenkeel::content::Digest;
 use evenkeel::observed::{Image, ImageConfig, Task};
+use evenkeel::runtime::Exec;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::workload::InstanceId;
 use oci_spec::runtime::Spec;
@@ -52,6 +53,14 @@ impl Harness for Memory {
 
     async fn exit(&self, id: &InstanceId, code: u32) {
         self.runtime.exit(id, code);
+    }
+
+    fn exec(&self) -> Exec {
+        Exec { args: vec!["sh".to_owned()], ..Exec::default() }
+    }
+
+    async fn exit_exec(&self, id: &InstanceId, key: &str, code: u32) {
+        self.runtime.exit_exec(id, key, code);
     }
 
     fn is_alive(&self, pid: u32) -> bool {

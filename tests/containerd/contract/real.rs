@@ -13,6 +13,7 @@ use containerd_client::services::v1::{
     GetContainerRequest, PauseTaskRequest, container,
 };
 use evenkeel::observed::{Image, Task};
+use evenkeel::runtime::Exec;
 use evenkeel::runtime::containerd::Containerd;
 use evenkeel::workload::InstanceId;
 use oci_spec::runtime::Spec;
@@ -49,6 +50,19 @@ impl Real {
         let mount = answer.into_inner().mounts.remove(0);
         let upper = mount.options.iter().find_map(|it| it.strip_prefix("upperdir="));
         PathBuf::from(upper.unwrap_or(&mount.source))
+    }
+}
+
+impl Real {
+    /// Writes a code for a program that waits for it.
+    async fn tell(&self, id: &InstanceId, file: &str, code: u32) {
+        let objects = super::observe(self).await;
+        let container = objects.containers.iter().find(|it| it.id == *id).unwrap();
+        let Task::Running { pid } = container.task else { panic!("{:?}", container.task) };
+        // In one piece, so that the program never reads half of it.
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        std::fs::write(root.join("code"), format!("{code}\n")).unwrap();
+        std::fs::rename(root.join("code"), root.join(file)).unwrap();
     }
 }
 
@@ -92,14 +106,17 @@ impl Harness for Real {
         tokio::time::timeout(super::SOON, listens).await.expect("the program starts");
     }
 
+    fn exec(&self) -> Exec {
+        let program = PROGRAM.split_once("; ").unwrap().1.replace("/exit", "/exec");
+        Exec { args: vec!["sh".to_owned(), "-c".to_owned(), program], ..Exec::default() }
+    }
+
+    async fn exit_exec(&self, id: &InstanceId, _: &str, code: u32) {
+        self.tell(id, "exec", code).await;
+    }
+
     async fn exit(&self, id: &InstanceId, code: u32) {
-        let objects = super::observe(self).await;
-        let container = objects.containers.iter().find(|it| it.id == *id).unwrap();
-        let Task::Running { pid } = container.task else { panic!("{:?}", container.task) };
-        // In one piece, so that the program never reads half of it.
-        let root = PathBuf::from(format!("/proc/{pid}/root"));
-        std::fs::write(root.join("code"), format!("{code}\n")).unwrap();
-        std::fs::rename(root.join("code"), root.join("exit")).unwrap();
+        self.tell(id, "exit", code).await;
     }
 
     fn is_alive(&self, pid: u32) -> bool {

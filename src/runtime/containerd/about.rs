@@ -1,0 +1,31 @@
+//! What containerd says about itself.
+
+use std::time::Duration;
+
+use containerd_client::services::v1::PluginsRequest;
+
+use super::link::{Fault, Link};
+use super::record::filter;
+
+/// Both questions are answered from memory: a containerd that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) async fn version(link: &Link) -> Result<String, Fault> {
+    Ok(link.answer(LIMIT, link.version().version(())).await?.version)
+}
+
+/// Why a plugin cannot be used, if it cannot.
+pub(super) async fn fault_of_plugin(
+    link: &Link,
+    kind: &str,
+    id: &str,
+) -> Result<Option<String>, Fault> {
+    let filters = vec![format!("{},{}", filter("type", kind), filter("id", id))];
+    let answer =
+        link.answer(LIMIT, link.introspection().plugins(PluginsRequest { filters })).await?;
+    let plugin = answer.plugins.into_iter().find(|it| it.r#type == kind && it.id == id);
+    Ok(match plugin {
+        None => Some("containerd does not have it".to_owned()),
+        Some(plugin) => plugin.init_err.map(|it| it.message),
+    })
+}

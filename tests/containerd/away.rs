@@ -1,0 +1,179 @@
+//! containerd goes away, hangs, has no room, or is another one than before: containers go on, and on its return
+//! everything is as wanted.
+
+use std::path::Path;
+
+use evenkeel::plan::Phase;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Signal;
+
+use crate::program::{Site, sleeper};
+use crate::rig::{Rig, sweep};
+use crate::safety::assert_untouched;
+
+fn start(site: &Site, n: usize) -> Vec<(String, u32)> {
+    let names: Vec<String> = (0..n).map(|it| format!("w{it}")).collect();
+    for name in &names {
+        site.write(&format!("{name}.yaml"), &sleeper(name));
+    }
+    names.into_iter().map(|name| (name.clone(), site.until_running(&name))).collect()
+}
+
+/// Waits until the status says that the runtime does not answer, and returns why.
+#[track_caller]
+fn until_unreachable(site: &Site) -> String {
+    site.until_status("an unreachable runtime", |status| {
+        (status.runtime.state == "unreachable").then(|| status.runtime.message.clone())
+    })
+}
+
+#[track_caller]
+fn until_ready(site: &Site) {
+    site.until_status("a runtime that answers", |status| {
+        (status.runtime.state == "ready").then_some(())
+    });
+}
+
+fn restarts(site: &Site, name: &str) -> u64 {
+    site.item(name).unwrap().instance.unwrap().restarts
+}
+
+#[tokio::test]
+async fn containers_outlive_a_killed_containerd_and_what_was_dropped_meanwhile_runs_after_it() {
+    let mut rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let controller = site.controller();
+    let before = start(&site, 10);
+
+    rig.kill_containerd();
+    let why = until_unreachable(&site);
+    assert!(!why.is_empty());
+    site.run(&["status"]).says(&["unreachable"]);
+    site.write("late.yaml", &sleeper("late"));
+    site.remove("w9.yaml");
+    assert!(before.iter().all(|it| sweep::is_alive(it.1)));
+
+    rig.start_containerd().await;
+    site.until_running("late");
+    site.until_gone("w9");
+    until_ready(&site);
+    assert_untouched(&site, &before[..9]);
+    assert!(before[..9].iter().all(|it| restarts(&site, &it.0) == 0));
+    site.plan_is_empty();
+
+    // Ended as its service manager would, and nothing but time passes.
+    rig.stop_containerd();
+    until_unreachable(&site);
+    rig.start_containerd().await;
+    until_ready(&site);
+    assert_untouched(&site, &before[..9]);
+    // It is told once that it went and once that it came, however often it was tried.
+    let log = controller.log();
+    assert!(log.matches("the runtime cannot be observed").count() <= 6, "{log}");
+    assert_eq!(controller.terminate(), Some(0));
+}
+
+#[tokio::test]
+async fn a_containerd_that_hangs_is_told_of_and_nothing_is_done_twice_after_it() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let controller = site.controller();
+    let before = start(&site, 2);
+    let containerd = rig.containerd_pid();
+
+    sweep::signal(containerd, Signal::STOP);
+    site.write("late.yaml", &sleeper("late"));
+    let why = until_unreachable(&site);
+    assert!(why.contains("not answered"), "{why}");
+    // Another command says what it waits for, instead of nothing.
+    let mut plan = site.command(&["plan"]);
+    plan.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+    let mut plan = plan.spawn().unwrap();
+    let mut said = std::io::BufReader::new(plan.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert!(line.contains("waiting for containerd"), "{line}");
+    plan.kill().unwrap();
+    plan.wait().unwrap();
+
+    sweep::signal(containerd, Signal::CONT);
+    site.until_running("late");
+    until_ready(&site);
+    assert_untouched(&site, &before);
+    assert_eq!(controller.terminate(), Some(0));
+    site.plan_is_empty();
+}
+
+#[tokio::test]
+async fn a_containerd_without_room_fails_the_new_and_leaves_the_others() {
+    let mut rig = Rig::start().await;
+    rig.stop_containerd();
+    let root = rig.dir().join("containerd-root");
+    rustix::mount::mount("tmpfs", &root, "tmpfs", MountFlags::empty(), Some(c"size=48m")).unwrap();
+    rig.start_containerd().await;
+    let site = Site::of(&rig);
+    let controller = site.controller();
+    let before = start(&site, 2);
+
+    let ballast = root.join("ballast");
+    fill(&ballast);
+    site.write("late.yaml", &sleeper("late"));
+    let message = site.until("late", |item| {
+        let item = item.filter(|it| it.phase == Phase::BackingOff)?;
+        (!item.message.is_empty()).then(|| item.message.clone())
+    });
+    assert!(message.contains("no space left"), "{message}");
+    assert_untouched(&site, &before);
+
+    std::fs::remove_file(&ballast).unwrap();
+    site.until_running("late");
+    assert_untouched(&site, &before);
+    site.run(&["status"]).exits(0);
+    assert_eq!(controller.terminate(), Some(0));
+    site.run(&["down"]).exits(0);
+    rig.stop_containerd();
+    rustix::mount::unmount(&root, UnmountFlags::DETACH).unwrap();
+}
+
+/// Until there is not a byte left, also not behind what others give back meanwhile.
+fn fill(path: &Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path).unwrap();
+    for size in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+}
+
+/// A containerd that has lost everything, at the same address, while what the one before it started still runs.
+#[tokio::test]
+async fn nothing_runs_twice_under_a_containerd_that_has_forgotten_everything() {
+    let mut rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let controller = site.controller();
+    let before = start(&site, 2);
+
+    rig.kill_containerd();
+    until_unreachable(&site);
+    for directory in ["containerd-root", "containerd-state"] {
+        let directory = rig.dir().join(directory);
+        for mount in sweep::mounts_below(&directory).iter().rev() {
+            rustix::mount::unmount(mount, UnmountFlags::DETACH).unwrap();
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+    rig.start_containerd().await;
+    until_ready(&site);
+    // The names of instances are the same, and so is the place of runc's state: what still runs is found, ended and
+    // started anew instead of a second time.
+    for (name, old) in &before {
+        site.until(name, |item| {
+            let pid = item.filter(|it| it.phase == Phase::Running)?.instance.as_ref()?.pid?;
+            (pid != *old).then_some(())
+        });
+        assert!(!sweep::is_alive(*old), "{name} runs twice");
+    }
+    let is_program = |it: &sweep::Process| it.arguments.first().is_some_and(|it| it == "sleep");
+    let programs = sweep::processes_of(rig.dir()).into_iter().filter(is_program).count();
+    assert_eq!(programs, before.len());
+    assert_eq!(controller.terminate(), Some(0));
+}

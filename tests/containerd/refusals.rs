@@ -1,0 +1,162 @@
+//! What runc says for real about starts that fail, and what is made of it: the measured part of `tests/refusals.txt`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use evenkeel::desired::{Origin, Source};
+use evenkeel::refusal;
+use evenkeel::runtime::{LogTarget, NewInstance, Runtime as _, Update};
+use evenkeel::workload::{InstanceId, IpcDefaults, Workload};
+use serde_json::{Value, json};
+
+use crate::rig::{Engine, Rig};
+
+/// A start that fails: what it is called, what is different from a good spec, and what comes of it.
+struct Row {
+    name: &'static str,
+    args: Value,
+    mounts: Vec<Value>,
+    /// JSON pointers into the spec, and what is put there.
+    changes: Vec<(&'static str, Value)>,
+    code: u32,
+    reason: &'static str,
+    /// The text has this part: it is the situation that is meant.
+    says: &'static str,
+}
+
+fn row(
+    name: &'static str,
+    args: &[&str],
+    code: u32,
+    reason: &'static str,
+    says: &'static str,
+) -> Row {
+    Row { name, args: json!(args), mounts: Vec::new(), changes: Vec::new(), code, reason, says }
+}
+
+fn bind(source: &Path, target: &str) -> Value {
+    json!({ "destination": target, "type": "bind", "source": source, "options": ["rbind"] })
+}
+
+/// Every situation of the table, in directories of a test.
+fn rows(directory: &Path) -> Vec<Row> {
+    // Names that say what is not so must not confuse anybody.
+    let nasty = directory.join("exec: \"x\": not a directory: permission denied");
+    let (file, missing) = (directory.join("a file"), directory.join("nowhere: not a directory"));
+    let gone = directory.join("permission denied: not a directory");
+    fs::create_dir(&nasty).unwrap();
+    fs::write(&file, "").unwrap();
+    let sleep = ["sleep", "60"];
+    let mut on_file =
+        row("directory-on-file", &sleep, 127, "mount-type-mismatch", "not a directory");
+    on_file.mounts = vec![bind(&nasty, "/bin/busybox")];
+    let mut on_directory =
+        row("file-on-directory", &sleep, 127, "mount-type-mismatch", "not a directory");
+    on_directory.mounts = vec![bind(&file, "/bin")];
+    let mut no_source =
+        row("no-source", &sleep, 128, "mount-source-missing", "no such file or directory");
+    no_source.mounts = vec![bind(&missing, "/mnt")];
+    let mut no_donor = row("no-donor", &sleep, 128, "donor-vanished", "namespace path");
+    no_donor.changes = vec![("/linux/namespaces/1/path", json!(gone))];
+    let mut in_nasty = row(
+        "nasty-and-not-executable",
+        &["/nasty/data"],
+        126,
+        "command-not-executable",
+        "permission denied",
+    );
+    fs::write(nasty.join("data"), "").unwrap();
+    in_nasty.mounts = vec![bind(&nasty, "/nasty")];
+    let mut working = row("working-directory", &sleep, 128, "working-directory-failed", "mkdir");
+    working.changes = vec![("/process/cwd", json!("/bin/busybox"))];
+    let mut sysctl = row("sysctl", &sleep, 128, "spec-rejected", "sysctl");
+    sysctl.changes = vec![("/linux/sysctl", json!({ "vm.swappiness": "1" }))];
+    vec![
+        row("not-in-path", &["nosuch"], 127, "command-not-found", "executable file not found"),
+        row("no-such-path", &["/bin/nosuch"], 127, "command-not-found", "stat /bin/nosuch"),
+        row("a-directory", &["/etc"], 126, "command-not-executable", "\"/etc\""),
+        row("no-x-bit", &["/etc/passwd"], 126, "command-not-executable", "\"/etc/passwd\""),
+        row(
+            "nasty-and-missing",
+            &["/permission denied"],
+            127,
+            "command-not-found",
+            "permission denied",
+        ),
+        on_file,
+        on_directory,
+        no_source,
+        no_donor,
+        in_nasty,
+        working,
+        sysctl,
+    ]
+}
+
+fn spec(rig: &Rig, id: &InstanceId, row: &Row) -> Value {
+    let mount =
+        |target: &str, kind: &str| json!({ "destination": target, "type": kind, "source": kind });
+    let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|it| json!({ "type": it }));
+    let mut mounts = vec![mount("/proc", "proc"), mount("/dev", "tmpfs")];
+    mounts.extend(row.mounts.clone());
+    let mut spec = json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "rootfs" },
+        "process": {
+            "cwd": "/",
+            "user": { "uid": 0, "gid": 0 },
+            "env": ["PATH=/bin"],
+            "args": row.args,
+        },
+        "mounts": mounts,
+        "linux": { "namespaces": namespaces, "cgroupsPath": format!("{}/{id}", rig.cgroup_parent()) },
+    });
+    for (pointer, value) in &row.changes {
+        let (parent, field) = pointer.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[field] = value.clone();
+    }
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d15_what_runc_says_about_a_failed_start_gives_its_reason_and_code() {
+    for engine in Engine::all() {
+        let rig = Rig::start_on(&engine).await;
+        let image = rig.load_image().await;
+        let client = rig.client();
+        for row in rows(&rig.dir().join("")) {
+            let workload = json!({ "name": row.name, "spec": { "image": "busybox" } });
+            let workload: Workload = serde_json::from_value(workload).unwrap();
+            let revision = workload.revision(&image.digest);
+            let instance = NewInstance {
+                id: InstanceId::new(&workload.name, &revision),
+                revision,
+                origin: Origin {
+                    source: Source::new(Path::new("/"), Path::new("/manifests")),
+                    file: PathBuf::from("a.yaml"),
+                    document: 0,
+                },
+                workload,
+                defaults: IpcDefaults::default(),
+                image: image.clone(),
+            };
+            let id = &instance.id;
+            client.lease("evenkeel-test").await.unwrap();
+            client.prepare_snapshot("evenkeel-test", &instance).await.unwrap();
+            client.create("evenkeel-test", &instance).await.unwrap();
+            client.remove_lease("evenkeel-test").await.unwrap();
+            let spec = serde_json::from_value(spec(&rig, id, &row)).unwrap();
+            let update = Update { spec: Some(Box::new(spec)), ..Update::default() };
+            client.update(id, &update).await.unwrap();
+            let error = client.create_task(id, &LogTarget::None).await.expect_err(row.name);
+            let text = error.cause.as_ref().unwrap().to_string();
+            println!("{engine} {}: {text}", row.name);
+            let found = refusal::classify(&text);
+            assert_eq!((found.name, found.code), (row.reason, row.code), "{engine}: {text}");
+            assert!(text.contains(row.says), "{}: {text}", row.name);
+            client.delete_task(id).await.unwrap();
+            client.remove(id).await.unwrap();
+        }
+        rig.assert_clean();
+    }
+}
