@@ -425,7 +425,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         if let Some(size) = start.publish {
             // What a run before may have left goes first: each run begins with an empty one.
             self.on_host(start.id.clone(), move |host, id| {
-                host.unpublish(&id)?;
+                if host.observe(&Ask::default())?.published.contains_key(&id) {
+                    host.unpublish(&id)?;
+                }
                 host.publish_shm(&id, size)
             })
             .await?;
