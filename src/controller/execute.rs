@@ -18,7 +18,8 @@ use crate::observed::{
     EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task,
 };
 use crate::plan::{
-    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
+    Action, ExpectNamespace, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step,
+    StopInstance, accept,
 };
 use crate::refusal::{self, Reason};
 use crate::rundir::RunDirectory;
@@ -31,6 +32,9 @@ pub const CONCURRENCY: usize = 8;
 
 /// How long a process may take to die after SIGKILL, at each of the three ways of sending it.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a joiner's start waits for the news that its donor has ended. One that has ended says so at once.
+const DONOR_LOOK: Duration = Duration::from_millis(10);
 
 /// How long the question may take whether something has ended.
 const LOOK: Duration = Duration::from_secs(1);
@@ -148,6 +152,8 @@ pub enum Error {
     Archive(#[from] crate::image::ArchiveProblem),
     #[error("failed to start `{id}`: {}", mismatch.message)]
     Mismatch { id: InstanceId, mismatch: Mismatch },
+    #[error("failed to start `{id}`: its donor `{donor}` has just ended")]
+    DonorEnded { id: InstanceId, donor: InstanceId },
     #[error("failed to end `{id}`: its process takes its time, and `stop.timeout` allows it")]
     StillRuns { id: InstanceId },
     #[error("failed to end `{id}`: its process is still there after SIGKILL")]
@@ -394,10 +400,15 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             // Nothing is known about it: it may run by now, or may even have ended. The next pass looks again.
             return Err(error);
         }
+        let is_own = !matches!(error, Error::DonorEnded { .. });
         let error = match self.undo_start(start).await {
             failures if failures.is_empty() => error,
             failures => Error::NotTakenBack { start: Box::new(error), failures },
         };
+        if !is_own {
+            // Its donor's failure: it waits for it.
+            return Err(error);
+        }
         match name {
             Some(name) if self.record_failed_start(name, start, &error).await => {
                 Err(Error::Counted(Box::new(error)))
@@ -412,7 +423,14 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             self.boundary("start/directory").await;
         }
         if let Some(size) = start.publish {
-            self.on_host(start.id.clone(), move |host, id| host.publish_shm(&id, size)).await?;
+            // What a run before may have left goes first: each run begins with an empty one.
+            self.on_host(start.id.clone(), move |host, id| {
+                if host.observe(&Ask::default())?.published.contains_key(&id) {
+                    host.unpublish(&id)?;
+                }
+                host.publish_shm(&id, size)
+            })
+            .await?;
             self.boundary("start/shm").await;
         }
         let update = Update {
@@ -437,6 +455,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             self.on_host(start.id.clone(), move |host, id| host.publish_namespace(&id, pid))
                 .await?;
             self.boundary("start/namespace").await;
+        }
+        if let ExpectNamespace::Of(donor) = &start.expect.namespace {
+            self.look_at_donor(start, donor).await?;
         }
         self.look(start, pid).await?;
         // Written before the start, so that a run can never be taken for one that did not happen.
@@ -468,6 +489,17 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             facts.published.get(id).map_or((None, None), |it| (it.ns_inode, it.shm))
         })
         .map_err(|mismatch| Error::Mismatch { id: start.id.clone(), mismatch })
+    }
+
+    /// A donor that has ended since the plan was made still publishes for a moment, what nobody else will ever join.
+    async fn look_at_donor(&self, start: &Start, donor: &InstanceId) -> Result<(), Error> {
+        match self.runtime.wait(donor, DONOR_LOOK).await {
+            Ok(None) => Ok(()),
+            Err(error) if error.is_unreachable() => Err(error.into()),
+            Ok(Some(_)) | Err(_) => {
+                Err(Error::DonorEnded { id: start.id.clone(), donor: donor.clone() })
+            }
+        }
     }
 
     /// Takes back what a failed start has made, and returns what could not be. That is seen, and swept, by the next
@@ -762,6 +794,7 @@ impl Error {
     pub fn classify(&self) -> Reason {
         match self {
             Self::Mismatch { mismatch, .. } => refusal::of(mismatch.reason),
+            Self::DonorEnded { .. } => refusal::of("donor-vanished"),
             Self::Runtime(error) if error.kind == ErrorKind::Missing => {
                 refusal::of("instance-missing")
             }

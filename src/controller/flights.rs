@@ -287,6 +287,7 @@ impl Trouble {
     fn of(step: &Step, error: &Error) -> Self {
         let reason = match &step.action {
             _ if error.is_unreachable() => "runtime-not-answering",
+            _ if matches!(error, Error::DonorEnded { .. }) => "donor-vanished",
             Action::Import { .. } => "image-import-failed",
             Action::Prepare(_) => "prepare-failed",
             Action::Update(_) => "update-failed",

@@ -47,7 +47,7 @@ const SHM: &str = "/dev/shm";
 const HOST_IPC: u64 = 4_026_531_839;
 const HOST_SHM: u64 = 25;
 const HOST_DISK: u64 = 65_024;
-/// The namespace that a process makes is this plus its pid.
+/// The namespaces that processes make are counted from here: one outlives its process while somebody else is in it.
 const OWN_IPC: u64 = 4_026_540_000;
 /// The tmpfs that a process's own runtime mounts is this plus its pid.
 const OWN_SHM: u64 = 1_000_000;
@@ -67,6 +67,7 @@ struct State {
     boot: u64,
     published: BTreeMap<InstanceId, Entry>,
     next_device: u64,
+    namespaces: u64,
     paths: BTreeMap<PathBuf, FileKind>,
     // What a process saw when it was first looked at. A path names something else once its donor runs anew, but who
     // has joined stays where it is.
@@ -107,6 +108,7 @@ impl MemoryHost {
             boot: 1,
             published: BTreeMap::new(),
             next_device: FIRST_PUBLISHED,
+            namespaces: 0,
             paths: BTreeMap::new(),
             views: BTreeMap::new(),
             killed: BTreeSet::new(),
@@ -220,7 +222,10 @@ impl MemoryHost {
             return Some(*view);
         }
         let ipc_ns = match &process.ipc {
-            ProcessIpc::Own => OWN_IPC + u64::from(pid),
+            ProcessIpc::Own => {
+                state.namespaces += 1;
+                OWN_IPC + state.namespaces
+            }
             ProcessIpc::Host => HOST_IPC,
             // A real runtime refuses a path where nothing is pinned. Where it does not, the host's is the worst case.
             ProcessIpc::Path(path) => {

@@ -424,29 +424,31 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Donors before joiners, otherwise by name.
+    /// Donors before joiners, otherwise by name. While what is wanted cannot start, a workload goes on as it is, so
+    /// what it was last applied with counts too.
     fn order(&self) -> Vec<Name> {
-        let mut done = BTreeSet::new();
+        let donors = |name: &Name| {
+            let case = self.cases.get(name);
+            let of = |it: &Workload| it.spec.ipc_mode.as_ref()?.donor().cloned();
+            let wanted = case.and_then(Self::effective).and_then(|it| of(&it));
+            let applied = case.and_then(|it| it.current?.workload.as_deref()).and_then(of);
+            // The last one is looked at first.
+            [applied, wanted].into_iter().flatten()
+        };
+        let mut seen = BTreeSet::new();
         let mut order = Vec::new();
         for name in self.cases.keys() {
-            // Walks up the chain first; a cycle, which no valid manifest has, ends at a name seen before.
-            let mut chain = vec![name.clone()];
-            while let Some(donor) = chain
-                .last()
-                .and_then(|it| Self::effective(self.cases.get(it)?))
-                .and_then(|it| it.spec.ipc_mode.as_ref()?.donor().cloned())
-            {
-                if chain.contains(&donor)
-                    || done.contains(&donor)
-                    || !self.cases.contains_key(&donor)
-                {
-                    break;
-                }
-                chain.push(donor);
-            }
-            for name in chain.into_iter().rev() {
-                if done.insert(name.clone()) {
+            // What has been entered is written down after its donors. A circle, which only what is wanted and what
+            // was applied can make together, ends at a name seen before.
+            let mut stack = vec![(name.clone(), false)];
+            while let Some((name, entered)) = stack.pop() {
+                if entered {
                     order.push(name);
+                } else if seen.insert(name.clone()) {
+                    let before = donors(&name).filter(|it| self.cases.contains_key(it));
+                    let before: Vec<Name> = before.collect();
+                    stack.push((name, true));
+                    stack.extend(before.into_iter().map(|it| (it, false)));
                 }
             }
         }

@@ -58,6 +58,8 @@ struct State {
     calls: Vec<(Instant, String)>,
     looks: usize,
     next_pid: u32,
+    /// A pid that is free is used again at once, as a busy box may do it.
+    reuses_pids: bool,
     /// Seconds of a clock that moves with each end of a task.
     clock: i64,
 }
@@ -106,6 +108,7 @@ impl Default for MemoryRuntime {
             calls: Vec::new(),
             looks: 0,
             next_pid: FIRST_PID,
+            reuses_pids: false,
             clock: 946_684_800,
         };
         Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0) }
@@ -175,6 +178,11 @@ impl MemoryRuntime {
                 it.task = Task::Paused { pid };
             }
         });
+    }
+
+    /// From now on the pid of a process that has ended is that of the next one.
+    pub fn reuse_pids(&self) {
+        self.state().reuses_pids = true;
     }
 
     /// Lets a task's shim hang, or answer again.
@@ -353,6 +361,24 @@ impl State {
         if let Some(end) = self.execs.get_mut(&(id.clone(), key.to_owned())) {
             end.get_or_insert(code);
         }
+    }
+
+    fn new_pid(&mut self) -> u32 {
+        let is_used = |pid| {
+            self.tasks.values().any(|it| match it.task {
+                Task::Created { pid: used }
+                | Task::Running { pid: used }
+                | Task::Paused { pid: used } => used == pid,
+                Task::None | Task::Stopped { .. } | Task::Unknown => false,
+            })
+        };
+        if self.reuses_pids
+            && let Some(free) = (FIRST_PID..self.next_pid).find(|pid| !is_used(*pid))
+        {
+            return free;
+        }
+        self.next_pid += 1;
+        self.next_pid - 1
     }
 
     fn task(&self, id: &InstanceId) -> Task {
@@ -579,8 +605,7 @@ impl Runtime for MemoryRuntime {
             if !state.snapshots.contains_key(id.as_str()) {
                 return Err(Refusal(ErrorKind::Missing, "it has no snapshot"));
             }
-            let pid = state.next_pid;
-            state.next_pid += 1;
+            let pid = state.new_pid();
             let task = Task::Created { pid };
             let running =
                 Running { task, spec: spec.unwrap_or_default(), name, hung: false, pending: None };

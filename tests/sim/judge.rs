@@ -3,13 +3,13 @@
 //! Knows nothing of plans. Where an effect may come of a look that was made a moment ago, everything counts that was
 //! true since the work began of which it is a part.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use evenkeel::backoff::{Delays, RESET_AFTER};
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::host::{Ask, Host as _};
-use evenkeel::observed::{STOPPED, Task, View};
+use evenkeel::observed::{EXIT_UNKNOWN, STOPPED, Task, View};
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
 use evenkeel::workload::{InstanceId, IpcMode, RestartPolicy};
@@ -22,6 +22,9 @@ const REMOVE_AFTER: Duration = Duration::from_secs(2);
 const LATEST: Duration = Duration::from_mins(1);
 const TRIAL: Duration = Duration::from_secs(10);
 const PRUNE_WINDOW: Duration = Duration::from_mins(10);
+
+/// Times of work that are remembered; longer than any work goes on without a pause.
+const SPANS: usize = 500;
 
 /// One scan, as the rules understand it.
 #[derive(Debug, Clone)]
@@ -72,12 +75,16 @@ pub(crate) struct Judge {
     approved: BTreeSet<InstanceId>,
     foreign: BTreeSet<InstanceId>,
     hung: BTreeSet<InstanceId>,
+    pids: BTreeSet<u32>,
+    /// Digests that each image ever had: what was prepared from one that is gone is still prepared.
+    digests: BTreeMap<String, BTreeSet<String>>,
     leases: BTreeMap<String, u64>,
     controller: u64,
     /// Calls under way: those that concern everybody, and those that concern one workload.
     active: BTreeMap<Option<String>, usize>,
-    idle_since: BTreeMap<Option<String>, Instant>,
     busy_since: BTreeMap<Option<String>, Instant>,
+    /// Times of work that is over, the last at the end.
+    spans: VecDeque<(Instant, Instant)>,
     pub(crate) verdict: Option<String>,
     /// How often each rule was looked at.
     pub(crate) checks: BTreeMap<&'static str, u64>,
@@ -104,8 +111,30 @@ fn find<'a>(objects: &'a Objects, id: &str) -> Option<&'a Container> {
 fn donor_of(container: &Container) -> Option<&str> {
     match container.workload.as_ref()?.spec.ipc_mode.as_ref()? {
         IpcMode::Container(name) => Some(name.as_str()),
-        _ => None,
+        IpcMode::None | IpcMode::Private | IpcMode::Shareable | IpcMode::Host => None,
     }
+}
+
+/// A donor and whom it joins itself: what joins a joiner gets what the first of the chain has.
+fn chain(donor: &str, objects: &Objects) -> Vec<String> {
+    let mut chain = vec![donor.to_owned()];
+    while let Some(next) = objects
+        .containers
+        .iter()
+        .filter(|it| chain.last().is_some_and(|last| it.name.as_str() == last))
+        .find_map(donor_of)
+        .filter(|next| !chain.iter().any(|it| it == next))
+    {
+        chain.push(next.to_owned());
+    }
+    chain
+}
+
+/// Of several instances of a workload the one that lives, or ran last.
+fn stands_for_its_workload(container: &Container, objects: &Objects) -> bool {
+    let last = |it: &Container| (is_live(&it.task), it.run.as_ref().map(|run| run.at));
+    let mut others = objects.containers.iter().filter(|it| it.name == container.name);
+    others.all(|it| last(it) <= last(container))
 }
 
 fn is_live(task: &Task) -> bool {
@@ -176,7 +205,7 @@ impl Judge {
         self.believed_device = None;
         self.good_since = None;
         self.active.clear();
-        self.idle_since.clear();
+        self.spans.clear();
         self.busy_since.clear();
     }
 
@@ -220,6 +249,11 @@ impl Judge {
         }
     }
 
+    /// All that were ever used.
+    pub(crate) fn pids(&self) -> BTreeSet<u32> {
+        self.pids.clone()
+    }
+
     /// Whether somebody else's container has an ID of this workload.
     pub(crate) fn is_in_the_way(&self, name: &str) -> bool {
         let stem = name.parse().map(|name| InstanceId::stem_of(&name));
@@ -231,18 +265,22 @@ impl Judge {
     pub(crate) fn begin(&mut self, verb: &str, subject: &str, at: Instant) -> Option<String> {
         let of = (verb == verb::WAIT).then(|| subject.to_owned());
         let active = self.active.entry(of.clone()).or_default();
-        if *active == 0 && self.idle_since.get(&of) != Some(&at) {
+        if *active == 0 {
             self.busy_since.insert(of.clone(), at);
         }
         *active += 1;
         of
     }
 
-    pub(crate) fn end(&mut self, of: &Option<String>, at: Instant) {
-        if let Some(active) = self.active.get_mut(of) {
+    pub(crate) fn end(&mut self, of: Option<&String>, at: Instant) {
+        let of = of.cloned();
+        if let Some(active) = self.active.get_mut(&of) {
             *active = active.saturating_sub(1);
             if *active == 0 {
-                self.idle_since.insert(of.clone(), at);
+                self.spans.extend(self.busy_since.remove(&of).map(|from| (from, at)));
+                if self.spans.len() > SPANS {
+                    self.spans.pop_front();
+                }
             }
         }
     }
@@ -250,15 +288,9 @@ impl Judge {
     /// Since when the work goes on that an effect now may be a part of.
     fn since(&self, at: Instant) -> Instant {
         // What waits for a process to end may hold up what depends on it.
-        let mut since = self.busy_since.get(&None).copied().unwrap_or(at);
-        let spans: Vec<(Instant, Instant)> = self
-            .busy_since
-            .iter()
-            .map(|(of, from)| {
-                let busy = self.active.get(of).is_some_and(|it| *it > 0);
-                (*from, if busy { at } else { self.idle_since.get(of).copied().unwrap_or(at) })
-            })
-            .collect();
+        let mut since = at;
+        let open = self.busy_since.values().map(|from| (*from, at));
+        let spans: Vec<(Instant, Instant)> = self.spans.iter().copied().chain(open).collect();
         // Spans that touch are one.
         loop {
             let earlier = spans
@@ -329,15 +361,18 @@ impl Judge {
                 Said::Valid(doc) if doc.field("state") == "stopped" => reason = true,
                 Said::Valid(doc) if doc.field("state") == "absent" => reason = true,
                 Said::Valid(doc) => {
-                    let Some(wanted) = self.wanted_id(doc, runtime) else { continue };
-                    if wanted == container.id {
+                    let wanted = Self::wanted_id(doc, runtime);
+                    if wanted.as_ref() == Some(&container.id) {
                         continue;
                     }
-                    let ready = find(&objects, wanted.as_str()).is_some_and(|it| it.has_snapshot);
-                    if ready {
+                    let is_ready = |id: &InstanceId| {
+                        *id != container.id
+                            && find(&objects, id.as_str()).is_some_and(|it| it.has_snapshot)
+                    };
+                    if self.ever_wanted(doc).iter().any(is_ready) {
                         reason = true;
                     } else {
-                        unprepared = Some(wanted);
+                        unprepared = wanted;
                     }
                 }
                 Said::Invalid => {}
@@ -367,30 +402,41 @@ impl Judge {
         at: Instant,
     ) -> bool {
         let Some(donor) = donor_of(container) else { return false };
-        let view = |pid| host.view(pid).ok().flatten();
+        let chain = chain(donor, objects);
+        let view = |pid| host.view(pid).ok().flatten().map(key);
         let mine = container.task.pid().and_then(view);
         let theirs = objects
             .containers
             .iter()
-            .filter(|it| it.name.as_str() == donor)
-            .find_map(|it| it.task.pid())
-            .and_then(view);
+            .filter(|it| chain.iter().any(|name| it.name.as_str() == name))
+            .filter_map(|it| view(it.task.pid()?));
         let since = self.since(at);
         let began = self
             .runs
             .values()
             .flatten()
-            .any(|it| it.name == donor && it.started.is_some_and(|it| it >= since));
-        began || (mine.is_some() && theirs.is_some() && mine.map(key) != theirs.map(key))
+            .any(|it| chain.contains(&it.name) && it.started.is_some_and(|it| it >= since));
+        began || mine.is_some_and(|mine| theirs.into_iter().any(|it| it != mine))
     }
 
-    fn wanted_id(&self, doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
+    fn wanted_id(doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
         let workload = doc.workload()?;
         let name = workload.spec.image.full();
         let asked = BTreeSet::from([name.clone()]);
         let images = now(runtime.observe(&asked)).ok()?.images;
         let revision = workload.revision(&images.get(&name)?.digest);
         Some(InstanceId::new(&workload.name, &revision))
+    }
+
+    /// What it may mean by any image of that name.
+    fn ever_wanted(&self, doc: &crate::script::Doc) -> Vec<InstanceId> {
+        let Some(workload) = doc.workload() else { return Vec::new() };
+        let digests = self.digests.get(&workload.spec.image.full()).into_iter().flatten();
+        digests.map(|it| InstanceId::new(&workload.name, &workload.revision(it))).collect()
+    }
+
+    pub(crate) fn image(&mut self, image: &evenkeel::observed::Image) {
+        self.digests.entry(image.name.clone()).or_default().insert(image.digest.clone());
     }
 
     /// Whether an absence is believable.
@@ -421,7 +467,12 @@ impl Judge {
             .filter(|it| it.name == name && it.id != container.id)
             .collect();
         let window = self.window(at);
-        if others.iter().any(|it| it.run.is_some()) {
+        // What is made anew under this ID begins anew, if something else ran meanwhile.
+        if self.failures.get(name.as_str()).is_some_and(|it| it.id == container.id) {
+            self.failures.remove(name.as_str());
+        }
+        // Of several that were only prepared one is enough.
+        if others.iter().any(|it| it.run.is_some() || container.run.is_none()) {
             self.runs.remove(&container.id);
             return;
         }
@@ -433,7 +484,7 @@ impl Judge {
                 Said::Valid(doc) if doc.field("state") == "absent" => wanted_gone = true,
                 Said::Valid(doc) => {
                     superseded |= container.run.is_none()
-                        && self.wanted_id(doc, runtime).is_none_or(|it| it != container.id);
+                        && Self::wanted_id(doc, runtime).is_none_or(|it| it != container.id);
                 }
                 Said::Invalid => {}
                 Said::Nothing => absent |= self.may_go(seen, container, at),
@@ -450,7 +501,7 @@ impl Judge {
             .containers
             .iter()
             .filter(|it| it.name != name && donor_of(it) == Some(name.as_str()))
-            .filter(|it| !self.hung.contains(&it.id))
+            .filter(|it| !self.hung.contains(&it.id) && stands_for_its_workload(it, &objects))
             .filter(|it| {
                 // One that is to join something else, or nothing, does not count.
                 !window.iter().any(|seen| match seen.truth.said(it.name.as_str()) {
@@ -492,6 +543,9 @@ impl Judge {
         let Some(container) = find(&objects, subject) else { return };
         self.alone(container, &objects);
         let name = container.name.as_str();
+        if self.failures.get(name).is_some_and(|it| it.id != container.id) {
+            self.failures.remove(name);
+        }
         if let Some(failures) = self.failures.get(name).filter(|it| it.id == container.id).cloned()
         {
             let due = failures.at + Delays::default().after(failures.count);
@@ -507,13 +561,14 @@ impl Judge {
         let Some(last) = self.runs.get(&container.id).and_then(|it| it.last()).cloned() else {
             return;
         };
-        let (Some(started), Some(ended)) = (last.started, last.ended) else { return };
+        let (Some(_), Some(ended)) = (last.started, last.ended) else { return };
         if last.stopped {
             return;
         }
         let noticed = last.noticed.unwrap_or(at);
         let before = self.failures.get(name).filter(|it| it.id == container.id);
-        let long = noticed.duration_since(started) >= RESET_AFTER;
+        // The run is noted before it begins, and a call may take its time.
+        let long = noticed.duration_since(last.created) >= RESET_AFTER;
         let count = if long { 1 } else { before.map_or(0, |it| it.count) + 1 };
         // Counted by `started`; the note of the next run makes it lasting.
         let due = ended + Delays::default().after(count);
@@ -589,8 +644,9 @@ impl Judge {
             self.runs.get(&container.id).and_then(|it| it.last()).map_or(at, |it| it.created);
         match workload.spec.ipc(&container.defaults).mode {
             IpcMode::Container(donor) => {
+                let chain = chain(donor.as_str(), &objects);
                 let shared = self.runs.values().flatten().any(|it| {
-                    it.name == donor.as_str()
+                    chain.contains(&it.name)
                         && it.started.is_some()
                         && it.ended.is_none_or(|it| it >= created)
                         && it.view.map(key) == Some(key(view))
@@ -602,16 +658,29 @@ impl Judge {
             IpcMode::Host => {}
             IpcMode::None | IpcMode::Private | IpcMode::Shareable => {
                 let of_host = hosts.is_some_and(|it| it.0 == view.ipc_ns);
+                // Numbers of namespaces and of what a process mounts itself are used again, those of what is
+                // published are not.
+                let publishes = workload.spec.ipc(&container.defaults).is_joinable();
                 let used = self.runs.values().flatten().any(|it| {
-                    it.view.is_some_and(|other| {
-                        other.ipc_ns == view.ipc_ns || (view.shm.is_some() && other.shm == view.shm)
-                    }) && it.started.is_some()
+                    it.started.is_some()
+                        && it.view.is_some_and(|other| {
+                            let of_living = it.ended.is_none();
+                            (of_living && other.ipc_ns == view.ipc_ns)
+                                || ((of_living || publishes)
+                                    && view.shm.is_some()
+                                    && other.shm == view.shm)
+                        })
                 });
                 self.check("fresh-and-own", !of_host && !used, || {
                     format!("{subject} starts with what somebody else has or had: {view:?}")
                 });
             }
         }
+    }
+
+    /// A call did not do what it was to do, or did not say so.
+    pub(crate) fn failed(&mut self, subject: &str) {
+        self.leases.retain(|lease, _| !lease.ends_with(subject));
     }
 
     pub(crate) fn after(
@@ -631,6 +700,7 @@ impl Judge {
                 let objects = objects(runtime);
                 let Some(container) = find(&objects, subject) else { return };
                 let Task::Created { pid } = container.task else { return };
+                self.pids.insert(pid);
                 let run = Run {
                     name: container.name.as_str().to_owned(),
                     created: at,
@@ -658,7 +728,7 @@ impl Judge {
                     run.code = Some(code);
                 }
             }
-            verb::KILL if done => {
+            verb::KILL | verb::RESUME_TASK | verb::WAIT | verb::DELETE_TASK if done => {
                 let objects = objects(runtime);
                 let Some(container) = find(&objects, subject) else { return };
                 if matches!(container.task, Task::Stopped { .. } | Task::None)
@@ -679,6 +749,9 @@ impl Judge {
         {
             run.noticed = Some(at);
             run.stopped |= end.reason == STOPPED;
+            if end.reason == EXIT_UNKNOWN {
+                run.code = None;
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use evenkeel::host::Host as _;
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::observed::Task;
 use evenkeel::runtime::memory::MemoryRuntime;
@@ -76,7 +77,7 @@ struct Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.world.state().judge.end(&self.of, Instant::now());
+        self.world.state().judge.end(self.of.as_ref(), Instant::now());
     }
 }
 
@@ -149,6 +150,14 @@ impl Shared {
         state.kill_at_call = None;
     }
 
+    /// A pid may be another process's from now on: the host looks at it anew.
+    fn forget_dead_processes(&self) {
+        let used = self.state().judge.pids();
+        for pid in used {
+            self.host.view(pid).ok();
+        }
+    }
+
     pub(crate) fn note(&self, what: &str) {
         let ms = self.begun.elapsed().as_millis();
         self.state().trace.push(format!("{ms:>8} {what}"));
@@ -206,10 +215,12 @@ impl SimRuntime {
         self.live().await;
         let unreachable = || *self.world.unreachable.borrow();
         if unreachable() {
+            self.world.judge(|it| it.failed(subject));
             return Err(error(ErrorKind::Unreachable));
         }
         if let Some((_, When::Before, refused)) = failure {
             self.world.note(&format!("  {operation} {subject} fails"));
+            self.world.judge(|it| it.failed(subject));
             let kind = if refused { ErrorKind::Refused } else { ErrorKind::Unreachable };
             return Err(error(kind));
         }
@@ -254,6 +265,7 @@ impl SimRuntime {
         tokio::time::sleep(Duration::from_millis(after)).await;
         self.live().await;
         if unreachable() || failure.is_some() {
+            self.world.judge(|it| it.failed(subject));
             return Err(error(ErrorKind::Unreachable));
         }
         result
@@ -305,6 +317,7 @@ impl Runtime for SimRuntime {
 
     async fn create_task(&self, id: &InstanceId, log: &LogTarget) -> Result<u32, Error> {
         let create = async {
+            self.world.forget_dead_processes();
             let pid = self.world.memory.create_task(id, log).await?;
             if let LogTarget::Files { directory, .. } = log {
                 std::fs::create_dir_all(directory).expect("a directory can be made");

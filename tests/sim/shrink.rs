@@ -4,7 +4,7 @@ use crate::script::{Script, Step};
 use crate::world::{Played, play};
 
 /// Scripts that are tried at most; each takes milliseconds.
-const TRIES: usize = 3_000;
+const TRIES: usize = 1_000;
 
 /// Leaves out steps, many at a time and then one by one, as long as the same rule is broken; then shortens waits.
 pub(crate) fn shrink(script: &Script, verdict: &str) -> (Script, Played) {

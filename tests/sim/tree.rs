@@ -159,6 +159,7 @@ impl Tree {
         let mut truth = Truth { device: self.device, ..Truth::default() };
         if self.device.is_none() || self.is_locked(".") {
             truth.blocked = true;
+            truth.device = None;
             return truth;
         }
         truth.blocked = self.locked.iter().any(|it| !it.contains('.'));
@@ -269,7 +270,7 @@ impl Doc {
     }
 
     fn is_bad(&self) -> bool {
-        self.fields.contains_key("bad")
+        self.fields.contains_key("bad") || self.donor() == Some(self.name.as_str())
     }
 
     /// What it means to the product; `None`: it is invalid by itself.

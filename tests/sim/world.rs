@@ -16,12 +16,12 @@ use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::Runtime as _;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::status::Status;
-use evenkeel::workload::{Bytes, InstanceId, IpcDefaults, IpcMode, RestartPolicy};
+use evenkeel::workload::{Bytes, InstanceId, IpcDefaults, IpcMode, OnDonorChange, RestartPolicy};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::judge::objects;
+use crate::judge::{Judge, objects};
 use crate::runtime::{Shared, SimRuntime};
 use crate::script::{Script, Step};
 use crate::tree::{QUIET, RESYNC, Said, Tree};
@@ -179,6 +179,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let memory = MemoryRuntime::default();
+        memory.reuse_pids();
         memory.add_image(image("one", 1));
         memory.add_image(image("two", 2));
         let processes = memory.clone();
@@ -196,6 +197,9 @@ impl World {
             cgroup_parent: "/evenkeel".to_owned(),
         };
         let shared = Shared::new(seed, memory, host);
+        for known in [image("one", 1), image("two", 2)] {
+            shared.judge(|it| it.image(&known));
+        }
         let hints = watch::Sender::new("on".to_owned());
         let relay = relay(&shared.memory, Arc::clone(&shared), hints.subscribe());
         Self {
@@ -372,6 +376,7 @@ impl World {
             }
             Step::Kill => self.kill().await,
             Step::KillAfterEffects(n) => {
+                self.kill_if_stuck().await;
                 if let Some(running) = &self.running {
                     running.crash.end_after(*n);
                 }
@@ -396,7 +401,7 @@ impl World {
                 memory.reboot();
                 self.shared.host.reboot();
                 std::fs::remove_dir_all(self.directory.path().join("run")).ok();
-                self.shared.judge(|it| it.rebooted());
+                self.shared.judge(Judge::rebooted);
             }
             Step::Foreign { id } => {
                 if let Ok(id) = id.parse::<InstanceId>() {
@@ -411,7 +416,11 @@ impl World {
             }
             Step::Litter { kind, id } => self.litter(kind, id).await,
             Step::Image { name, digest } => match digest {
-                Some(digest) => memory.add_image(image(name, *digest)),
+                Some(digest) => {
+                    let image = image(name, *digest);
+                    self.shared.judge(|it| it.image(&image));
+                    memory.add_image(image);
+                }
                 None => memory.remove_image(&image(name, 0).name),
             },
             Step::Approve => self.approve(),
@@ -483,6 +492,15 @@ impl World {
         for container in objects(&self.shared.memory).containers {
             self.shared.memory.hang(&container.id, false);
             self.shared.judge(|it| it.hang(&container.id, false));
+        }
+        // What runs from an image that is gone can be made anew only once the image is there again.
+        for (name, digest) in [("one", 1), ("two", 2)] {
+            let image = image(name, digest);
+            let asked = std::collections::BTreeSet::from([image.name.clone()]);
+            let there = self.shared.memory.observe(&asked).await;
+            if !there.is_ok_and(|it| it.images.contains_key(&image.name)) {
+                self.shared.memory.add_image(image);
+            }
         }
         self.watched = true;
         self.tree(|it| {
@@ -583,16 +601,20 @@ impl World {
                 return self.blame("converged", &format!("{name} does not run: {standing:?}"));
             }
         }
-        self.look_at_joiners(&objects);
+        self.look_at_joiners(&objects, &plan);
     }
 
-    fn look_at_joiners(&self, objects: &evenkeel::runtime::Objects) {
+    fn look_at_joiners(&self, objects: &evenkeel::runtime::Objects, plan: &plan::Plan) {
         let view =
             |task: &Task| task.pid().and_then(|pid| self.shared.host.view(pid).ok().flatten());
         for joiner in &objects.containers {
             let Some(workload) = &joiner.workload else { continue };
             let Some(IpcMode::Container(donor)) = &workload.spec.ipc_mode else { continue };
-            if format!("{:?}", workload.spec.restart.on_donor_change) == "Keep" {
+            // One that is held, or waits for what it needs, is told so.
+            let standing = plan.standings.get(&joiner.name);
+            if workload.spec.restart.on_donor_change == OnDonorChange::Keep
+                || standing.is_none_or(|it| !it.reason.is_empty() && it.reason != "image-missing")
+            {
                 continue;
             }
             let donor = objects.containers.iter().find(|it| it.name == *donor);

@@ -228,3 +228,61 @@ async fn a_joiner_of_a_joiner_lives_with_the_root() {
     assert!(same(&it.look().await));
     assert!(it.plan().await.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_run_of_a_donor_begins_with_an_empty_shm_whatever_was_left_behind() {
+    for effects in 1..=4 {
+        let mut it = Harness::with(&[("donor", DONOR)]).await;
+        let shm = async |it: &Harness| it.instance("donor").await.published.shm;
+        let before = shm(&it).await;
+        it.kill().await;
+        it.exit("donor", 1).await;
+        // It dies while it tidies up after the run.
+        it.run_on(it.edge().with_crash(Crash::after(effects)));
+        it.after(0.2).await;
+        it.kill().await;
+        it.run();
+        it.until_running("donor").await;
+        let after = shm(&it).await;
+        assert!(after.is_some() && after != before, "{effects} effects: {before:?} {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_does_not_start_for_a_donor_that_has_just_ended_and_that_is_no_strike() {
+    let never = r#""ipcMode": "container:donor", "restart": {"policy": "never"}"#;
+    let mut it = Harness::new();
+    it.exit_on_start("donor", Some(1));
+    it.want("donor", DONOR);
+    it.want("joiner", never);
+    it.run();
+    it.after(5.0).await;
+    assert!(it.starts("donor").len() > 3);
+    assert_eq!(it.starts("joiner"), [0; 0]);
+    assert!(!it.look().await.strikes.contains_key(&name("joiner")));
+    it.exit_on_start("donor", None);
+    it.until_running("joiner").await;
+    assert!(shares(&it).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_whose_next_revision_cannot_start_follows_the_donor_that_it_has() {
+    // By name it comes before its donor.
+    let mut it = Harness::with(&[
+        ("a", r#""ipcMode": "container:donor""#),
+        ("other", DONOR),
+        ("donor", DONOR),
+    ])
+    .await;
+    it.after(20.0).await;
+    it.want("a", r#""ipcMode": "container:other", "image": "nowhere:1""#);
+    it.until_reason("a", "image-missing").await;
+    it.want("donor", r#""ipcMode": "shareable", "args": ["x"]"#);
+    it.after(20.0).await;
+    let observed = it.look().await;
+    let view = |workload: &str| {
+        let mut of = observed.instances.values().filter(|it| it.name.as_str() == workload);
+        of.find_map(|it| it.view).expect("it runs")
+    };
+    assert_eq!(view("a"), view("donor"));
+}
