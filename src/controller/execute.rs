@@ -776,6 +776,7 @@ impl Error {
             | Self::RunDirectory(_)
             | Self::Archive(_)
             | Self::Mismatch { .. }
+            | Self::DonorEnded { .. }
             | Self::StillRuns { .. }
             | Self::StillThere { .. }
             | Self::Remove { .. }

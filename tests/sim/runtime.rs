@@ -351,6 +351,10 @@ impl Runtime for SimRuntime {
         self.perform(verb::REMOVE, id.as_str(), self.world.memory.remove(id)).await
     }
 
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::CLEAR, id.as_str(), self.world.memory.clear(id)).await
+    }
+
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         self.perform(verb::REMOVE_SNAPSHOT, key, self.world.memory.remove_snapshot(key)).await
     }
