@@ -108,6 +108,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
+    /// Run a command beside a workload's program
+    Exec(exec::ExecArgs),
     /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
     Stop(hand::HandArgs),
     /// Start what `stop` has stopped
@@ -116,8 +118,6 @@ enum Command {
     Restart(hand::RestartArgs),
     /// Forget the failures of workloads, and try them at once
     Retry(hand::HandArgs),
-    /// Run a command beside a workload's program
-    Exec(exec::ExecArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
     /// List held removals, or release one
@@ -258,11 +258,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(args) => status::status(&mut context, &args),
         Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Exec(args) => exec::exec(&mut context, args),
         Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
         Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
         Command::Restart(args) => hand::restart(&mut context, args),
         Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
-        Command::Exec(args) => exec::exec(&mut context, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),

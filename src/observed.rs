@@ -131,7 +131,7 @@ pub struct End {
     pub lasted_ms: u64,
     /// Runs of this instance so far that failed: by their code, in an unknown way, or before they began. Those that
     /// were stopped on purpose or that a reboot took are none.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub failures: u32,
     /// The last exit before this start, which failed: no start that fails hides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,8 +161,8 @@ impl End {
     }
 }
 
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// What stands under `<run>/ipc/<instance>/` by mountinfo.

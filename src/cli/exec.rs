@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use super::connect::{self, Connection};
 use super::{Context, Failure};
 use crate::observed::Task;
-use crate::refusal;
+use crate::refusal::classify;
 use crate::rundir::{self, Durability, Holder};
 use crate::runtime::{Error, ErrorKind, Exec, Runtime as _, Streams, Tell};
 use crate::status::{Chain, Exit};
@@ -369,18 +369,17 @@ impl Session {
 
 /// What to say of a process that could not be started: a program that is not there has a shell's code for that.
 fn refused(error: &Error) -> Failure {
-    let text = Chain(error).to_string();
-    // containerd's own words only: what we put in front names the workload, which can be called anything.
-    let said = error.cause.as_ref().map(ToString::to_string).unwrap_or_default();
-    let exit = match (error.kind, refusal::classify(&said).name) {
-        (ErrorKind::Refused, "command-not-executable") => Exit::Process(126),
-        (ErrorKind::Refused, "command-not-found") => Exit::Process(127),
-        (
-            ErrorKind::Refused | ErrorKind::Unreachable | ErrorKind::Missing | ErrorKind::Conflict,
-            _,
-        ) => Exit::Environment,
+    // The runtime's own text, without ours in front of it.
+    let cause = error.cause.as_ref().map(ToString::to_string).unwrap_or_default();
+    let exit = match error.kind {
+        ErrorKind::Unreachable | ErrorKind::Missing | ErrorKind::Conflict => Exit::Environment,
+        ErrorKind::Refused => match classify(&cause).name {
+            "command-not-executable" => Exit::Process(126),
+            "command-not-found" => Exit::Process(127),
+            _ => Exit::Environment,
+        },
     };
-    Failure::new(exit, text)
+    Failure::new(exit, Chain(error))
 }
 
 /// How far the output has come.

@@ -772,7 +772,17 @@ impl Error {
         match self {
             Self::Runtime(error) => error.is_unreachable(),
             Self::Cleanup { failures, .. } => failures.iter().any(Self::is_unreachable),
-            _ => false,
+            Self::Host(_)
+            | Self::RunDirectory(_)
+            | Self::Archive(_)
+            | Self::Mismatch { .. }
+            | Self::DonorEnded { .. }
+            | Self::StillRuns { .. }
+            | Self::StillThere { .. }
+            | Self::Remove { .. }
+            | Self::NotTakenBack { .. }
+            | Self::Counted(_)
+            | Self::Lost => false,
         }
     }
 

@@ -968,6 +968,8 @@ impl<'a> Planner<'a> {
             return by_strikes();
         };
         let (code, count_due) = match (have, &current.task, &current.end) {
+            // Ended by us, which is written down; only the rest of that is missing.
+            (Have::Exited, _, _) if was_stopped(current) => return by_strikes(),
             (Have::Exited, Task::Stopped { code, .. }, _) => (*code, true),
             (Have::Lost, _, _) => (255, true),
             // What was stopped on purpose did not end by itself.
@@ -1330,7 +1332,11 @@ impl<'a> Planner<'a> {
         let finish = Finish {
             id: current.id.clone(),
             revision: current.revision.clone(),
-            run: if created { 0 } else { current.run.as_ref().map_or(1, |it| it.n) },
+            run: if created || was_stopped(current) {
+                0
+            } else {
+                current.run.as_ref().map_or(1, |it| it.n)
+            },
             exit,
             started: current
                 .run
@@ -1338,7 +1344,11 @@ impl<'a> Planner<'a> {
                 .filter(|it| it.boot == self.observed.boot_id)
                 .map(|it| it.at),
             // What is replaced is not tried again, and a start that was cut off is no failure of the program.
-            strikes: if created || target.id != current.id || self.ended_by_hand(name) {
+            strikes: if created
+                || was_stopped(current)
+                || target.id != current.id
+                || self.ended_by_hand(name)
+            {
                 0
             } else {
                 self.strikes_after(name, current, target)
@@ -1573,6 +1583,11 @@ fn is_recorded(instance: &Instance) -> bool {
     instance.end.as_ref().is_some_and(|end| end.n >= run)
 }
 
+/// The last run was ended by us, and that is written down.
+fn was_stopped(instance: &Instance) -> bool {
+    is_recorded(instance) && instance.end.as_ref().is_some_and(|it| it.reason == STOPPED)
+}
+
 /// What is there of a workload, from its instance.
 fn have(instance: &Instance) -> Have {
     let ended = |run: u64| instance.end.as_ref().is_some_and(|end| end.n >= run);
@@ -1617,7 +1632,11 @@ fn last_exit(instance: &Instance) -> Option<Exit> {
         Task::Stopped { code, at } => {
             Some(Exit { code: *code, reason: EXITED.to_owned(), at: at.clone() })
         }
-        _ => instance.end.as_ref()?.exit(),
+        Task::None
+        | Task::Created { .. }
+        | Task::Running { .. }
+        | Task::Paused { .. }
+        | Task::Unknown => instance.end.as_ref()?.exit(),
     }
 }
 

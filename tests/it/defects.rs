@@ -162,6 +162,7 @@ fn d17_every_field_that_makes_another_container_makes_another_revision() {
         json!({ "state": "stopped" }),
         json!({ "restart": { "policy": "never" } }),
         json!({ "stop": { "timeout": "1s" } }),
+        json!({ "removeOnExit": true, "restart": { "policy": "never" } }),
         json!({ "log": { "maxFiles": 9 } }),
     ];
     for spec in &recreates {

@@ -10,16 +10,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use evenkeel::manifest::CODES;
+use evenkeel::refusal::REASONS;
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "docs/manifests.md",
     "docs/ipc.md",
+    "docs/lifecycle.md",
     "docs/operations.md",
     "docs/problems.md",
 ];
@@ -89,30 +91,64 @@ fn words_after(text: &str, mark: &str) -> Vec<String> {
     words.filter(kebab).map(str::to_owned).collect()
 }
 
+/// The words in backticks in the first cells of the tables of a chapter.
+fn first_cells(text: &str, chapter: &str) -> BTreeSet<String> {
+    let (_, rest) = text.split_once(&format!("\n## {chapter}\n")).unwrap();
+    let chapter = rest.split("\n## ").next().unwrap_or_default();
+    let cells = chapter.lines().filter(|it| it.starts_with("| `"));
+    let cells = cells.filter_map(|it| it.split('|').nth(1));
+    cells.flat_map(|it| quoted(it, |_| true)).collect()
+}
+
 #[test]
-fn every_reason_of_the_status_is_explained() {
-    let explained: BTreeSet<String> =
-        quoted(&read("docs/operations.md"), |it| it.starts_with("| `")).into_iter().collect();
+fn every_reason_that_the_sources_give_is_explained_and_no_other() {
+    let text = read("docs/lifecycle.md");
     let mut reasons = BTreeSet::new();
-    for file in
-        ["src/plan.rs", "src/plan/diff.rs", "src/plan/diff/hands.rs", "src/oci.rs", "src/status.rs"]
-    {
-        let text = read(file);
-        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-        let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        for mark in ["reason: \"", "no(\"", "no( \"", "(126, \"", "(127, \"", "(128, \""] {
-            reasons.extend(words_after(&text, mark));
+    let mut of_starts = BTreeSet::new();
+    let marks = ["reason: \"", "no(\"", "no( \"", "mismatch(\"", "BY_HAND: &str = \""];
+    let reason_or_end = ["EXITED: &str = \"", "STOPPED: &str = \"", "EXIT_UNKNOWN: &str = \""];
+    let marks: Vec<&str> = marks.into_iter().chain(reason_or_end).collect();
+    for file in [
+        "src/plan.rs",
+        "src/plan/diff.rs",
+        "src/plan/diff/hands.rs",
+        "src/oci.rs",
+        "src/observed.rs",
+        "src/controller/execute.rs",
+        "src/desired/history.rs",
+    ] {
+        let source: String = read(file).split_whitespace().collect::<Vec<_>>().join(" ");
+        let source = source.split("#[cfg(test)] mod tests {").next().unwrap_or_default();
+        let found = marks.iter().flat_map(|it| words_after(source, it)).collect::<BTreeSet<_>>();
+        if matches!(file, "src/plan.rs" | "src/controller/execute.rs") {
+            of_starts.extend(found.iter().cloned());
         }
+        reasons.extend(found);
+        reasons.extend(words_after(source, "blocker(\""));
+        reasons.extend(words_after(source, "refusal::of(\""));
     }
-    assert!(reasons.len() > 25, "{reasons:?}");
-    let missing: Vec<&String> = reasons.difference(&explained).collect();
-    assert!(missing.is_empty(), "docs/operations.md says nothing of {missing:?}");
+    // What a step that failed is shown as.
+    let flights = read("src/controller/flights.rs");
+    let (_, troubles) = flights.split_once("let reason = match &step.action {").unwrap();
+    reasons.extend(words_after(troubles.split("};").next().unwrap(), "=> \""));
+    // What a process sees that is not what its mode says is a start that failed, with its advice.
+    let known: BTreeSet<String> = REASONS.iter().map(|it| it.name.to_owned()).collect();
+    let unknown: Vec<&String> = of_starts.difference(&known).collect();
+    assert!(unknown.is_empty(), "src/refusal.rs has no {unknown:?}");
+    reasons.extend(known);
+    assert!(reasons.len() > 50, "{reasons:?}");
+    assert_eq!(first_cells(&text, "Reasons"), reasons);
+    for it in REASONS {
+        let row = format!("| `{}` | {} | ", it.name, it.code);
+        let row = text.lines().find(|line| line.starts_with(&row));
+        assert!(row.is_some_and(|line| line.contains(it.advice)), "{it:?}");
+    }
 }
 
 #[test]
 fn every_phase_is_explained() {
     let schema: Value = serde_json::from_str(&printed(&["schema", "status"])).unwrap();
-    let text = read("docs/operations.md");
+    let text = read("docs/lifecycle.md");
     let phases = schema["$defs"]["Phase"]["enum"].as_array().unwrap();
     for phase in phases {
         let phase = format!("`{}`", phase.as_str().unwrap());

@@ -339,6 +339,31 @@ impl Runtime for SimRuntime {
         self.perform(verb::KILL, id.as_str(), self.world.memory.kill(id, signal, all)).await
     }
 
+    async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
+        self.perform(verb::WAIT, id.as_str(), self.world.memory.wait(id, limit)).await
+    }
+
+    async fn delete_task(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::DELETE_TASK, id.as_str(), self.world.memory.delete_task(id)).await
+    }
+
+    async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::REMOVE, id.as_str(), self.world.memory.remove(id)).await
+    }
+
+    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::CLEAR, id.as_str(), self.world.memory.clear(id)).await
+    }
+
+    async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
+        self.perform(verb::REMOVE_SNAPSHOT, key, self.world.memory.remove_snapshot(key)).await
+    }
+
+    async fn readopt(&self, id: &InstanceId) -> Result<(), Error> {
+        self.perform(verb::READOPT, id.as_str(), self.world.memory.readopt(id)).await
+    }
+
+    // The controller knows of no process beside a task's own.
     async fn exec(
         &self,
         id: &InstanceId,
@@ -364,30 +389,6 @@ impl Runtime for SimRuntime {
 
     async fn delete_exec(&self, id: &InstanceId, key: &str) -> Result<(), Error> {
         self.world.memory.delete_exec(id, key).await
-    }
-
-    async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
-        self.perform(verb::WAIT, id.as_str(), self.world.memory.wait(id, limit)).await
-    }
-
-    async fn delete_task(&self, id: &InstanceId) -> Result<(), Error> {
-        self.perform(verb::DELETE_TASK, id.as_str(), self.world.memory.delete_task(id)).await
-    }
-
-    async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
-        self.perform(verb::REMOVE, id.as_str(), self.world.memory.remove(id)).await
-    }
-
-    async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
-        self.perform(verb::CLEAR, id.as_str(), self.world.memory.clear(id)).await
-    }
-
-    async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
-        self.perform(verb::REMOVE_SNAPSHOT, key, self.world.memory.remove_snapshot(key)).await
-    }
-
-    async fn readopt(&self, id: &InstanceId) -> Result<(), Error> {
-        self.perform(verb::READOPT, id.as_str(), self.world.memory.readopt(id)).await
     }
 
     fn hints(&self) -> watch::Receiver<u64> {

@@ -598,3 +598,25 @@ async fn no_failure_of_a_cleanup_stops_the_rest_of_it_and_all_are_told() {
     it.after(10.0).await;
     assert_cleared(&it, "exited", 0).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_was_written_down_and_not_completed_is_no_end_of_its_own() {
+    let donor = |args: &str| {
+        format!(
+            r#""ipcMode": "shareable", "args": ["{args}"], "restart": {{"backoff": {{"initial": "5s"}}}}"#
+        )
+    };
+    let once = r#""ipcMode": "container:donor", "restart": {"policy": "never"}"#;
+    let mut it = Harness::with(&[("donor", &donor("1")), ("once", once)]).await;
+    it.after(20.0).await;
+    let before = it.pid_of("once").await;
+    it.want("donor", &donor("2"));
+    it.until_reason("once", "donor-changed").await;
+    // The donor runs, and the joiner is about to follow it.
+    it.runtime.fail_next(verb::DELETE_TASK, ErrorKind::Refused);
+    it.after(20.0).await;
+    it.until_running("once").await;
+    assert_ne!(it.pid_of("once").await, before);
+    let end = it.instance("once").await.end.unwrap();
+    assert_eq!((end.reason.as_str(), end.failures), ("stopped", 0));
+}

@@ -131,7 +131,7 @@ fn states() -> Vec<(&'static str, Change)> {
         instance.published = crate::observed::Published::default();
         let (code, reason, at) = (3, reason.to_owned(), String::new());
         instance.end =
-            Some(End { n: 1, code, reason, at, lasted_ms: 0, failures: 0, before: None });
+            Some(End { n: 1, code, reason, at, lasted_ms: 0, failures: 1, before: None });
     }
     vec![
         ("running", |_| {}),
