@@ -163,7 +163,7 @@ pub struct StopInstance {
     pub signal: Signal,
     pub timeout: StopTimeout,
     pub paused: bool,
-    /// Which run ends.
+    /// Which run ends; 0: none, its process was created and never ran.
     pub run: u64,
     pub started: Option<BootTime>,
     /// Runs of the instance that failed so far; this one is none.

@@ -597,11 +597,13 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Task::Paused { .. }
             | Task::Unknown => (255, self.host.wall_clock()),
         };
-        let lasted_ms = self.lasted(stop.started);
-        let (reason, failures) = (STOPPED.to_owned(), stop.failures);
-        let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
-        self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
-        self.boundary("stop/end").await;
+        if stop.run > 0 {
+            let lasted_ms = self.lasted(stop.started);
+            let (reason, failures) = (STOPPED.to_owned(), stop.failures);
+            let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
+            self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
+            self.boundary("stop/end").await;
+        }
         let mut cleanup = Cleanup::default();
         cleanup.note(self.runtime.delete_task(id).await.map_err(Error::from));
         self.boundary("stop/task").await;

@@ -1590,7 +1590,6 @@ fn was_stopped(instance: &Instance) -> bool {
 
 /// What is there of a workload, from its instance.
 fn have(instance: &Instance) -> Have {
-    let ended = |run: u64| instance.end.as_ref().is_some_and(|end| end.n >= run);
     match (&instance.task, &instance.run) {
         (Task::Unknown, _) => Have::Unknown,
         (Task::Created { .. }, _) => Have::Created,
@@ -1598,9 +1597,14 @@ fn have(instance: &Instance) -> Have {
         (Task::Paused { .. }, _) => Have::Paused,
         (Task::Stopped { .. }, _) => Have::Exited,
         (Task::None, None) => Have::Unstarted,
-        (Task::None, Some(run)) if ended(run.n) => Have::Ended,
+        (Task::None, Some(run)) if has_ended(instance, run.n) => Have::Ended,
         (Task::None, Some(_)) => Have::Lost,
     }
+}
+
+/// Whether the end of the n-th run is written down.
+fn has_ended(instance: &Instance, run: u64) -> bool {
+    instance.end.as_ref().is_some_and(|end| end.n >= run)
 }
 
 fn ended(instance: &Instance) -> Cause {
@@ -1615,12 +1619,15 @@ fn ended(instance: &Instance) -> Cause {
 
 fn stop_of(instance: &Instance) -> StopInstance {
     let workload = instance.workload.as_deref();
+    // A start that was cut off before its run was noted: an end of it would be taken for that of the run to come.
+    let is_unnoted = matches!(instance.task, Task::Created { .. })
+        && instance.run.as_ref().is_none_or(|run| has_ended(instance, run.n));
     StopInstance {
         id: instance.id.clone(),
         signal: stop_signal(workload, &instance.image.config),
         timeout: workload.and_then(|it| it.spec.stop.timeout).unwrap_or(DEFAULT_STOP_TIMEOUT),
         paused: matches!(instance.task, Task::Paused { .. }),
-        run: instance.run.as_ref().map_or(1, |it| it.n),
+        run: if is_unnoted { 0 } else { instance.run.as_ref().map_or(1, |it| it.n) },
         started: instance.run.as_ref().map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
     }

@@ -19,7 +19,7 @@ const LENGTH: usize = 125;
 const SCRIPTS: u64 = 100;
 
 fn scripts() -> u64 {
-    if std::env::var_os("EVENKEEL_LONG").is_some() { SCRIPTS * 20 } else { SCRIPTS }
+    if std::env::var_os("EVENKEEL_LONG").is_some() { SCRIPTS * 10 } else { SCRIPTS }
 }
 
 /// Plays the scripts of a range of seeds and shows the shortest form of the first that breaks a rule.

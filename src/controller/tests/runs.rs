@@ -620,3 +620,25 @@ async fn a_stop_that_was_written_down_and_not_completed_is_no_end_of_its_own() {
     let end = it.instance("once").await.end.unwrap();
     assert_eq!((end.reason.as_str(), end.failures), ("stopped", 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_stop_of_what_never_ran_is_not_the_end_of_the_run_to_come() {
+    let mut it = Harness::new();
+    it.want("a", "");
+    // Created, and not noted as run.
+    let crash = Crash::after(6);
+    it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+    it.after(1.0).await;
+    assert_eq!(crash.passed().last(), Some(&"start/task"));
+    it.kill().await;
+    it.want("a", r#""state": "stopped""#);
+    it.run();
+    it.until("it has stopped", |it| it.items.iter().any(|it| it.phase == Phase::Stopped)).await;
+    let left = it.instance("a").await;
+    assert_eq!((left.task, left.end), (Task::None, None));
+    it.exit_on_start("a", Some(1));
+    it.want("a", "");
+    it.after(4.0).await;
+    assert_delays(&it.starts("a")[..5], &DELAYS[..4]);
+    assert_eq!(it.instance("a").await.end.map(|it| it.code), Some(1));
+}
