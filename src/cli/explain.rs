@@ -202,11 +202,10 @@ fn ways_out(it: &Explanation) -> Vec<String> {
     if let Some(hold) = &it.hold {
         ways.push(format!("release it with `evenkeel approve {}`", hold.token));
     }
-    let reasons = [
-        it.item.reason.as_str(),
-        it.item.start_failure.as_ref().map_or("", |it| it.reason.as_str()),
-        it.source.as_ref().map_or("", |it| it.reason.as_str()),
-    ];
+    ways.extend(
+        it.item.start_failure.iter().map(|it| it.advice.clone()).filter(|it| !it.is_empty()),
+    );
+    let reasons = [it.item.reason.as_str(), it.source.as_ref().map_or("", |it| it.reason.as_str())];
     for reason in reasons {
         let way = advice(reason);
         // A released hold is said with its token above.
@@ -224,27 +223,11 @@ fn advice(reason: &str) -> &'static str {
         "image-missing" => {
             "put an archive with the image into the state directory's `images/`, and check the name in it"
         }
-        "image-import-failed" => "make the archive anew, and look whether the disk is full",
-        "mount-source-missing" => "make the mount's source, or set `create: true`",
-        "mount-type-mismatch" => "correct the mount: file on file, or directory on directory",
-        "mount-failed" => "correct the mount that the message names",
-        "mounts-not-shared" => {
-            "run controller and containerd in one mount namespace; `evenkeel doctor` looks at that"
-        }
         "no-command" => "set `command`",
         "user-not-numeric" => "set `user` in numbers",
-        "command-not-found" => "correct `command`: the program is not in the image",
-        "command-not-executable" => {
-            "make the program in the image executable, or correct `command`"
-        }
-        "command-failed" | "start-failed" => "the message of the failed start says why",
         "waiting-for-donor" => "look at the donor, with `evenkeel explain` too",
         "donor-in-use" => "change or remove the joiners that are named first",
         "joiner-not-startable" => "give the joiner what the message says is missing",
-        "namespace-not-own" | "namespace-not-host" | "shm-not-own" | "shm-not-host"
-        | "shm-unexpected" => {
-            "run containerd in the host's namespaces; `evenkeel doctor` looks at that"
-        }
         "exited" => "look at `evenkeel logs NAME`",
         "exit-unknown" => "look for a power cut or a dead shim, and at `evenkeel logs NAME`",
         "runtime-not-answering" => "look for a hung shim of this container",
@@ -256,7 +239,11 @@ fn advice(reason: &str) -> &'static str {
         }
         "source-is-a-file" => "`evenkeel down NAME` removes it",
         "unclaimed" => "`evenkeel down NAME` removes it; or give its source with `--manifests`",
-        _ => "",
+        // What a start can fail with.
+        _ => {
+            let known = crate::refusal::REASONS.iter().find(|it| it.name == reason);
+            known.map_or("", |it| it.advice)
+        }
     }
 }
 
@@ -306,11 +293,8 @@ fn page(context: &mut Context<'_>, it: &Explanation) -> Result<(), Failure> {
         line("last exit", &format!("code {} at {} [{}]", exit.code, exit.at, exit.reason))?;
     }
     if let Some(failure) = &item.start_failure {
-        let crate::status::FailureStatus { code, reason, message, at, advice } = failure;
+        let crate::status::FailureStatus { code, reason, message, at, advice: _ } = failure;
         line("failed start", &format!("{message} at {at} [{reason}, code {code}]"))?;
-        if !advice.is_empty() {
-            line("way out", advice)?;
-        }
     }
     if let Some(hold) = &it.hold {
         line("held", &format!("{} [{}]", hold.message, hold.reason))?;
@@ -349,7 +333,7 @@ mod tests {
 
     #[test]
     fn every_reason_that_asks_for_something_has_a_way_out() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lifecycle.md");
         let text = std::fs::read_to_string(path).unwrap();
         let table = text.split("| reason | means | what to do |").nth(1).unwrap();
         let mut seen = 0;

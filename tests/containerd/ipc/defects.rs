@@ -1,6 +1,5 @@
-//! What users of other engines met, each by its number in our register of such defects, on a real runtime.
-//!
-//! `docs/lifecycle.md` has the list; those that need no runtime are tested with the manifests.
+//! What users of other engines met, each by its number in our register of such defects, on a real runtime. Those that
+//! need no runtime are tested with the manifests; what is only to be known of the others is in `docs/lifecycle.md`.
 
 use std::process::{Command, Stdio};
 
