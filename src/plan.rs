@@ -176,8 +176,10 @@ pub struct Finish {
     pub id: InstanceId,
     pub revision: Revision,
     pub run: u64,
-    /// The exit, or `None` when nobody saw it; a created task that never ran has `run` 0.
+    /// The exit, or `None` when nobody saw it; a created task whose run is not noted has `run` 0.
     pub exit: Option<(u32, String)>,
+    /// Its process was created and never ran, although its run is noted: that ends as one that was stopped.
+    pub never_ran: bool,
     pub started: Option<BootTime>,
     /// Failures in a row after this one, and the name they are kept under.
     pub strikes: u32,

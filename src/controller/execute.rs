@@ -644,9 +644,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         if finish.run > 0 {
             let (code, reason, at) = match &finish.exit {
                 Some((code, at)) => (*code, EXITED, at.clone()),
+                None if finish.never_ran => (255, STOPPED, self.host.wall_clock()),
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
-            let lasted_ms = self.lasted(finish.started);
+            let lasted_ms = if finish.never_ran { 0 } else { self.lasted(finish.started) };
             let (reason, failures) = (reason.to_owned(), finish.failures);
             let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
             self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;

@@ -1332,12 +1332,15 @@ impl<'a> Planner<'a> {
         let finish = Finish {
             id: current.id.clone(),
             revision: current.revision.clone(),
-            run: if created || was_stopped(current) {
-                0
-            } else {
-                current.run.as_ref().map_or(1, |it| it.n)
+            run: match &current.run {
+                _ if was_stopped(current) => 0,
+                // Without an end it would be taken for a run that nobody saw end, once its process is gone.
+                Some(run) if created && !has_ended(current, run.n) => run.n,
+                _ if created => 0,
+                run => run.as_ref().map_or(1, |it| it.n),
             },
             exit,
+            never_ran: created,
             started: current
                 .run
                 .as_ref()

@@ -132,7 +132,7 @@ fn chain(donor: &str, objects: &Objects) -> Vec<String> {
 
 /// Of several instances of a workload the one that lives, or ran last.
 fn stands_for_its_workload(container: &Container, objects: &Objects) -> bool {
-    let last = |it: &Container| (is_live(&it.task), it.run.as_ref().map(|run| run.at));
+    let last = |it: &Container| (it.task.pid().is_some(), it.run.as_ref().map(|run| run.at));
     let mut others = objects.containers.iter().filter(|it| it.name == container.name);
     others.all(|it| last(it) <= last(container))
 }
@@ -191,6 +191,9 @@ impl Judge {
             Some(last) if !changed => last.quiet,
             _ => at,
         };
+        let ran = self.runs.values().flatten().map(|it| &it.name);
+        let size = truth.names().chain(ran).collect::<BTreeSet<_>>().len();
+        self.sizes.push((size, at));
         let mut truth = truth;
         truth.blocked = blocked;
         self.seen.push(Seen { at, truth, absent, clear, quiet });
@@ -545,6 +548,14 @@ impl Judge {
         let name = container.name.as_str();
         if self.failures.get(name).is_some_and(|it| it.id != container.id) {
             self.failures.remove(name);
+        }
+        // What is replaced is not tried again, unless its replacement fails: its end is not counted then.
+        for (id, runs) in &mut self.runs {
+            if *id != container.id
+                && let Some(last) = runs.last_mut().filter(|it| it.name == name)
+            {
+                last.stopped = true;
+            }
         }
         if let Some(failures) = self.failures.get(name).filter(|it| it.id == container.id).cloned()
         {

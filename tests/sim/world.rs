@@ -521,12 +521,12 @@ impl World {
         tokio::time::sleep(half).await;
         self.rest();
         if self.verdict().is_none() {
-            self.look_back().await;
+            self.look_back(false).await;
         }
     }
 
     /// At the end everything is as it is wanted.
-    async fn look_back(&self) {
+    async fn look_back(&self, again: bool) {
         let Some(running) = &self.running else { return };
         let Some(desired) = running.desired.borrow().clone() else {
             return self.blame("converged", "the manifests were never read");
@@ -538,6 +538,11 @@ impl World {
         };
         let policy = self.policy.borrow().clone();
         let plan = plan::diff(&desired, &observed, &policy, now);
+        if !plan.is_empty() && !again {
+            // Some time may have come in this very moment.
+            tokio::time::sleep(CONVERGED / 4).await;
+            return Box::pin(self.look_back(true)).await;
+        }
         if !plan.is_empty() {
             return self.blame("second-look-plans-nothing", &plan.to_string());
         }

@@ -642,3 +642,24 @@ async fn the_stop_of_what_never_ran_is_not_the_end_of_the_run_to_come() {
     assert_delays(&it.starts("a")[..5], &DELAYS[..4]);
     assert_eq!(it.instance("a").await.end.map(|it| it.code), Some(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_cut_off_twice_before_it_ran_runs() {
+    for effects in 1..=3 {
+        let mut it = Harness::new();
+        it.want("a", r#""restart": {"policy": "never"}"#);
+        // Noted as run, and not started.
+        let crash = Crash::after(7);
+        it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+        it.after(1.0).await;
+        assert_eq!(crash.passed().last(), Some(&"start/run"));
+        it.kill().await;
+        it.run_on(it.edge().with_crash(Crash::after(effects)));
+        it.after(20.0).await;
+        it.kill().await;
+        it.run();
+        it.until_running("a").await;
+        assert_eq!(it.starts("a").len(), 1);
+        assert!(it.look().await.strikes.is_empty());
+    }
+}
