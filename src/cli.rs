@@ -22,6 +22,7 @@ mod logs;
 mod plan;
 mod reconcile;
 mod schema;
+mod shutdown;
 mod since;
 mod status;
 mod validate;
@@ -120,6 +121,12 @@ enum Command {
     Retry(hand::HandArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
+    /// End everything in order and keep it for the next start, as the machine is going down
+    ///
+    /// A running controller ends for it. Whoever joins another ends before it, each with its own stop signal and
+    /// timeout. Containers, images and state stay: the next `run` starts everything again, so this is no `stop` of
+    /// any workload. What is in memory is lost, also with `--for reboot`: there are no checkpoints yet.
+    Shutdown(shutdown::ShutdownArgs),
     /// List held removals, or release one
     Approve(approve::ApproveArgs),
     /// Check whether this box can run workloads, and what stands in the way
@@ -264,6 +271,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Restart(args) => hand::restart(&mut context, args),
         Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
         Command::Down(args) => down::down(&mut context, args),
+        Command::Shutdown(args) => shutdown::shutdown(&mut context, &args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),

@@ -15,7 +15,7 @@ use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
 use crate::observed::{Approval, Hand, Instance, Leftover, ObservedState, Removal, Task};
-use crate::plan::{self, Phase, Plan, Policy, StepId};
+use crate::plan::{self, MachineEnd, Phase, Plan, Policy, StepId};
 use crate::rundir::Stamp;
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
@@ -68,6 +68,18 @@ pub enum Goal {
     Hands { names: BTreeSet<Name> },
     /// Remove the named workloads, or everything.
     Down { names: Option<BTreeSet<Name>> },
+    /// End every process and keep everything; what has not ended at that time is killed.
+    Shutdown { until: BootTime, why: Option<MachineEnd> },
+}
+
+impl Goal {
+    /// Whether anything can be done without having read them.
+    fn follows_manifests(&self) -> bool {
+        match self {
+            Self::Keep | Self::Converge { .. } | Self::Hands { .. } => true,
+            Self::Down { .. } | Self::Shutdown { .. } => false,
+        }
+    }
 }
 
 /// How a controller ended.
@@ -128,6 +140,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let desired = self.desired.borrow_and_update().clone();
             // Before they are read: what comes in between makes another look, and not none.
             let hands = self.edge.run.hands_stamp();
+            if !matches!(self.goal, Goal::Shutdown { .. })
+                && let Some(by) = self.edge.run.shutdown()
+            {
+                // Whatever is under way: its end is in that one's hands now, and nothing is begun any more.
+                info!(by = by.pid, "`evenkeel shutdown` ends everything; this ends for it");
+                flights.finish_soon(&self.edge, &mut cooling).await;
+                return Ended::Shutdown;
+            }
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
@@ -149,7 +169,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         return Ended::Unreachable(text);
                     }
                 }
-                (None, Ok(_)) if !matches!(self.goal, Goal::Down { .. }) => {
+                (None, Ok(_)) if self.goal.follows_manifests() => {
                     debug!(wake, "manifests are not read yet");
                 }
                 (desired, Ok(look)) => {
@@ -170,7 +190,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan, &cooling);
                     // What is absent may still have to be confirmed.
-                    let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
+                    let is_last = manifests_end || !self.goal.follows_manifests();
                     let began = *began.get_or_insert(look.now);
                     if flights.is_empty()
                         && is_last
@@ -230,6 +250,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 plan::diff(desired, &look.observed, &policy, look.now).only(names)
             }
             Goal::Down { names } => plan::down(&look.observed, names.as_ref()),
+            Goal::Shutdown { until, why } => {
+                plan::shutdown(&look.observed, until.since(look.now), *why)
+            }
         }
     }
 
@@ -262,6 +285,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             Goal::Keep => None,
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
             Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
+            // A shim that is slow to answer may do so before the time is up.
+            Goal::Shutdown { .. } if plan.is_empty() => {
+                let observed = &look.observed;
+                let mut tasks =
+                    observed.instances.values().map(|it| &it.task).chain(observed.orphans.values());
+                (!tasks.any(|it| *it == Task::Unknown)).then_some(Ended::Converged)
+            }
+            Goal::Shutdown { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
             Goal::Converge { .. } | Goal::Hands { .. } => {
                 let wait = &matches!(self.goal, Goal::Converge { wait: true });
                 if !plan.is_empty() {

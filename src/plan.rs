@@ -23,7 +23,7 @@ mod diff;
 mod tests;
 
 pub use decide::{Again, Decision, Fit, Have, Want, decide};
-pub use diff::{diff, down};
+pub use diff::{diff, down, shutdown};
 
 /// How long a removal by absence counts against the limit on how much may vanish at once.
 pub const PRUNE_WINDOW: Duration = Duration::from_mins(10);
@@ -303,6 +303,15 @@ pub enum Cause {
     Down,
     /// A person asked for it beside the manifests.
     ByHand(HandKind),
+    /// `evenkeel shutdown`: the machine ends.
+    Shutdown(Option<MachineEnd>),
+}
+
+/// What the machine ends for, as far as it was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEnd {
+    PowerOff,
+    Reboot,
 }
 
 impl fmt::Display for Cause {
@@ -335,6 +344,9 @@ impl fmt::Display for Cause {
             Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
             Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),
             Self::ByHand(HandKind::Retry) => f.write_str("tried again by hand"),
+            Self::Shutdown(None) => f.write_str("shut down"),
+            Self::Shutdown(Some(MachineEnd::PowerOff)) => f.write_str("the machine is switched off"),
+            Self::Shutdown(Some(MachineEnd::Reboot)) => f.write_str("the machine reboots"),
         }
     }
 }

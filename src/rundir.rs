@@ -26,6 +26,9 @@ use crate::workload::Name;
 /// Largest file that is read; ours are far smaller, and a reader must not run out of memory on a foreign one.
 const LARGEST: u64 = 64 << 20;
 
+/// Who ends everything now.
+const SHUTDOWN: &str = "shutdown.json";
+
 /// Where strikes, approvals, holds, the lock and the status are. Making one touches nothing.
 #[derive(Debug)]
 pub struct RunDirectory {
@@ -123,6 +126,7 @@ impl Drop for Lock {
 /// See [`RunDirectory::hands_stamp`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
+    shutdown: Option<u64>,
     modified: (i64, i64),
     files: Vec<(std::ffi::OsString, u64)>,
 }
@@ -335,15 +339,30 @@ impl RunDirectory {
         remove(&taken)
     }
 
+    /// The process that ends everything now, and that nobody is to get in the way of; one that has ended counts no
+    /// more, however it ended.
+    pub fn shutdown(&self) -> Option<Holder> {
+        let text = read_bounded(&self.path.join(SHUTDOWN)).ok()??;
+        // A half-written one was never asked for: it is renamed into its place.
+        serde_json::from_slice(&text).ok().filter(Holder::is_alive)
+    }
+
+    /// Says that this process ends everything now, or, with `None`, that nobody does.
+    pub fn set_shutdown(&self, by: Option<&Holder>) -> Result<(), Error> {
+        let path = self.path.join(SHUTDOWN);
+        by.map_or_else(|| remove(&path), |it| write_json(&path, it))
+    }
+
     /// Something that is another after each change of what is asked for; costs a look at one directory.
     pub fn hands_stamp(&self) -> Stamp {
+        let shutdown = fs::metadata(self.path.join(SHUTDOWN)).map(|it| it.ino()).ok();
         let path = self.path.join("hands");
         let modified = fs::metadata(&path).map_or((0, 0), |it| (it.mtime(), it.mtime_nsec()));
         // Two changes within a tick of the kernel's clock leave one time, but another file.
         let entries = fs::read_dir(&path).into_iter().flatten().flatten();
         let mut files: Vec<_> = entries.map(|it| (it.file_name(), it.ino())).collect();
         files.sort_unstable();
-        Stamp { modified, files }
+        Stamp { shutdown, modified, files }
     }
 
     fn hand(&self, name: &Name) -> PathBuf {

@@ -26,6 +26,9 @@ use crate::workload::{
 };
 
 mod hands;
+mod shutdown;
+
+pub use shutdown::shutdown;
 
 /// Plans everything that brings `observed` to `desired`.
 ///
