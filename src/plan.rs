@@ -345,7 +345,9 @@ impl fmt::Display for Cause {
             Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),
             Self::ByHand(HandKind::Retry) => f.write_str("tried again by hand"),
             Self::Shutdown(None) => f.write_str("shut down"),
-            Self::Shutdown(Some(MachineEnd::PowerOff)) => f.write_str("the machine is switched off"),
+            Self::Shutdown(Some(MachineEnd::PowerOff)) => {
+                f.write_str("the machine is switched off")
+            }
             Self::Shutdown(Some(MachineEnd::Reboot)) => f.write_str("the machine reboots"),
         }
     }

@@ -7,6 +7,7 @@ mod harness;
 mod ipc;
 mod removals;
 mod runs;
+mod shutdown;
 
 use super::*;
 use crate::observed::{HandKind, ImagePlace};

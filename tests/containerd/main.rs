@@ -22,3 +22,4 @@ mod refusals;
 mod rig;
 mod rigs;
 mod safety;
+mod shutdown;
