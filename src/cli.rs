@@ -15,6 +15,7 @@ mod completions;
 mod connect;
 mod doctor;
 mod down;
+mod events;
 mod exec;
 mod explain;
 mod hand;
@@ -107,6 +108,11 @@ enum Command {
     Status(status::StatusArgs),
     /// Explain one workload: what is wanted, what runs, why, what comes next, and the way out
     Explain(explain::ExplainArgs),
+    /// Show what happened: steps with their causes, ends of runs, what is held, who asked for what
+    ///
+    /// From a journal in the run directory: small, without a disk, and forgotten at a reboot and by `down` of
+    /// everything. Needs no containerd.
+    Events(events::EventsArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
     /// Run a command beside a workload's program
@@ -264,6 +270,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Validate(args) => validate::validate(&mut context, &args),
         Command::Status(args) => status::status(&mut context, &args),
         Command::Explain(args) => explain::explain(&mut context, &args),
+        Command::Events(args) => events::events(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
         Command::Exec(args) => exec::exec(&mut context, args),
         Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),

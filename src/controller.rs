@@ -25,6 +25,7 @@ mod execute;
 mod flights;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use execute::{CONCURRENCY, Crash, EFFECTS, Edge, Error};
 
@@ -131,6 +132,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut manifests_end = false;
         let mut began = None;
         let mut asked = BTreeMap::new();
+        let mut standings = None;
+        let mut is_away = false;
+        if self.identity.is_some() {
+            self.edge.tell_controller("controller-started");
+        }
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -146,6 +152,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 // Whatever is under way: its end is in that one's hands now, and nothing is begun any more.
                 info!(by = by.pid, "`evenkeel shutdown` ends everything; this ends for it");
                 flights.finish_soon(&self.edge, &mut cooling).await;
+                if self.identity.is_some() {
+                    self.edge.tell_controller("controller-ended");
+                }
                 return Ended::Shutdown;
             }
             let mut next = RESYNC;
@@ -163,6 +172,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         );
                         complaint.clone_from(&text);
                         self.say_unreachable(&report, &text);
+                        // The beginning of it is news, another word for it is not.
+                        if !std::mem::replace(&mut is_away, true) {
+                            self.edge.tell_runtime(Some(&text));
+                        }
                     }
                     next = RETRY.0.saturating_mul(1 << failures.min(10)).min(RETRY.1);
                     if self.goal != Goal::Keep && failures > 5 {
@@ -177,6 +190,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         info!("the runtime answers again");
                         complaint.clear();
                     }
+                    if std::mem::take(&mut is_away) {
+                        self.edge.tell_runtime(None);
+                    }
                     failures = 0;
                     let empty = DesiredState::default();
                     let desired = desired.as_deref().unwrap_or(&empty);
@@ -189,6 +205,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     debug!(wake, steps = plan.steps.len(), "pass");
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan, &cooling);
+                    if let Some(status) =
+                        report.borrow().as_ref().filter(|_| self.goal.follows_manifests())
+                    {
+                        self.edge.tell_standings(&mut standings, &status.items);
+                    }
                     // What is absent may still have to be confirmed.
                     let is_last = manifests_end || !self.goal.follows_manifests();
                     let began = *began.get_or_insert(look.now);
@@ -221,6 +242,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 biased;
                 () = &mut shutdown => {
                     flights.finish_soon(&self.edge, &mut cooling).await;
+                    if self.identity.is_some() {
+                        self.edge.tell_controller("controller-ended");
+                    }
                     return Ended::Shutdown;
                 }
                 changed = self.desired.changed(), if !manifests_end => {

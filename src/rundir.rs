@@ -21,10 +21,18 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::Strikes;
 use crate::host::linux;
 use crate::observed::{Approval, Hand, Removal};
+use crate::status::Event;
 use crate::workload::Name;
+
+mod events;
+
+pub use events::Events;
 
 /// Largest file that is read; ours are far smaller, and a reader must not run out of memory on a foreign one.
 const LARGEST: u64 = 64 << 20;
+
+/// Directory of the journal.
+const EVENTS: &str = "events";
 
 /// Who ends everything now.
 const SHUTDOWN: &str = "shutdown.json";
@@ -34,6 +42,7 @@ const SHUTDOWN: &str = "shutdown.json";
 pub struct RunDirectory {
     path: PathBuf,
     found: Mutex<Found>,
+    journal: events::Journal,
 }
 
 /// Files that could not be understood.
@@ -152,7 +161,8 @@ impl Hold {
 
 impl RunDirectory {
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), found: Mutex::default() }
+        let (found, journal) = Default::default();
+        Self { path: path.to_owned(), found, journal }
     }
 
     pub fn path(&self) -> &Path {
@@ -367,6 +377,21 @@ impl RunDirectory {
 
     fn hand(&self, name: &Name) -> PathBuf {
         self.path.join("hands").join(format!("{name}.json"))
+    }
+
+    /// Writes into the journal what happened. Nothing fails because that cannot be done now: it is done later.
+    pub fn record(&self, event: Event) {
+        self.journal.record(&self.path.join(EVENTS), &Event { pid: std::process::id(), ..event });
+    }
+
+    /// What happened, from the oldest event that is kept.
+    pub fn events(&self) -> Events {
+        Events::new(self.path.join(EVENTS))
+    }
+
+    #[cfg(test)]
+    fn waits_to_record(&self) -> bool {
+        self.journal.is_waiting()
     }
 
     /// The last status that was written, by this or another process.

@@ -14,6 +14,10 @@ use crate::plan::{Phase, Plan};
 use crate::refusal;
 use crate::workload::{Name, Shm};
 
+mod event;
+
+pub use event::{Event, EventKind, EventType, Standings};
+
 /// Prints an error with its causes, `outer: middle: inner`; the only way an error is shown.
 pub struct Chain<'a>(pub &'a dyn std::error::Error);
 

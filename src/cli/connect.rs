@@ -419,6 +419,7 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
         // Also what nobody could read.
         drop(std::fs::remove_dir_all(path.join("hands")));
+        drop(std::fs::remove_dir_all(path.join("events")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }

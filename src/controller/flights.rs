@@ -181,6 +181,9 @@ impl Flights {
                         }
                     };
                     if let Some(ticket) = self.tickets.remove(&task) {
+                        if let Some(flight) = self.steps.get(&ticket) {
+                            edge.tell_step(&flight.step, &result);
+                        }
                         let ready = self.land(ticket, result, cooling, edge.host.now());
                         self.begin(edge, ready);
                     }
@@ -284,7 +287,7 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    fn of(step: &Step, error: &Error) -> Self {
+    pub(super) fn of(step: &Step, error: &Error) -> Self {
         let reason = match &step.action {
             _ if error.is_unreachable() => "runtime-not-answering",
             _ if matches!(error, Error::DonorEnded { .. }) => "donor-vanished",

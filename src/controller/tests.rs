@@ -1,6 +1,7 @@
 //! The loop as a person sees it, on a runtime and a host in memory and a clock that is moved.
 
 mod crash;
+mod events;
 mod goals;
 mod hands;
 mod harness;

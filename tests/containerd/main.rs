@@ -8,6 +8,7 @@ mod contract;
 mod crash;
 mod cycles;
 mod engine;
+mod events;
 mod examples;
 mod exec;
 mod hands;

@@ -165,7 +165,7 @@ async fn a_crash_in_the_middle_of_it_is_repaired_by_the_next_one() {
         it.kill().await;
         let crash = Crash::after(effects);
         let edge = it.edge().with_crash(Arc::clone(&crash));
-        let until = it.host.now() + Duration::from_secs(60);
+        let until = it.host.now() + Duration::from_mins(1);
         let goal = Goal::Shutdown { until, why: None };
         let first = it.controller(Arc::new(edge), goal);
         let first = first.run(watch::channel(None).0, std::future::pending());
