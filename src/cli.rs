@@ -11,6 +11,7 @@ use crate::observed::HandKind;
 use crate::status::{Chain, Exit};
 
 mod approve;
+mod attach;
 mod completions;
 mod connect;
 mod doctor;
@@ -115,6 +116,12 @@ enum Command {
     Events(events::EventsArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
+    /// Show what a running workload prints from now on, and end with the exit code of its present run
+    ///
+    /// What it prints to stderr comes to stderr. Ctrl-C detaches and does nothing to the workload. There is no input:
+    /// programs of workloads read nothing yet; `exec -it` is for that. A restart ends it, as any end of the run does;
+    /// `logs --follow` goes on.
+    Attach(attach::AttachArgs),
     /// Run a command beside a workload's program
     Exec(exec::ExecArgs),
     /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
@@ -272,6 +279,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Explain(args) => explain::explain(&mut context, &args),
         Command::Events(args) => events::events(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Attach(args) => attach::attach(&mut context, &args),
         Command::Exec(args) => exec::exec(&mut context, args),
         Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
         Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),

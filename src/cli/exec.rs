@@ -129,7 +129,7 @@ fn window() -> (u16, u16) {
 }
 
 /// The instance of a workload that runs now.
-async fn running(connection: &Connection, name: &Name) -> Result<InstanceId, Failure> {
+pub(super) async fn running(connection: &Connection, name: &Name) -> Result<InstanceId, Failure> {
     let unknown = || {
         let message = format!("no workload is called `{name}`; `evenkeel status` lists them");
         Failure::new(Exit::Usage, message)

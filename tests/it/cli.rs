@@ -14,7 +14,8 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
+    "attach",
     "events",
     "shutdown",
     "run",
@@ -327,6 +328,7 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["status"],
         vec!["explain", "web"],
         vec!["exec", "web", "--", "true"],
+        vec!["attach", "web"],
         vec!["events"],
         vec!["shutdown"],
         vec!["down"],

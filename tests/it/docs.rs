@@ -205,7 +205,7 @@ fn every_setting_is_explained() {
     }
     let commands = [
         "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "stop", "start",
-        "restart", "retry", "doctor", "explain", "events", "shutdown",
+        "restart", "retry", "doctor", "explain", "events", "shutdown", "attach",
     ];
     for command in commands {
         assert!(text.contains(&format!("| `{command}")), "{command}");
