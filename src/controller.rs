@@ -14,9 +14,9 @@ use tracing::{debug, info, warn};
 use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
-use crate::observed::{Approval, Hand, Instance, Leftover, ObservedState, Removal, Task};
+use crate::observed::{Approval, Exec, Hand, Instance, Leftover, ObservedState, Removal, Task};
 use crate::plan::{self, MachineEnd, Phase, Plan, Policy, StepId};
-use crate::rundir::Stamp;
+use crate::rundir::{ExecOwner, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
 use crate::workload::{InstanceId, MountKind, Name};
@@ -563,6 +563,7 @@ async fn assemble<R: Runtime, H: Host>(
             removals: blocking.run.removals()?,
             approvals: blocking.run.approvals()?.into_values().flatten().collect(),
             hands: blocking.run.hands(),
+            execs: blocking.run.execs(),
         };
         let archived =
             blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
@@ -593,6 +594,14 @@ async fn assemble<R: Runtime, H: Host>(
     }
     observed.leftovers =
         leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
+    for (key, ExecOwner { instance, holder }) in records.execs {
+        if holder.is_alive() {
+            let exec = Exec { pid: holder.pid, since: holder.since };
+            observed.execs.entry(instance).or_default().push(exec);
+        } else {
+            observed.leftovers.insert(Leftover::Exec(instance, key));
+        }
+    }
     Ok(Look { observed, now })
 }
 
@@ -602,6 +611,7 @@ struct Records {
     removals: Vec<Removal>,
     approvals: BTreeSet<Approval>,
     hands: (BTreeMap<Name, Hand>, BTreeMap<std::path::PathBuf, String>),
+    execs: BTreeMap<String, ExecOwner>,
 }
 
 fn instance(container: Container, facts: &crate::host::Facts) -> Instance {

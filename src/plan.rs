@@ -297,6 +297,8 @@ pub enum Cause {
     RemoveOnExit,
     /// Nothing owns it.
     Leftover,
+    /// The command that it belongs to was killed.
+    ExecKilled,
     /// It has a task but no container object.
     Orphaned,
     /// `evenkeel down`.
@@ -338,6 +340,7 @@ impl fmt::Display for Cause {
             Self::SnapshotMissing => f.write_str("its root file system is missing"),
             Self::RemoveOnExit => f.write_str("its last run is over: removeOnExit"),
             Self::Leftover => f.write_str("left behind, owned by nothing"),
+            Self::ExecKilled => f.write_str("the `evenkeel exec` that it belongs to was killed"),
             Self::Orphaned => f.write_str("a task without a container object"),
             Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
             Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
@@ -417,6 +420,7 @@ impl fmt::Display for Leftover {
             Self::Strikes(name) => write!(f, "strikes of {name}"),
             Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
             Self::Hand(name, _) => write!(f, "wish for {name}"),
+            Self::Exec(id, key) => write!(f, "process {key} in {id}"),
         }
     }
 }

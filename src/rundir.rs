@@ -22,7 +22,7 @@ use crate::backoff::Strikes;
 use crate::host::linux;
 use crate::observed::{Approval, Hand, Removal};
 use crate::status::Event;
-use crate::workload::Name;
+use crate::workload::{InstanceId, Name};
 
 mod events;
 
@@ -30,6 +30,9 @@ pub use events::Events;
 
 /// Largest file that is read; ours are far smaller, and a reader must not run out of memory on a foreign one.
 const LARGEST: u64 = 64 << 20;
+
+/// Says whose a process beside a program is.
+const OWNER: &str = "owner.json";
 
 /// Directory of the journal.
 const EVENTS: &str = "events";
@@ -117,6 +120,14 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}, since {}", self.pid, self.since)
     }
+}
+
+/// Whose a process beside an instance's program is; stands beside its FIFOs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecOwner {
+    pub instance: InstanceId,
+    /// The command.
+    pub holder: Holder,
 }
 
 /// The controller's lock. It is free again when this is dropped or its process ends, however it ends.
@@ -377,6 +388,39 @@ impl RunDirectory {
 
     fn hand(&self, name: &Name) -> PathBuf {
         self.path.join("hands").join(format!("{name}.json"))
+    }
+
+    /// Where the FIFOs and owners of processes beside instances' programs are, each in a directory of its key.
+    pub fn exec_directory(&self) -> PathBuf {
+        self.path.join("exec")
+    }
+
+    /// Writes down whose a process is, before there is one.
+    pub fn set_exec_owner(&self, key: &str, owner: &ExecOwner) -> Result<(), Error> {
+        write_json(&self.exec_directory().join(key).join(OWNER), owner)
+    }
+
+    /// Whose each of them is. One that is made just now, or whose file cannot be understood, is nobody's: it is left
+    /// alone.
+    pub fn execs(&self) -> BTreeMap<String, ExecOwner> {
+        let entries = fs::read_dir(self.exec_directory()).into_iter().flatten().flatten();
+        let owner = |entry: fs::DirEntry| {
+            let key = entry.file_name().into_string().ok()?;
+            let text = read_bounded(&entry.path().join(OWNER)).ok()??;
+            Some((key, serde_json::from_slice(&text).ok()?))
+        };
+        entries.filter_map(owner).collect()
+    }
+
+    /// Forgets one that is gone.
+    pub fn remove_exec(&self, key: &str) -> Result<(), Error> {
+        let path = self.exec_directory().join(key);
+        match fs::remove_dir_all(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(Error { operation: "remove", path, cause })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes into the journal what happened. Nothing fails because that cannot be done now: it is done later.

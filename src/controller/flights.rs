@@ -48,7 +48,9 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
             Leftover::Snapshot(key) => {
                 key.parse().map_or_else(|_| Key::Leftover(leftover.to_string()), Key::Instance)
             }
-            Leftover::Published(id) | Leftover::Logs(id) => Key::Instance(id.clone()),
+            Leftover::Published(id) | Leftover::Logs(id) | Leftover::Exec(id, _) => {
+                Key::Instance(id.clone())
+            }
             Leftover::Strikes(name) | Leftover::Hand(name, _) => Key::Workload(name.clone()),
             Leftover::Approval(it) => Key::Workload(it.name.clone()),
         }]),

@@ -85,12 +85,17 @@ async fn both_streams_come_as_they_are_printed_and_the_code_is_that_of_the_run()
     let mut child = attach(&site, &["--output", "json"]);
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    let reading = std::thread::spawn(move || out.read_line(&mut line).map(|_| line).unwrap());
+    let reading = std::thread::spawn(move || {
+        out.read_line(&mut line).unwrap();
+        (line, out)
+    });
     eventually("a first line", || {
         told(&site, "echo hello >&2");
         reading.is_finished().then_some(())
     });
-    let value: serde_json::Value = serde_json::from_str(&reading.join().unwrap()).unwrap();
+    // Whose other end stays open: it would end with its last reader.
+    let (line, _out) = reading.join().unwrap();
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&value["stream"], &value["text"]), (&"stderr".into(), &"hello".into()));
     site.run(&["stop", "web"]).exits(0);
     assert_eq!(child.wait().unwrap().code(), Some(137));

@@ -111,6 +111,7 @@ fn every_reason_that_the_sources_give_is_explained_and_no_other() {
     for file in [
         "src/plan.rs",
         "src/plan/diff.rs",
+        "src/plan/diff/execs.rs",
         "src/plan/diff/hands.rs",
         "src/oci.rs",
         "src/observed.rs",
