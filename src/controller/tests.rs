@@ -2,6 +2,7 @@
 
 mod crash;
 mod events;
+mod execs;
 mod goals;
 mod hands;
 mod harness;
