@@ -127,6 +127,8 @@ async fn what_a_person_asks_for_of_the_workload_goes_ahead() {
         it.ask("a", kind);
         it.after(20.0).await;
         assert_ne!(it.pids().await.get("a"), Some(&pid), "{kind:?}");
+        let is_new = it.instance("a").await.workload.unwrap().spec.args.is_some();
+        assert_eq!(is_new, kind == HandKind::Restart, "{kind:?}");
     }
     // The end of everything is asked for, too.
     let mut it = Harness::with(&[("a", "")]).await;
