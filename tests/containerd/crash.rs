@@ -138,7 +138,7 @@ impl Walk {
 }
 
 /// Everything of a site on this machine, in words that are the same for equal sites.
-fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
+pub(crate) fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
     // Shims and logs end a moment after their containers.
     let mut before = processes(site);
     let mut found = eventually("the same processes twice", || {
@@ -269,7 +269,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// The program, built so that it can be told to abort; beside the usual one, and from the same parts.
-fn aborting_program() -> PathBuf {
+pub(crate) fn aborting_program() -> PathBuf {
     if cfg!(feature = "abort-after-effect") {
         return PathBuf::from(env!("CARGO_BIN_EXE_evenkeel"));
     }
@@ -365,7 +365,7 @@ async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
     rig.assert_clean();
 }
 
-fn difference(wanted: &[String], found: &[String]) -> String {
+pub(crate) fn difference(wanted: &[String], found: &[String]) -> String {
     let missing = wanted.iter().filter(|it| !found.contains(it)).map(|it| format!("- {it}"));
     let more = found.iter().filter(|it| !wanted.contains(it)).map(|it| format!("+ {it}"));
     missing.chain(more).collect::<Vec<_>>().join("\n")

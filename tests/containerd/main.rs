@@ -10,6 +10,7 @@ mod cycles;
 mod engine;
 mod examples;
 mod exec;
+mod faults;
 mod hands;
 mod host;
 mod idle;

@@ -96,6 +96,15 @@ const SCENARIOS: &[Scenario] = &[
         change: |it| it.want("donor", r#""ipcMode": "shareable", "state": "stopped""#),
     },
     Scenario {
+        what: "a stop without a signal of what is paused",
+        before: &[BYSTANDER, ("a", r#""stop": {"timeout": "0s"}"#)],
+        change: |it| {
+            let id = InstanceId::new(&name("a"), &it.revision("a"));
+            it.runtime.pause(&id);
+            it.want("a", r#""stop": {"timeout": "0s"}, "state": "stopped""#);
+        },
+    },
+    Scenario {
         what: "a stop by hand",
         before: &[BYSTANDER, DONOR, JOINER],
         change: |it| it.ask("donor", HandKind::Stop),
@@ -188,8 +197,9 @@ async fn a_crash_after_any_effect_leaves_nothing_that_the_next_controller_does_n
             assert_eq!(left, expected, "{} that ended after {made:?}", scenario.what);
         }
     }
-    // An import needs an archive, and a lost pin somebody's hand: both are interrupted elsewhere.
-    let elsewhere = ["import", "publish"];
+    // An import needs an archive, a lost pin somebody's hand, and the rest a failure: they are interrupted elsewhere.
+    let elsewhere =
+        ["import", "publish", "undo/task", "undo/unpublish", "failed/strikes", "failed/end"];
     let never: Vec<_> =
         EFFECTS.iter().filter(|it| !passed.contains(*it) && !elsewhere.contains(it)).collect();
     assert!(never.is_empty(), "no scenario makes {never:?}");
