@@ -561,6 +561,7 @@ fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
         has_snapshot,
         run,
         end,
+        ending,
         task,
     } = container;
     Instance {
@@ -576,6 +577,7 @@ fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
         has_snapshot,
         run,
         end,
+        ending,
         task,
     }
 }

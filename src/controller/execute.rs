@@ -50,6 +50,7 @@ pub const EFFECTS: &[&str] = &[
     "prepare/container",
     "prepare/release",
     "stop/resume",
+    "stop/note",
     "stop/signal",
     "stop/kill",
     "stop/end",
@@ -407,6 +408,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 let update = Update {
                     origin: Some(it.origin.clone()),
                     workload: Some(it.workload.clone()),
+                    ending: it.calls_off_stop.then_some(0),
                     ..Update::default()
                 };
                 self.effect("update", self.runtime.update(&it.id, &update)).await
@@ -657,6 +659,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             // A paused process would not see the signal before it is resumed.
             self.effect("stop/resume", self.runtime.resume_task(id)).await?;
         }
+        if stop.note && stop.run > 0 {
+            // Who dies after the signal leaves an end that would be taken for the program's own.
+            let update = Update { ending: Some(stop.run), ..Update::default() };
+            self.effect("stop/note", self.runtime.update(id, &update)).await?;
+        }
         let limit = match stop.timeout {
             StopTimeout::After(span) => span.0,
             StopTimeout::Never => ASK_AGAIN,
@@ -726,8 +733,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         }
         if finish.run > 0 {
             let (code, reason, at) = match &finish.exit {
+                Some((code, at)) if finish.stopped => (*code, STOPPED, at.clone()),
                 Some((code, at)) => (*code, EXITED, at.clone()),
-                None if finish.never_ran => (255, STOPPED, self.host.wall_clock()),
+                None if finish.never_ran || finish.stopped => {
+                    (255, STOPPED, self.host.wall_clock())
+                }
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
             let lasted_ms = if finish.never_ran { 0 } else { self.lasted(finish.started) };

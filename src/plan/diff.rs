@@ -648,6 +648,7 @@ impl<'a> Planner<'a> {
                 id: current.id.clone(),
                 origin: origin.clone(),
                 workload: (**workload).clone(),
+                calls_off_stop: false,
             };
             self.plan.push(
                 Some(name),
@@ -656,6 +657,27 @@ impl<'a> Planner<'a> {
                 Vec::new(),
             );
         }
+    }
+
+    /// What goes on although a stop of it was begun, by somebody who did not get to the end of it, ends by itself
+    /// when it ends.
+    fn call_off_stop(&mut self, name: &Name, current: &Instance, target: &Target<'a>) {
+        let planned = self.plan.steps.iter_mut().rev().find_map(|it| match &mut it.action {
+            Action::Update(it) if it.id == current.id => Some(it),
+            _ => None,
+        });
+        if let Some(planned) = planned {
+            planned.calls_off_stop = true;
+            return;
+        }
+        let relabel = Relabel {
+            id: current.id.clone(),
+            origin: current.origin.clone(),
+            workload: (*target.workload).clone(),
+            calls_off_stop: true,
+        };
+        let cause = Cause::Updated(vec!["a stop that was begun is called off".to_owned()]);
+        self.plan.push(Some(name), Action::Update(Box::new(relabel)), cause, Vec::new());
     }
 
     /// What is missing for a start of this target, besides its donor.
@@ -819,6 +841,12 @@ impl<'a> Planner<'a> {
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
         match decision {
             Decision::Leave(phase) => {
+                if let Some(current) = current.filter(|it| is_ending(it))
+                    && (have, fit) == (Have::Running, Fit::Current)
+                    && hold.is_none()
+                {
+                    self.call_off_stop(name, current, target);
+                }
                 if !stopped
                     && have == Have::Ended
                     && matches!(again, Again::Completed | Again::Failed)
@@ -970,6 +998,7 @@ impl<'a> Planner<'a> {
         let (code, count_due) = match (have, &current.task, &current.end) {
             // Ended by us, which is written down; only the rest of that is missing.
             (Have::Exited, _, _) if was_stopped(current) => return by_strikes(),
+            (Have::Exited | Have::Lost, _, _) if is_ending(current) => return by_strikes(),
             (Have::Exited, Task::Stopped { code, .. }, _) => (*code, true),
             (Have::Lost, _, _) => (255, true),
             // What was stopped on purpose did not end by itself.
@@ -1003,7 +1032,7 @@ impl<'a> Planner<'a> {
             return before;
         }
         let failed = match (have(current), &current.task) {
-            _ if self.ended_by_hand(&current.name) => false,
+            _ if is_ending(current) || self.ended_by_hand(&current.name) => false,
             (Have::Exited, Task::Stopped { code, .. }) => *code != 0,
             // What a reboot took is no failure of the program.
             (Have::Lost, _) => {
@@ -1341,6 +1370,7 @@ impl<'a> Planner<'a> {
             },
             exit,
             never_ran: created,
+            stopped: is_ending(current),
             started: current
                 .run
                 .as_ref()
@@ -1349,6 +1379,7 @@ impl<'a> Planner<'a> {
             // What is replaced is not tried again, and a start that was cut off is no failure of the program.
             strikes: if created
                 || was_stopped(current)
+                || is_ending(current)
                 || target.id != current.id
                 || self.ended_by_hand(name)
             {
@@ -1591,6 +1622,11 @@ fn was_stopped(instance: &Instance) -> bool {
     is_recorded(instance) && instance.end.as_ref().is_some_and(|it| it.reason == STOPPED)
 }
 
+/// Its last run is being ended on purpose, or was when somebody died who was at it.
+fn is_ending(instance: &Instance) -> bool {
+    instance.ending == Some(instance.run.as_ref().map_or(1, |it| it.n))
+}
+
 /// What is there of a workload, from its instance.
 fn have(instance: &Instance) -> Have {
     match (&instance.task, &instance.run) {
@@ -1631,6 +1667,7 @@ fn stop_of(instance: &Instance) -> StopInstance {
         timeout: workload.and_then(|it| it.spec.stop.timeout).unwrap_or(DEFAULT_STOP_TIMEOUT),
         paused: matches!(instance.task, Task::Paused { .. }),
         run: if is_unnoted { 0 } else { instance.run.as_ref().map_or(1, |it| it.n) },
+        note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
         started: instance.run.as_ref().map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
     }
