@@ -269,6 +269,7 @@ async fn an_instance_is_seen_as_it_was_made(harness: &mut impl Harness) {
         has_snapshot: true,
         run: None,
         end: None,
+        ending: None,
         task: Task::None,
     };
     assert_eq!(container(harness).await, expected);
