@@ -260,8 +260,15 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     fn ended(&self, plan: &Plan, look: &Look, cooling: &Cooling, began: BootTime) -> Option<Ended> {
         match &self.goal {
             Goal::Keep => None,
+            // What has no container object and does not answer cannot be removed, and is not gone.
+            Goal::Down { names: None }
+                if plan.is_empty()
+                    && look.observed.orphans.values().any(|it| *it == Task::Unknown) =>
+            {
+                Some(Ended::NotConverged)
+            }
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
-            Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
+            Goal::Down { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
             Goal::Converge { .. } | Goal::Hands { .. } => {
                 let wait = &matches!(self.goal, Goal::Converge { wait: true });
                 if !plan.is_empty() {

@@ -588,6 +588,18 @@ impl<'a> Planner<'a> {
         let has_image =
             |it: &Instance| image.as_ref().is_none_or(|image| image.digest == it.image.digest);
         let of_current = current.and_then(changes);
+        // What is told of a change from the one to the other.
+        let differences = |of_current: Option<Vec<String>>| {
+            let mut changes = of_current.unwrap_or_default();
+            if let (Some(image), Some(current)) = (&image, current)
+                && image.digest != current.image.digest
+                && image.name == current.image.name
+            {
+                let (before, after) = (short(&current.image.digest), short(&image.digest));
+                changes.insert(0, format!("image: {before} → {after}"));
+            }
+            changes
+        };
         let others = || {
             let mut others = case.others.clone();
             others.sort_by(|a, b| a.id.cmp(&b.id));
@@ -602,18 +614,14 @@ impl<'a> Planner<'a> {
         if let Some(instance) = equal {
             let mut same = Self::same(instance, workload);
             same.image = Some(instance.image.clone());
+            if current.is_some_and(|it| it.id != instance.id) {
+                same.changes = differences(of_current);
+            }
             return same;
         }
         let digest = image.as_ref().map_or("", |it| it.digest.as_str());
         let revision = workload.revision(digest);
-        let mut changes = of_current.unwrap_or_default();
-        if let (Some(image), Some(current)) = (&image, current)
-            && image.digest != current.image.digest
-            && image.name == current.image.name
-        {
-            let (before, after) = (short(&current.image.digest), short(&image.digest));
-            changes.insert(0, format!("image: {before} → {after}"));
-        }
+        let changes = differences(of_current);
         let id = InstanceId::new(case.name, &revision);
         Target {
             // An instance of this revision whose manifest cannot be read any more is still that revision.
@@ -662,9 +670,9 @@ impl<'a> Planner<'a> {
     /// What goes on although a stop of it was begun, by somebody who did not get to the end of it, ends by itself
     /// when it ends.
     fn call_off_stop(&mut self, name: &Name, current: &Instance, target: &Target<'a>) {
-        let planned = self.plan.steps.iter_mut().rev().find_map(|it| match &mut it.action {
-            Action::Update(it) if it.id == current.id => Some(it),
-            _ => None,
+        let planned = self.plan.steps.iter_mut().rev().find_map(|it| {
+            let Action::Update(it) = &mut it.action else { return None };
+            (it.id == current.id).then_some(it)
         });
         if let Some(planned) = planned {
             planned.calls_off_stop = true;

@@ -23,3 +23,4 @@ mod refusals;
 mod rig;
 mod rigs;
 mod safety;
+mod stuck;
