@@ -103,6 +103,7 @@ fn observed(version: &str, place: ImagePlace) -> ObservedState {
                 started: String::new(),
             }),
             end: None,
+            ending: None,
             task: Task::Running { pid: u32::try_from(n).unwrap() + 1000 },
             published: Published {
                 directory: publishes,

@@ -307,8 +307,15 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     fn ended(&self, plan: &Plan, look: &Look, cooling: &Cooling, began: BootTime) -> Option<Ended> {
         match &self.goal {
             Goal::Keep => None,
+            // What has no container object and does not answer cannot be removed, and is not gone.
+            Goal::Down { names: None }
+                if plan.is_empty()
+                    && look.observed.orphans.values().any(|it| *it == Task::Unknown) =>
+            {
+                Some(Ended::NotConverged)
+            }
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
-            Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
+            Goal::Down { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
             // A shim that is slow to answer may do so before the time is up.
             Goal::Shutdown { .. } if plan.is_empty() => {
                 let observed = &look.observed;
@@ -316,7 +323,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     observed.instances.values().map(|it| &it.task).chain(observed.orphans.values());
                 (!tasks.any(|it| *it == Task::Unknown)).then_some(Ended::Converged)
             }
-            Goal::Shutdown { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
+            Goal::Shutdown { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
             Goal::Converge { .. } | Goal::Hands { .. } => {
                 let wait = &matches!(self.goal, Goal::Converge { wait: true });
                 if !plan.is_empty() {
@@ -626,6 +633,7 @@ fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
         has_snapshot,
         run,
         end,
+        ending,
         task,
     } = container;
     Instance {
@@ -641,6 +649,7 @@ fn instance(container: Container, facts: &crate::host::Facts) -> Instance {
         has_snapshot,
         run,
         end,
+        ending,
         task,
     }
 }

@@ -62,6 +62,9 @@ pub struct Instance {
     pub run: Option<Run>,
     /// How the last recorded run ended, written before its task is deleted.
     pub end: Option<End>,
+    /// The run that is being ended on purpose, written before its process is told: whatever its end looks like, it is
+    /// not the program's own.
+    pub ending: Option<u64>,
     pub task: Task,
     /// What it publishes under the run directory for joiners.
     pub published: Published,

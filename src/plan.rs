@@ -154,6 +154,8 @@ pub struct Relabel {
     pub id: InstanceId,
     pub origin: Origin,
     pub workload: Workload,
+    /// A stop that was begun is not wanted any more: its end will be its own.
+    pub calls_off_stop: bool,
 }
 
 /// See [`Action::Stop`].
@@ -165,6 +167,8 @@ pub struct StopInstance {
     pub paused: bool,
     /// Which run ends; 0: none, its process was created and never ran.
     pub run: u64,
+    /// It has to be written down first that this run is ended on purpose.
+    pub note: bool,
     pub started: Option<BootTime>,
     /// Runs of the instance that failed so far; this one is none.
     pub failures: u32,
@@ -180,6 +184,8 @@ pub struct Finish {
     pub exit: Option<(u32, String)>,
     /// Its process was created and never ran, although its run is noted: that ends as one that was stopped.
     pub never_ran: bool,
+    /// It was being ended on purpose, by one who did not get to write down that it has: as one that was stopped too.
+    pub stopped: bool,
     pub started: Option<BootTime>,
     /// Failures in a row after this one, and the name they are kept under.
     pub strikes: u32,

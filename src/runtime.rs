@@ -209,6 +209,7 @@ pub struct Container {
     pub has_snapshot: bool,
     pub run: Option<Run>,
     pub end: Option<End>,
+    pub ending: Option<u64>,
     pub task: Task,
 }
 
@@ -229,8 +230,11 @@ pub struct NewInstance {
 pub struct Update {
     pub origin: Option<Origin>,
     pub workload: Option<Workload>,
+    /// A new run: what was written of the end of another one is forgotten.
     pub run: Option<Run>,
     pub end: Option<End>,
+    /// The run that is being ended on purpose; 0: none is.
+    pub ending: Option<u64>,
     pub spec: Option<Box<oci_spec::runtime::Spec>>,
 }
 

@@ -407,7 +407,11 @@ fn item(
         stops |= matches!(verb, "stop" | "remove");
     }
     let running = instance.is_some_and(|it| it.task.pid().is_some());
+    // What runs and was told to end is waited for, whatever comes after it.
+    let of_name = observed.instances.values().filter(|it| &it.name == name);
+    let ends = stops && of_name.clone().any(|it| it.task.pid().is_some() && it.ending.is_some());
     let phase = match standing.phase {
+        Phase::Running | Phase::Stopped if ends => Phase::Stopping,
         Phase::Running if starts => Phase::Starting,
         Phase::Stopped if stops && running => Phase::Stopping,
         Phase::Running

@@ -86,7 +86,10 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         }
         let (observed, chosen) = choose(&connection, names, source.as_deref()).await?;
         let plan = crate::plan::down(&observed, chosen.as_ref());
-        let ended = remove(&settings, &connection, chosen).await;
+        let ended = remove(&settings, &connection, chosen.clone()).await;
+        if ended == Ended::NotConverged {
+            return Err(left(&connection, chosen.as_ref()).await);
+        }
         if ended == Ended::Converged
             && let Err(error) = connection.edge.runtime.collect_garbage().await
         {
@@ -150,6 +153,26 @@ fn nothing_of(names: &[Name], source: Option<&Path>) -> Result<(), Failure> {
         (None, None) => return Ok(()),
     };
     Err(Failure::new(Exit::Usage, format_args!("{message}; `evenkeel status` lists what there is")))
+}
+
+/// What a removal that got no further has left. Why was told when it failed.
+async fn left(connection: &Connection, chosen: Option<&BTreeSet<Name>>) -> Failure {
+    let observed = match controller::observe_once(&connection.edge, None, None).await {
+        Ok((observed, _)) => observed,
+        Err(error) => return Failure::environment(&error),
+    };
+    let instances = observed.instances.values();
+    let instances = instances.filter(|it| chosen.is_none_or(|names| names.contains(&it.name)));
+    let mut left: BTreeSet<String> = instances.map(|it| format!("`{}`", it.name)).collect();
+    if chosen.is_none() {
+        left.extend(observed.orphans.keys().map(|it| format!("the task of `{it}`")));
+        left.extend(observed.leftovers.iter().map(ToString::to_string));
+    }
+    let left = left.into_iter().collect::<Vec<_>>().join(", ");
+    Failure::new(
+        Exit::NotConverged,
+        format_args!("still there after several tries: {left}; run it again once that can end"),
+    )
 }
 
 async fn remove(

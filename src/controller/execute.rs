@@ -49,7 +49,10 @@ pub const EFFECTS: &[&str] = &[
     "prepare/snapshot",
     "prepare/container",
     "prepare/release",
+    "stop/resume",
+    "stop/note",
     "stop/signal",
+    "stop/kill",
     "stop/end",
     "stop/task",
     "stop/unpublish",
@@ -67,6 +70,10 @@ pub const EFFECTS: &[&str] = &[
     "start/namespace",
     "start/run",
     "start/start",
+    "undo/task",
+    "undo/unpublish",
+    "failed/strikes",
+    "failed/end",
     "update",
     "resume",
     "publish",
@@ -74,6 +81,8 @@ pub const EFFECTS: &[&str] = &[
     "remove/container",
     "remove/unpublish",
     "remove/logs",
+    "orphan/object",
+    "orphan/task",
     "sweep",
 ];
 
@@ -88,6 +97,64 @@ fn abort_after(effect: &'static str) {
     if limit == Some(passed) {
         warn!(effect, passed, "aborting as asked");
         std::process::abort();
+    }
+}
+
+/// With the same feature, the file that `EVENKEEL_FAIL` names makes effects fail: `3 undone lost` lets two pass, does
+/// not make the third and says that it was refused, and makes the fourth and says that nobody answered. The file is
+/// gone once all of that has happened.
+#[cfg(feature = "abort-after-effect")]
+mod fault {
+    use std::sync::{Mutex, PoisonError};
+
+    use crate::runtime::{Error, ErrorKind};
+
+    /// How an effect fails.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(super) enum Fault {
+        /// It is not made.
+        Undone,
+        /// It is made, and said to be refused.
+        Done,
+        /// It is made, and the answer is lost.
+        Lost,
+    }
+
+    impl Fault {
+        pub(super) fn error(self, effect: &str) -> Error {
+            let kind = if self == Self::Lost { ErrorKind::Unreachable } else { ErrorKind::Refused };
+            let cause = Some(format!("{self:?} as asked").into());
+            Error { operation: "pass", subject: effect.to_owned(), kind, cause }
+        }
+    }
+
+    /// What is to become of the next effect.
+    pub(super) fn next() -> Option<Fault> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = std::path::PathBuf::from(std::env::var_os("EVENKEEL_FAIL")?);
+        let text = std::fs::read_to_string(&path).ok()?;
+        let mut words = text.split_whitespace();
+        let n: u64 = words.next()?.parse().ok()?;
+        let mut rest: Vec<&str> = words.collect();
+        let fault = if n > 1 || rest.is_empty() {
+            None
+        } else {
+            match rest.remove(0) {
+                "undone" => Some(Fault::Undone),
+                "done" => Some(Fault::Done),
+                "lost" => Some(Fault::Lost),
+                _ => None,
+            }
+        };
+        let left = n.saturating_sub(1).max(1);
+        let written = if rest.is_empty() {
+            std::fs::remove_file(&path)
+        } else {
+            std::fs::write(&path, format!("{left} {}", rest.join(" ")))
+        };
+        written.ok()?;
+        fault
     }
 }
 
@@ -270,12 +337,51 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     /// Passes a boundary between two effects. The last one is never passed.
     async fn boundary(&self, effect: &'static str) {
-        debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
         #[cfg(feature = "abort-after-effect")]
         abort_after(effect);
         if self.crash.as_ref().is_some_and(|it| !it.pass(effect)) {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Makes an effect, and passes the boundary after it once it is made.
+    async fn effect<T, E: Into<Error>>(
+        &self,
+        effect: &'static str,
+        work: impl Future<Output = Result<T, E>> + Send,
+    ) -> Result<T, Error> {
+        let made = self.make(effect, work).await?;
+        self.boundary(effect).await;
+        Ok(made)
+    }
+
+    /// The same as a link of a chain of which each is tried; whether it worked.
+    async fn link<E: Into<Error>>(
+        &self,
+        cleanup: &mut Cleanup,
+        effect: &'static str,
+        work: impl Future<Output = Result<(), E>> + Send,
+    ) -> bool {
+        let worked = cleanup.note(self.make(effect, work).await);
+        self.boundary(effect).await;
+        worked
+    }
+
+    async fn make<T, E: Into<Error>>(
+        &self,
+        effect: &'static str,
+        work: impl Future<Output = Result<T, E>> + Send,
+    ) -> Result<T, Error> {
+        debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
+        #[cfg(feature = "abort-after-effect")]
+        if let Some(fault) = fault::next() {
+            warn!(effect, ?fault, "failing as asked");
+            if fault != fault::Fault::Undone {
+                work.await.map_err(Into::into)?;
+            }
+            return Err(fault.error(effect).into());
+        }
+        work.await.map_err(Into::into)
     }
 
     /// Carries one step out.
@@ -302,22 +408,17 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 let update = Update {
                     origin: Some(it.origin.clone()),
                     workload: Some(it.workload.clone()),
+                    ending: it.calls_off_stop.then_some(0),
                     ..Update::default()
                 };
-                self.runtime.update(&it.id, &update).await?;
-                self.boundary("update").await;
-                Ok(())
+                self.effect("update", self.runtime.update(&it.id, &update)).await
             }
-            Action::Resume { id } => {
-                self.runtime.resume_task(id).await?;
-                self.boundary("resume").await;
-                Ok(())
-            }
+            Action::Resume { id } => self.effect("resume", self.runtime.resume_task(id)).await,
             Action::Publish { id, pid } => {
                 let pid = *pid;
-                self.on_host(id.clone(), move |host, id| host.publish_namespace(&id, pid)).await?;
-                self.boundary("publish").await;
-                Ok(())
+                let publish =
+                    self.on_host(id.clone(), move |host, id| host.publish_namespace(&id, pid));
+                self.effect("publish", publish).await
             }
             Action::Stop(stop) => self.stop(stop).await,
             Action::Finish(finish) => self.finish(step.name.as_ref(), finish).await,
@@ -326,20 +427,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Remove { id, by_absence } => {
                 if let Some(it) = by_absence {
                     let at = self.host.now();
-                    self.record_removal(Removal {
-                        source: it.source.clone(),
-                        name: it.name.clone(),
-                        at,
-                        of: it.of,
-                    })?;
-                    self.boundary("remove/ledger").await;
+                    let (source, name) = (it.source.clone(), it.name.clone());
+                    let removal = Removal { source, name, at, of: it.of };
+                    self.effect("remove/ledger", async { self.record_removal(removal) }).await?;
                 }
                 self.remove(id).await
             }
             Action::RemoveOrphan { id } => {
-                self.runtime.readopt(id).await?;
+                self.effect("orphan/object", self.runtime.readopt(id)).await?;
                 self.kill(id).await?;
-                self.runtime.delete_task(id).await?;
+                self.effect("orphan/task", self.runtime.delete_task(id)).await?;
                 self.remove(id).await
             }
             Action::Sweep(leftover) => self.sweep(leftover).await,
@@ -365,9 +462,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             self.runtime.put_blob(&lease, blob).await?;
         }
         self.runtime.put_image(&lease, import.image()).await?;
-        self.runtime.remove_lease(&lease).await?;
-        self.boundary("import").await;
-        Ok(())
+        self.effect("import", self.runtime.remove_lease(&lease)).await
     }
 
     async fn prepare(&self, prepare: &Prepare) -> Result<(), Error> {
@@ -381,17 +476,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         };
         // Without a lease the snapshot could be collected before its container exists.
         let lease = instance_lease(&prepare.id);
-        self.runtime.lease(&lease).await?;
-        self.boundary("prepare/lease").await;
-        self.runtime.prepare_snapshot(&lease, &instance).await?;
-        self.boundary("prepare/snapshot").await;
+        self.effect("prepare/lease", self.runtime.lease(&lease)).await?;
+        self.effect("prepare/snapshot", self.runtime.prepare_snapshot(&lease, &instance)).await?;
         if !prepare.snapshot_only {
-            self.runtime.create(&lease, &instance).await?;
-            self.boundary("prepare/container").await;
+            self.effect("prepare/container", self.runtime.create(&lease, &instance)).await?;
         }
-        self.runtime.remove_lease(&lease).await?;
-        self.boundary("prepare/release").await;
-        Ok(())
+        self.effect("prepare/release", self.runtime.remove_lease(&lease)).await
     }
 
     async fn start(&self, name: Option<&Name>, start: &Start) -> Result<(), Error> {
@@ -419,19 +509,18 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn try_start(&self, start: &Start) -> Result<(), Error> {
         for path in &start.make_directories {
-            self.on_host(path.clone(), |host, path| host.make_directory(&path)).await?;
-            self.boundary("start/directory").await;
+            let make = self.on_host(path.clone(), |host, path| host.make_directory(&path));
+            self.effect("start/directory", make).await?;
         }
         if let Some(size) = start.publish {
             // What a run before may have left goes first: each run begins with an empty one.
-            self.on_host(start.id.clone(), move |host, id| {
+            let publish = self.on_host(start.id.clone(), move |host, id| {
                 if host.observe(&Ask::default())?.published.contains_key(&id) {
                     host.unpublish(&id)?;
                 }
                 host.publish_shm(&id, size)
-            })
-            .await?;
-            self.boundary("start/shm").await;
+            });
+            self.effect("start/shm", publish).await?;
         }
         let update = Update {
             origin: start.origin.clone(),
@@ -439,8 +528,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             spec: Some(start.spec.clone()),
             ..Update::default()
         };
-        self.runtime.update(&start.id, &update).await?;
-        self.boundary("start/spec").await;
+        self.effect("start/spec", self.runtime.update(&start.id, &update)).await?;
         let log = match &start.log {
             Log::None => LogTarget::None,
             Log::Files { directory, max_size, max_files } => LogTarget::Files {
@@ -449,12 +537,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 max_files: *max_files,
             },
         };
-        let pid = self.runtime.create_task(&start.id, &log).await?;
-        self.boundary("start/task").await;
+        let create = self.runtime.create_task(&start.id, &log);
+        let pid = self.effect("start/task", create).await?;
         if start.publish.is_some() {
-            self.on_host(start.id.clone(), move |host, id| host.publish_namespace(&id, pid))
-                .await?;
-            self.boundary("start/namespace").await;
+            let id = start.id.clone();
+            let publish = self.on_host(id, move |host, id| host.publish_namespace(&id, pid));
+            self.effect("start/namespace", publish).await?;
         }
         if let ExpectNamespace::Of(donor) = &start.expect.namespace {
             self.look_at_donor(start, donor).await?;
@@ -467,11 +555,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             at: self.host.now(),
             started: self.host.wall_clock(),
         };
-        self.runtime.update(&start.id, &Update { run: Some(run), ..Update::default() }).await?;
-        self.boundary("start/run").await;
-        self.runtime.start_task(&start.id).await?;
-        self.boundary("start/start").await;
-        Ok(())
+        let update = Update { run: Some(run), ..Update::default() };
+        self.effect("start/run", self.runtime.update(&start.id, &update)).await?;
+        self.effect("start/start", self.runtime.start_task(&start.id)).await
     }
 
     /// Compares what the created process sees with what was wanted, while it does not run yet.
@@ -506,10 +592,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     /// pass.
     async fn undo_start(&self, start: &Start) -> Vec<Error> {
         let mut cleanup = Cleanup::default();
-        let deleted = self.runtime.delete_task(&start.id).await.map_err(Error::from);
+        let delete = self.runtime.delete_task(&start.id);
         // If it is not deleted it may run after all, and what it publishes is its own then.
-        if cleanup.note(deleted) && start.publish.is_some() {
-            cleanup.note(self.unpublish(&start.id).await);
+        if self.link(&mut cleanup, "undo/task", delete).await && start.publish.is_some() {
+            self.link(&mut cleanup, "undo/unpublish", self.unpublish(&start.id)).await;
         }
         cleanup.failures
     }
@@ -535,7 +621,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             run: None,
             failure: Some(failure),
         };
-        let counted = match self.run.set_strikes(name, Some(&strikes)) {
+        let record = async { self.run.set_strikes(name, Some(&strikes)) };
+        let counted = match self.effect("failed/strikes", record).await {
             Ok(()) => true,
             Err(error) => {
                 warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
@@ -559,7 +646,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             before: start.before.clone(),
         };
         let update = Update { run: Some(run), end: Some(end), ..Update::default() };
-        if let Err(error) = self.runtime.update(&start.id, &update).await {
+        if let Err(error) = self.effect("failed/end", self.runtime.update(&start.id, &update)).await
+        {
             warn!(name = %name, error = %Chain(&error), "failed to record a failed start");
         }
         counted
@@ -569,7 +657,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let id = &stop.id;
         if stop.paused {
             // A paused process would not see the signal before it is resumed.
-            self.runtime.resume_task(id).await?;
+            self.effect("stop/resume", self.runtime.resume_task(id)).await?;
+        }
+        if stop.note && stop.run > 0 {
+            // Who dies after the signal leaves an end that would be taken for the program's own.
+            let update = Update { ending: Some(stop.run), ..Update::default() };
+            self.effect("stop/note", self.runtime.update(id, &update)).await?;
         }
         let limit = match stop.timeout {
             StopTimeout::After(span) => span.0,
@@ -577,8 +670,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         };
         let mut ended = None;
         if !limit.is_zero() {
-            self.runtime.kill(id, stop.signal, false).await?;
-            self.boundary("stop/signal").await;
+            self.effect("stop/signal", self.runtime.kill(id, stop.signal, false)).await?;
             ended = self.runtime.wait(id, limit).await?;
         }
         let ended = match ended {
@@ -601,21 +693,19 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let lasted_ms = self.lasted(stop.started);
             let (reason, failures) = (STOPPED.to_owned(), stop.failures);
             let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
-            self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
-            self.boundary("stop/end").await;
+            let update = Update { end: Some(end), ..Update::default() };
+            self.effect("stop/end", self.runtime.update(id, &update)).await?;
         }
         let mut cleanup = Cleanup::default();
-        cleanup.note(self.runtime.delete_task(id).await.map_err(Error::from));
-        self.boundary("stop/task").await;
-        cleanup.note(self.unpublish(id).await);
-        self.boundary("stop/unpublish").await;
+        self.link(&mut cleanup, "stop/task", self.runtime.delete_task(id)).await;
+        self.link(&mut cleanup, "stop/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
     }
 
     /// SIGKILL to the main process, then to all of them.
     async fn kill(&self, id: &InstanceId) -> Result<Task, Error> {
         for all in [false, true] {
-            self.runtime.kill(id, Signal::KILL, all).await?;
+            self.effect("stop/kill", self.runtime.kill(id, Signal::KILL, all)).await?;
             if let Some(task) = self.runtime.wait(id, KILL_WAIT).await? {
                 return Ok(task);
             }
@@ -638,25 +728,26 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 failure: None,
             };
             // The rest is tidied up all the same, on a full run directory too.
-            cleanup.note(self.run.set_strikes(name, Some(&strikes)).map_err(Error::from));
-            self.boundary("finish/strikes").await;
+            let record = async { self.run.set_strikes(name, Some(&strikes)) };
+            self.link(&mut cleanup, "finish/strikes", record).await;
         }
         if finish.run > 0 {
             let (code, reason, at) = match &finish.exit {
+                Some((code, at)) if finish.stopped => (*code, STOPPED, at.clone()),
                 Some((code, at)) => (*code, EXITED, at.clone()),
-                None if finish.never_ran => (255, STOPPED, self.host.wall_clock()),
+                None if finish.never_ran || finish.stopped => {
+                    (255, STOPPED, self.host.wall_clock())
+                }
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
             let lasted_ms = if finish.never_ran { 0 } else { self.lasted(finish.started) };
             let (reason, failures) = (reason.to_owned(), finish.failures);
             let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
-            self.runtime.update(id, &Update { end: Some(end), ..Update::default() }).await?;
-            self.boundary("finish/end").await;
+            let update = Update { end: Some(end), ..Update::default() };
+            self.effect("finish/end", self.runtime.update(id, &update)).await?;
         }
-        cleanup.note(self.runtime.delete_task(id).await.map_err(Error::from));
-        self.boundary("finish/task").await;
-        cleanup.note(self.unpublish(id).await);
-        self.boundary("finish/unpublish").await;
+        self.link(&mut cleanup, "finish/task", self.runtime.delete_task(id)).await;
+        self.link(&mut cleanup, "finish/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
     }
 
@@ -668,23 +759,21 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
         let mut cleanup = Cleanup::default();
-        let removed = match self.runtime.remove(id).await {
+        let removed = match self.make("remove/container", self.runtime.remove(id)).await {
             Ok(()) => true,
             Err(error) => {
                 // What runs keeps what it publishes, and what does not answer may run.
-                let ended = error.kind != ErrorKind::Unreachable
+                let ended = !error.is_unreachable()
                     && matches!(self.runtime.wait(id, LOOK).await, Ok(Some(_)));
                 if !ended {
-                    return Err(error.into());
+                    return Err(error);
                 }
-                cleanup.note(Err(error.into()))
+                cleanup.note(Err(error))
             }
         };
         self.boundary("remove/container").await;
-        cleanup.note(self.unpublish(id).await);
-        self.boundary("remove/unpublish").await;
-        cleanup.note(self.remove_logs(id).await);
-        self.boundary("remove/logs").await;
+        self.link(&mut cleanup, "remove/unpublish", self.unpublish(id)).await;
+        self.link(&mut cleanup, "remove/logs", self.remove_logs(id)).await;
         if removed {
             cleanup.note(self.use_up_approval(id));
         }
@@ -694,12 +783,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     /// As [`Self::remove`], but the container object stays, with how it ended.
     async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
         let mut cleanup = Cleanup::default();
-        cleanup.note(self.unpublish(id).await);
-        self.boundary("clear/unpublish").await;
-        cleanup.note(self.runtime.clear(id).await.map_err(Error::from));
-        self.boundary("clear/snapshot").await;
-        cleanup.note(self.remove_logs(id).await);
-        self.boundary("clear/logs").await;
+        self.link(&mut cleanup, "clear/unpublish", self.unpublish(id)).await;
+        self.link(&mut cleanup, "clear/snapshot", self.runtime.clear(id)).await;
+        self.link(&mut cleanup, "clear/logs", self.remove_logs(id)).await;
         cleanup.done(id)
     }
 
@@ -714,24 +800,24 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     }
 
     async fn sweep(&self, leftover: &Leftover) -> Result<(), Error> {
-        match leftover {
-            Leftover::Lease(id) => self.runtime.remove_lease(id).await?,
-            Leftover::Snapshot(key) => self.runtime.remove_snapshot(key).await?,
-            Leftover::Published(id) => {
-                self.unpublish(id).await?;
+        let sweep = async {
+            match leftover {
+                Leftover::Lease(id) => self.runtime.remove_lease(id).await?,
+                Leftover::Snapshot(key) => self.runtime.remove_snapshot(key).await?,
+                Leftover::Published(id) => self.unpublish(id).await?,
+                Leftover::Logs(id) => self.remove_logs(id).await?,
+                Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
+                Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
+                Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
+                Leftover::Exec(id, key) => {
+                    self.runtime.delete_exec(id, key).await?;
+                    // Only now: without it nobody would know of the process any more.
+                    self.run.remove_exec(key)?;
+                }
             }
-            Leftover::Logs(id) => self.remove_logs(id).await?,
-            Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
-            Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
-            Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
-            Leftover::Exec(id, key) => {
-                self.runtime.delete_exec(id, key).await?;
-                // Only now: without it nobody would know of the process any more.
-                self.run.remove_exec(key)?;
-            }
-        }
-        self.boundary("sweep").await;
-        Ok(())
+            Ok::<_, Error>(())
+        };
+        self.effect("sweep", sweep).await
     }
 
     /// Counts a removal by absence, and forgets those that count no more.

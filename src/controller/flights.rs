@@ -25,6 +25,10 @@ use crate::workload::{InstanceId, Name};
 /// instance gets a chance to start the new one; a supervisor waits longer than this before it kills.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// A one-shot command tries something that fails slowly, such as a process that no signal ends, for not longer than
+/// this after its first failure: twice, as each try takes about half a minute.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Something that one step at a time may touch.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
@@ -320,6 +324,8 @@ struct Failed {
     trouble: Trouble,
     /// In a row, those without a strike.
     count: u32,
+    /// When the first of them was.
+    since: BootTime,
     until: BootTime,
 }
 
@@ -331,7 +337,9 @@ impl Cooling {
             let count = self.after.get(key).map_or(0, |it| it.count).saturating_add(1);
             (count, now + Delays::default().after(count))
         };
-        self.after.insert(key.clone(), Failed { trouble, count, until });
+        let before = self.after.get(key).filter(|it| it.count > 0 && count > 1);
+        let since = before.map_or(now, |it| it.since);
+        self.after.insert(key.clone(), Failed { trouble, count, since, until });
     }
 
     pub(super) fn is_cooling(&self, key: &Key, now: BootTime) -> bool {
@@ -342,9 +350,11 @@ impl Cooling {
         self.after.values().any(|it| it.until > now)
     }
 
-    /// Nothing of what is left got better in several tries.
-    pub(super) fn has_given_up(&self) -> bool {
-        self.after.values().any(|it| it.count >= 5)
+    /// Something of what is left got no better in several tries, or in a few that took long.
+    pub(super) fn has_given_up(&self, now: BootTime) -> bool {
+        self.after
+            .values()
+            .any(|it| it.count >= 5 || it.count >= 2 && now.since(it.since) >= PATIENCE)
     }
 
     /// When the next of them may be tried again.

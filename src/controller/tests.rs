@@ -280,6 +280,7 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
         timeout: StopTimeout::Never,
         paused: false,
         run: 1,
+        note: false,
         started: None,
         failures: 0,
     };

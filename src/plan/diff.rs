@@ -602,6 +602,18 @@ impl<'a> Planner<'a> {
         let has_image =
             |it: &Instance| image.as_ref().is_none_or(|image| image.digest == it.image.digest);
         let of_current = current.and_then(changes);
+        // What is told of a change from the one to the other.
+        let differences = |of_current: Option<Vec<String>>| {
+            let mut changes = of_current.unwrap_or_default();
+            if let (Some(image), Some(current)) = (&image, current)
+                && image.digest != current.image.digest
+                && image.name == current.image.name
+            {
+                let (before, after) = (short(&current.image.digest), short(&image.digest));
+                changes.insert(0, format!("image: {before} → {after}"));
+            }
+            changes
+        };
         let others = || {
             let mut others = case.others.clone();
             others.sort_by(|a, b| a.id.cmp(&b.id));
@@ -616,18 +628,14 @@ impl<'a> Planner<'a> {
         if let Some(instance) = equal {
             let mut same = Self::same(instance, workload);
             same.image = Some(instance.image.clone());
+            if current.is_some_and(|it| it.id != instance.id) {
+                same.changes = differences(of_current);
+            }
             return same;
         }
         let digest = image.as_ref().map_or("", |it| it.digest.as_str());
         let revision = workload.revision(digest);
-        let mut changes = of_current.unwrap_or_default();
-        if let (Some(image), Some(current)) = (&image, current)
-            && image.digest != current.image.digest
-            && image.name == current.image.name
-        {
-            let (before, after) = (short(&current.image.digest), short(&image.digest));
-            changes.insert(0, format!("image: {before} → {after}"));
-        }
+        let changes = differences(of_current);
         let id = InstanceId::new(case.name, &revision);
         Target {
             // An instance of this revision whose manifest cannot be read any more is still that revision.
@@ -662,6 +670,7 @@ impl<'a> Planner<'a> {
                 id: current.id.clone(),
                 origin: origin.clone(),
                 workload: (**workload).clone(),
+                calls_off_stop: false,
             };
             self.plan.push(
                 Some(name),
@@ -670,6 +679,27 @@ impl<'a> Planner<'a> {
                 Vec::new(),
             );
         }
+    }
+
+    /// What goes on although a stop of it was begun, by somebody who did not get to the end of it, ends by itself
+    /// when it ends.
+    fn call_off_stop(&mut self, name: &Name, current: &Instance, target: &Target<'a>) {
+        let planned = self.plan.steps.iter_mut().rev().find_map(|it| {
+            let Action::Update(it) = &mut it.action else { return None };
+            (it.id == current.id).then_some(it)
+        });
+        if let Some(planned) = planned {
+            planned.calls_off_stop = true;
+            return;
+        }
+        let relabel = Relabel {
+            id: current.id.clone(),
+            origin: current.origin.clone(),
+            workload: (*target.workload).clone(),
+            calls_off_stop: true,
+        };
+        let cause = Cause::Updated(vec!["a stop that was begun is called off".to_owned()]);
+        self.plan.push(Some(name), Action::Update(Box::new(relabel)), cause, Vec::new());
     }
 
     /// What is missing for a start of this target, besides its donor.
@@ -841,6 +871,12 @@ impl<'a> Planner<'a> {
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
         match decision {
             Decision::Leave(phase) => {
+                if let Some(current) = current.filter(|it| is_ending(it))
+                    && (have, fit) == (Have::Running, Fit::Current)
+                    && hold.is_none()
+                {
+                    self.call_off_stop(name, current, target);
+                }
                 if !stopped
                     && have == Have::Ended
                     && matches!(again, Again::Completed | Again::Failed)
@@ -994,6 +1030,7 @@ impl<'a> Planner<'a> {
         let (code, count_due) = match (have, &current.task, &current.end) {
             // Ended by us, which is written down; only the rest of that is missing.
             (Have::Exited, _, _) if was_stopped(current) => return by_strikes(),
+            (Have::Exited | Have::Lost, _, _) if is_ending(current) => return by_strikes(),
             (Have::Exited, Task::Stopped { code, .. }, _) => (*code, true),
             (Have::Lost, _, _) => (255, true),
             // What was stopped on purpose did not end by itself.
@@ -1027,7 +1064,7 @@ impl<'a> Planner<'a> {
             return before;
         }
         let failed = match (have(current), &current.task) {
-            _ if self.ended_by_hand(&current.name) => false,
+            _ if is_ending(current) || self.ended_by_hand(&current.name) => false,
             (Have::Exited, Task::Stopped { code, .. }) => *code != 0,
             // What a reboot took is no failure of the program.
             (Have::Lost, _) => {
@@ -1365,6 +1402,7 @@ impl<'a> Planner<'a> {
             },
             exit,
             never_ran: created,
+            stopped: is_ending(current),
             started: current
                 .run
                 .as_ref()
@@ -1373,6 +1411,7 @@ impl<'a> Planner<'a> {
             // What is replaced is not tried again, and a start that was cut off is no failure of the program.
             strikes: if created
                 || was_stopped(current)
+                || is_ending(current)
                 || target.id != current.id
                 || self.ended_by_hand(name)
             {
@@ -1621,6 +1660,11 @@ fn was_stopped(instance: &Instance) -> bool {
     is_recorded(instance) && instance.end.as_ref().is_some_and(|it| it.reason == STOPPED)
 }
 
+/// Its last run is being ended on purpose, or was when somebody died who was at it.
+fn is_ending(instance: &Instance) -> bool {
+    instance.ending == Some(instance.run.as_ref().map_or(1, |it| it.n))
+}
+
 /// What is there of a workload, from its instance.
 fn have(instance: &Instance) -> Have {
     match (&instance.task, &instance.run) {
@@ -1661,6 +1705,7 @@ fn stop_of(instance: &Instance) -> StopInstance {
         timeout: workload.and_then(|it| it.spec.stop.timeout).unwrap_or(DEFAULT_STOP_TIMEOUT),
         paused: matches!(instance.task, Task::Paused { .. }),
         run: if is_unnoted { 0 } else { instance.run.as_ref().map_or(1, |it| it.n) },
+        note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
         started: instance.run.as_ref().map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
     }

@@ -325,6 +325,7 @@ mod model {
                         has_snapshot: true,
                         run: None,
                         end: None,
+                        ending: None,
                         task: Task::None,
                         published: Published::default(),
                         view: None,
@@ -338,6 +339,7 @@ mod model {
                     let instance = observed.instances.get_mut(&it.id).expect("it is there");
                     instance.origin = it.origin.clone();
                     instance.workload = Some(Arc::new(it.workload.clone()));
+                    instance.ending = instance.ending.filter(|_| !it.calls_off_stop);
                 }
                 Action::Stop(it) => {
                     let instance = observed.instances.get_mut(&it.id).expect("it is there");

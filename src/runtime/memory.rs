@@ -555,6 +555,7 @@ impl Runtime for MemoryRuntime {
                 has_snapshot: false,
                 run: None,
                 end: None,
+                ending: None,
                 task: Task::None,
             };
             state.containers.insert(id, Object::Ours(Box::new(Record { container, spec: None })));
@@ -567,12 +568,18 @@ impl Runtime for MemoryRuntime {
             let Some(Object::Ours(record)) = state.containers.get_mut(id) else {
                 return Err(NO_CONTAINER);
             };
-            let Update { origin, workload, run, end, spec } = update.clone();
+            let Update { origin, workload, run, end, ending, spec } = update.clone();
             let container = &mut record.container;
             if let Some(origin) = origin {
                 container.origin = origin;
             }
             container.workload = workload.or_else(|| container.workload.take());
+            if run.is_some() {
+                container.ending = None;
+            }
+            if let Some(ending) = ending {
+                container.ending = Some(ending).filter(|it| *it > 0);
+            }
             container.run = run.or_else(|| container.run.take());
             container.end = end.or_else(|| container.end.take());
             record.spec = spec.or_else(|| record.spec.take());

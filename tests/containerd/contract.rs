@@ -269,6 +269,7 @@ async fn an_instance_is_seen_as_it_was_made(harness: &mut impl Harness) {
         has_snapshot: true,
         run: None,
         end: None,
+        ending: None,
         task: Task::None,
     };
     assert_eq!(container(harness).await, expected);
@@ -349,7 +350,12 @@ async fn an_update_changes_what_it_names_and_nothing_else(harness: &mut impl Har
         Update { end: Some(end.clone()), ..Update::default() },
         Update { workload: Some(workload.clone()), ..Update::default() },
         Update { origin: Some(origin.clone()), ..Update::default() },
+        Update { ending: Some(1), ..Update::default() },
         Update::default(),
+        Update { ending: Some(0), ..Update::default() },
+        Update { ending: Some(1), ..Update::default() },
+        // Another run is not the one that was to end.
+        Update { run: Some(run.clone()), ..Update::default() },
     ];
     for (n, update) in updates.iter().enumerate() {
         harness.runtime().update(&instance.id, update).await.unwrap();
@@ -358,6 +364,8 @@ async fn an_update_changes_what_it_names_and_nothing_else(harness: &mut impl Har
             1 => expected.end = Some(end.clone()),
             2 => expected.workload = Some(workload.clone()),
             3 => expected.origin = origin.clone(),
+            4 | 7 => expected.ending = Some(1),
+            6 | 8 => expected.ending = None,
             _ => {}
         }
         assert_eq!(container(harness).await, expected);

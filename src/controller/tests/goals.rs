@@ -201,3 +201,26 @@ async fn it_does_not_end_before_the_manifests_have_come_to_rest() {
     let ended = tokio::time::timeout(Duration::from_mins(1), ended).await;
     assert!(ended.is_err(), "{ended:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn down_is_not_done_while_a_task_without_an_object_does_not_answer() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    let id = it.id_of("a").await;
+    it.runtime.hang(&id, true);
+    it.runtime.lose_container(&id);
+    assert_eq!(it.once(Goal::Down { names: None }).await, Ended::NotConverged);
+    it.runtime.hang(&id, false);
+    assert_eq!(it.once(Goal::Down { names: None }).await, Ended::Converged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_is_tried_again_says_what_has_changed() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.runtime.fail_next(verb::KILL, ErrorKind::Refused);
+    it.want("a", r#""args": ["x"]"#);
+    it.until_reason("a", "stop-failed").await;
+    let plan = it.plan().await;
+    let stop = plan.steps.iter().find(|it| matches!(it.action, Action::Stop(_))).unwrap();
+    assert!(stop.cause.to_string().contains("args"), "{plan}");
+}

@@ -621,6 +621,71 @@ async fn a_stop_that_was_written_down_and_not_completed_is_no_end_of_its_own() {
     assert_eq!((end.reason.as_str(), end.failures), ("stopped", 0));
 }
 
+/// A controller that dies when it has told a program to end, and before it can say that it has.
+async fn cut_off_after_the_signal() -> Harness {
+    let once = r#""restart": {"policy": "never"}, "stop": {"timeout": "10s"}"#;
+    let mut it = Harness::with(&[("once", once)]).await;
+    it.after(20.0).await;
+    it.kill().await;
+    it.want("once", r#""restart": {"policy": "never"}, "state": "stopped""#);
+    // Its new manifest, the note, and the signal.
+    let crash = Crash::after(3);
+    it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+    it.after(5.0).await;
+    let mut passed = crash.passed();
+    passed.sort_unstable();
+    assert_eq!(passed, ["stop/note", "stop/signal", "update"]);
+    it.kill().await;
+    it
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_controller_did_not_live_to_see_is_not_the_programs_own() {
+    let mut it = cut_off_after_the_signal().await;
+    it.want("once", r#""restart": {"policy": "never"}"#);
+    it.run();
+    it.until_running("once").await;
+    let end = it.instance("once").await.end.unwrap();
+    assert_eq!((end.reason.as_str(), end.code, end.failures), ("stopped", 143, 0));
+    assert!(it.look().await.strikes.is_empty());
+    // The next end is its own, although the one before was not.
+    assert_eq!(it.instance("once").await.ending, None);
+    it.exit("once", 3).await;
+    it.until("it has failed", |it| it.items.iter().any(|it| it.phase == Phase::Failed)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_was_lost_with_its_task_is_not_the_programs_own_end() {
+    let mut it = cut_off_after_the_signal().await;
+    it.runtime.forget_tasks();
+    it.want("once", r#""restart": {"policy": "never"}"#);
+    it.run();
+    it.until_running("once").await;
+    assert_eq!(it.instance("once").await.end.unwrap().reason, "stopped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_is_called_off_before_the_signal_leaves_the_end_to_the_program() {
+    let once = r#""restart": {"policy": "never"}"#;
+    let mut it = Harness::with(&[("once", once)]).await;
+    it.after(20.0).await;
+    let before = it.pid_of("once").await;
+    it.kill().await;
+    it.want("once", r#""restart": {"policy": "never"}, "state": "stopped""#);
+    it.run_on(it.edge().with_crash(Crash::after(2)));
+    it.after(5.0).await;
+    it.kill().await;
+    assert_eq!(it.instance("once").await.ending, Some(1));
+    it.want("once", once);
+    it.run();
+    it.after(5.0).await;
+    assert_eq!(it.instance("once").await.ending, None);
+    assert_eq!(it.pid_of("once").await, before);
+    it.exit("once", 3).await;
+    it.until("it has failed", |it| it.items.iter().any(|it| it.phase == Phase::Failed)).await;
+    assert_eq!(it.starts("once").len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_stop_of_what_never_ran_is_not_the_end_of_the_run_to_come() {
     let mut it = Harness::new();

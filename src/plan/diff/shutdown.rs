@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{donor_of, donors_last, ended, has_ended, stop_of, was_stopped};
+use super::{donor_of, donors_last, ended, has_ended, is_ending, stop_of, was_stopped};
 use crate::observed::{Instance, ObservedState, Task};
 use crate::plan::{Action, Cause, Finish, MachineEnd, Plan, StepId};
 use crate::workload::{Name, Span, StopTimeout};
@@ -71,8 +71,9 @@ fn finish(instance: &Instance, code: u32, at: &str) -> Finish {
         run: if was_stopped(instance) { 0 } else { n },
         exit: Some((code, at.to_owned())),
         never_ran: false,
+        stopped: is_ending(instance),
         started: run.map(|it| it.at),
         strikes: 0,
-        failures: before.saturating_add(u32::from(is_new && code != 0)),
+        failures: before.saturating_add(u32::from(is_new && code != 0 && !is_ending(instance))),
     }
 }

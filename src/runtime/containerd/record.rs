@@ -25,6 +25,7 @@ const SHM_SIZE: &str = "evenkeel/shm-size";
 const IMAGE_DIGEST: &str = "evenkeel/image-digest";
 const RUN: &str = "evenkeel/run";
 const END: &str = "evenkeel/end";
+const ENDING: &str = "evenkeel/ending";
 
 /// On a lease of ours, with its own ID.
 pub(super) const LEASE: &str = "evenkeel/lease";
@@ -65,7 +66,7 @@ impl Record {
 
     /// What an update changes; the spec is not part of it.
     pub(super) fn changed(update: &Update) -> Result<Self, Fault> {
-        let Update { origin, workload, run, end, spec: _ } = update;
+        let Update { origin, workload, run, end, ending, spec: _ } = update;
         let mut record = Self::default();
         if let Some(origin) = origin {
             record.origin(origin)?;
@@ -75,9 +76,15 @@ impl Record {
         }
         if let Some(run) = run {
             record.label(RUN, &json(run)?)?;
+            record.label(ENDING, "")?;
         }
         if let Some(end) = end {
             record.label(END, &json(end)?)?;
+        }
+        match ending {
+            Some(0) => record.label(ENDING, "")?,
+            Some(run) => record.label(ENDING, &run.to_string())?,
+            None => {}
         }
         Ok(record)
     }
@@ -176,6 +183,7 @@ fn instance(container: &Container) -> Option<runtime::Container> {
         has_snapshot: false,
         run: labels.get(RUN).and_then(|it| serde_json::from_str(it).ok()),
         end: labels.get(END).and_then(|it| serde_json::from_str(it).ok()),
+        ending: labels.get(ENDING).and_then(|it| it.parse().ok()),
         task: crate::observed::Task::None,
     })
 }

@@ -1,0 +1,430 @@
+//! Each single effect fails, once and then no more: the same controller gets to where it would have got.
+//!
+//! A lane is an installation with a controller of its own that walks a circle of changes, again and again; on each
+//! round another effect of each change fails. All lanes share one containerd.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use evenkeel::status::Status;
+use rustix::process::Signal;
+
+use crate::crash::{aborting_program, difference, inventory};
+use crate::program::{Site, eventually, manifest, pause};
+use crate::rig::{Rig, sweep};
+
+/// Far more effects than any of these changes has.
+const MOST: usize = 60;
+
+/// How effects fail: not made; made and said to be refused; made, and the answer is lost; not made, and what comes
+/// next, which may be what takes it back, is not made either.
+const FAULTS: [&str; 4] = ["undone", "done", "lost", "undone undone"];
+
+/// What keeps running all the time.
+const BYSTANDERS: [(&str, &str); 3] =
+    [("other", "private"), ("giver", "shareable"), ("guest", "container:giver")];
+
+/// One change and what comes of it.
+struct Leg {
+    name: &'static str,
+    change: Box<dyn Fn(&Site) + Send + Sync>,
+    /// Those that run with another process afterwards.
+    renewed: &'static [&'static str],
+    /// At least so many effects, so that none is lost unnoticed.
+    effects: usize,
+    /// The first effect that fails, and how many further on the next one is.
+    first: usize,
+    step: usize,
+}
+
+impl Leg {
+    /// Every second effect only: the others fail elsewhere.
+    fn every_second(self, first: usize) -> Self {
+        Self { first, step: 2, ..self }
+    }
+}
+
+fn leg(
+    name: &'static str,
+    renewed: &'static [&'static str],
+    effects: usize,
+    change: impl Fn(&Site) + Send + Sync + 'static,
+) -> Leg {
+    Leg { name, change: Box::new(change), renewed, effects, first: 1, step: 1 }
+}
+
+/// One that runs for ever, as this mode says, and is tried again soon; `more` lines of its spec.
+fn sleeper(name: &str, mode: &str, more: &str) -> String {
+    let text = manifest(
+        name,
+        "command: [sleep, \"36000\"]\nrestart: {backoff: {initial: 10ms, max: 100ms}}",
+    );
+    let stop = if more.contains("stop:") { "" } else { "  stop: {signal: SIGKILL}\n" };
+    format!("{text}  ipcMode: {mode}\n{stop}{more}")
+}
+
+const OTHER: &str = "  env: [{name: OTHER, value: \"1\"}]\n";
+const OTHER_STOPPED: &str = "  env: [{name: OTHER, value: \"1\"}]\n  state: stopped\n";
+/// Its signal is not heard, and it is killed in the end.
+const DEAF: &str = "  stop: {timeout: 10ms}\n";
+const DEAF_STOPPED: &str = "  stop: {timeout: 10ms}\n  state: stopped\n";
+
+fn put(name: &'static str, mode: &'static str, more: &'static str) -> impl Fn(&Site) + Send + Sync {
+    move |site| site.write(&format!("{name}.yaml"), &sleeper(name, mode, more))
+}
+
+fn away(names: &'static [&'static str]) -> impl Fn(&Site) + Send + Sync {
+    move |site| names.iter().for_each(|it| site.remove(&format!("{it}.yaml")))
+}
+
+fn crash(name: &'static str) -> impl Fn(&Site) + Send + Sync {
+    move |site| sweep::signal(running(site)[name], Signal::KILL)
+}
+
+/// What a person asks for is done in the end, whatever the command says of the first try.
+fn by_hand(words: &'static [&'static str]) -> impl Fn(&Site) + Send + Sync {
+    move |site| drop(site.run(words))
+}
+
+/// The circles: where each begins, and its changes, the last of which leads back there.
+fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
+    let donor = |more| put("donor", "shareable", more);
+    let joiner = |more| put("joiner", "container:donor", more);
+    let both = |of_donor| {
+        move |site: &Site| {
+            donor(of_donor)(site);
+            joiner("")(site);
+        }
+    };
+    let nothing = || leg("nothing", &[], 0, |_| {});
+    vec![
+        (
+            "private",
+            nothing(),
+            vec![
+                leg("start", &["a"], 8, put("a", "private", "")),
+                leg("replace", &["a"], 13, put("a", "private", OTHER)),
+                leg("crash", &["a"], 7, crash("a")),
+                leg("stop", &[], 5, put("a", "private", OTHER_STOPPED)),
+                leg("run", &["a"], 4, put("a", "private", OTHER)),
+                leg("remove", &[], 8, away(&["a"])),
+            ],
+        ),
+        (
+            "shared",
+            nothing(),
+            vec![
+                leg("start", &["donor", "joiner"], 18, both("")),
+                leg("remove", &[], 16, away(&["donor", "joiner"])),
+            ],
+        ),
+        (
+            "run-again",
+            leg("start", &["donor", "joiner"], 0, both(DEAF)),
+            vec![
+                leg("crash", &["donor", "joiner"], 17, crash("donor")),
+                leg("stop", &[], 5, donor(DEAF_STOPPED)),
+                leg("run", &["donor", "joiner"], 12, donor(DEAF)),
+            ],
+        ),
+        (
+            "replaced",
+            leg("start", &["donor", "joiner"], 0, both("")),
+            vec![
+                leg("there", &["donor", "joiner"], 23, donor(OTHER)).every_second(1),
+                leg("back", &["donor", "joiner"], 23, donor("")).every_second(2),
+            ],
+        ),
+        (
+            "joiner",
+            leg("start", &["donor", "joiner"], 0, both("")),
+            vec![
+                leg("replace", &["joiner"], 12, joiner(OTHER)).every_second(1),
+                leg("back", &["joiner"], 12, joiner("")).every_second(2),
+                leg("crash", &["joiner"], 7, crash("joiner")),
+                leg("remove", &[], 8, away(&["joiner"])),
+                leg("start", &["joiner"], 8, joiner("")),
+            ],
+        ),
+        (
+            "by-hand",
+            leg("start", &["donor"], 0, donor(DEAF)),
+            vec![leg("restart", &["donor"], 11, by_hand(&["restart", "donor"]))],
+        ),
+        (
+            "renewed",
+            leg("start", &["donor"], 0, donor("")),
+            vec![leg("renew", &["donor"], 16, by_hand(&["restart", "--fresh", "donor"]))],
+        ),
+    ]
+}
+
+/// What the controller says: the processes of what runs.
+fn running(site: &Site) -> BTreeMap<String, u32> {
+    status(site)
+        .into_iter()
+        .flat_map(|it| it.items)
+        .filter_map(|it| Some((it.name.clone(), it.instance.as_ref()?.pid?)))
+        .collect()
+}
+
+/// What the controller says: how everything stands.
+fn said(site: &Site) -> Vec<String> {
+    let items = status(site).into_iter().flat_map(|it| it.items);
+    items.map(|it| format!("{} {} {} {}", it.name, it.phase, it.up_to_date, it.reason)).collect()
+}
+
+fn status(site: &Site) -> Option<Status> {
+    let text = std::fs::read(site.run_dir().join("status.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Everything of a site, but for strikes, which say that something has failed, and the history of removals.
+fn everything(rig: &Rig, site: &Site) -> Vec<String> {
+    let mut found = inventory(rig, site);
+    found.retain(|it| !it.starts_with("file: run/strikes/") && it != "file: run/removals.json");
+    found
+}
+
+/// `None`: there is no such process any more.
+fn namespace(pid: u32) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    Some(std::fs::metadata(format!("/proc/{pid}/ns/ipc")).ok()?.ino())
+}
+
+struct Lane<'a> {
+    rig: &'a Rig,
+    site: Site,
+    legs: Vec<Leg>,
+    /// What there is after each leg, and what is said of it.
+    after: Vec<(Vec<String>, Vec<String>)>,
+}
+
+impl Lane<'_> {
+    fn fault(&self) -> PathBuf {
+        self.site.dir().join("fault")
+    }
+
+    /// Makes the change of a leg and waits for what has to come of it. Whether the fault has happened by then.
+    fn walk(&self, at: usize, fault: Option<(usize, &str)>) -> Result<bool, String> {
+        let wanted = self.after.get(at);
+        if let Some((n, kinds)) = fault {
+            crate::program::write(&self.fault(), &format!("{n} {kinds}"));
+        }
+        let reached = change(&self.site, &self.legs[at], || {
+            let Some((things, words)) = wanted else { return Ok(()) };
+            let found = said(&self.site);
+            if found != *words {
+                return Err(found.join("\n"));
+            }
+            let found = everything(self.rig, &self.site);
+            if found == *things { Ok(()) } else { Err(difference(things, &found)) }
+        });
+        let left = std::fs::read_to_string(self.fault()).unwrap_or_default();
+        if fault.is_some() {
+            drop(std::fs::remove_file(self.fault()));
+        }
+        reached?;
+        Ok(fault.is_some_and(|(_, kinds)| {
+            left.split_whitespace().skip(1).count() < kinds.split(' ').count()
+        }))
+    }
+
+    /// Walks the circle once, to see what comes of each change, and then with a fault after the other. The last
+    /// effect of each leg that has failed.
+    fn rounds(&mut self) -> Result<Vec<usize>, String> {
+        for at in 0..self.legs.len() {
+            self.walk(at, None).map_err(|it| format!("{}: {it}", self.legs[at].name))?;
+            self.after.push(settled(self.rig, &self.site));
+        }
+        let mut effects = vec![0; self.legs.len()];
+        let mut over = vec![false; self.legs.len()];
+        let kinds = if std::env::var_os("EVENKEEL_LONG").is_some() { FAULTS.len() } else { 1 };
+        for round in 0..MOST * kinds {
+            if over.iter().all(|it| *it) {
+                return Ok(effects);
+            }
+            for (at, leg) in self.legs.iter().enumerate() {
+                // What leads back to where it came from need not be walked once it is over.
+                let before = at.checked_sub(1).unwrap_or(self.legs.len() - 1);
+                if over[at] && self.after[at] == self.after[before] {
+                    continue;
+                }
+                let n = leg.first + round / kinds * leg.step;
+                let fault = FAULTS[(n + at + round % kinds) % FAULTS.len()];
+                let fault = (!over[at]).then_some((n, fault));
+                let happened = self
+                    .walk(at, fault)
+                    .map_err(|it| format!("{} with {fault:?}: {it}", leg.name))?;
+                over[at] |= !happened;
+                effects[at] = if happened { n } else { effects[at] };
+            }
+        }
+        Err("it does not come to its end".to_owned())
+    }
+}
+
+/// What is there and what is said of it once that is the same for a while: what nobody waits for is done as well.
+fn settled(rig: &Rig, site: &Site) -> (Vec<String>, Vec<String>) {
+    let mut before = Vec::new();
+    eventually("the same things three times", || {
+        (0..4).for_each(|_| pause());
+        let now = (everything(rig, site), said(site));
+        before.push(now.clone());
+        let same = before.len() > 2 && before[before.len() - 3..].iter().all(|it| *it == now);
+        same.then_some(now)
+    })
+}
+
+/// Makes a change and waits until who has to runs anew, and everything else is as wanted. Others stay untouched.
+fn change(
+    site: &Site,
+    leg: &Leg,
+    is_reached: impl Fn() -> Result<(), String>,
+) -> Result<(), String> {
+    let before = running(site);
+    (leg.change)(site);
+    let mut why = String::new();
+    for _ in 0..1000 {
+        pause();
+        let now = running(site);
+        let is_new = |it: &&str| now.get(*it).is_some_and(|pid| before.get(*it) != Some(pid));
+        if !leg.renewed.iter().all(is_new) {
+            why = format!("not renewed: {:?}", said(site));
+            continue;
+        }
+        if let Err(it) = is_reached() {
+            why = it;
+            continue;
+        }
+        let are_apart = |(joiner, donor): &(&str, &str)| {
+            let (Some(joiner), Some(donor)) = (now.get(*joiner), now.get(*donor)) else {
+                return false;
+            };
+            let namespaces = [joiner, donor].map(|it| namespace(*it));
+            namespaces.contains(&None) || namespaces[0] != namespaces[1]
+        };
+        // That of a stopped donor's joiner is nobody's any more.
+        if [("joiner", "donor"), ("guest", "giver")].iter().any(are_apart) {
+            "a joiner is not with its donor".clone_into(&mut why);
+            continue;
+        }
+        let others = before.iter().filter(|(name, _)| !leg.renewed.contains(&name.as_str()));
+        let touched: Vec<_> =
+            others.filter(|(name, pid)| now.get(*name).is_some_and(|it| it != *pid)).collect();
+        return if touched.is_empty() { Ok(()) } else { Err(format!("touched: {touched:?}")) };
+    }
+    Err(format!("did not get there: {why}"))
+}
+
+/// A lane from nothing to nothing.
+fn lane(rig: &Rig, program: &Path, name: &str, begin: &Leg, legs: Vec<Leg>) -> Result<(), String> {
+    let site = Site::beside(rig, name).with_program(program);
+    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    let site = site.clone().with("EVENKEEL_FAIL", site.dir().join("fault"));
+    let controller = site.controller();
+    for (name, mode) in BYSTANDERS {
+        put(name, mode, "")(&site);
+    }
+    let first = BYSTANDERS.map(|(name, _)| (name, site.until_running(name)));
+    change(&site, begin, || Ok(()))?;
+    let mut lane = Lane { rig, site, legs, after: Vec::new() };
+    let effects = lane.rounds();
+    let site = &lane.site;
+    let effects = effects.map_err(|it| format!("{it}\n{}", tail(&controller.log())))?;
+    if first.iter().any(|(name, pid)| running(site).get(*name) != Some(pid)) {
+        return Err("a bystander was touched".to_owned());
+    }
+    let few: Vec<_> = lane.legs.iter().zip(&effects).filter(|(leg, n)| leg.effects > **n).collect();
+    if !few.is_empty() {
+        let few: Vec<_> = few.iter().map(|(leg, n)| (leg.name, **n)).collect();
+        return Err(format!("few effects: {few:?}"));
+    }
+    if controller.terminate() != Some(0) {
+        return Err("the controller did not end well".to_owned());
+    }
+    site.run(&["down"]).exits(0);
+    left(rig, site)
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+/// Nothing but what a site is made of.
+fn left(rig: &Rig, site: &Site) -> Result<(), String> {
+    let nothing: BTreeSet<&str> = [
+        "file: lib",
+        "file: lib/images",
+        "file: lib/images/busybox.tar",
+        "file: lib/logs",
+        "file: lib/owner",
+        "file: run",
+        "file: run/lock",
+    ]
+    .into();
+    let mut left = inventory(rig, site);
+    left.retain(|it| !nothing.contains(it.as_str()));
+    if left.is_empty() { Ok(()) } else { Err(format!("left after down: {left:?}")) }
+}
+
+/// Everything goes, although each effect of that fails once.
+fn downs(rig: &Rig, program: &Path, first: usize) -> Result<(), String> {
+    for n in (first..MOST).step_by(2) {
+        let kinds = FAULTS[n % FAULTS.len()];
+        let site = Site::beside(rig, &format!("down-{n}")).with_program(program);
+        for (name, mode) in BYSTANDERS {
+            put(name, mode, "")(&site);
+        }
+        let controller = site.controller();
+        for (name, _) in BYSTANDERS {
+            site.until_running(name);
+        }
+        controller.kill();
+        let fault = site.dir().join("fault");
+        crate::program::write(&fault, &format!("{n} {kinds}"));
+        let done = site.clone().with("EVENKEEL_FAIL", fault.clone()).run(&["down"]);
+        if done.code != Some(0) {
+            return Err(format!("down with {n} {kinds}: {done:?}"));
+        }
+        let text = std::fs::read_to_string(&fault).unwrap_or_default();
+        left(rig, &site).map_err(|it| format!("down with {n} {kinds}: {it}"))?;
+        if text.split_whitespace().skip(1).count() == kinds.split(' ').count() {
+            return if n > 20 { Ok(()) } else { Err(format!("down has only {n} effects")) };
+        }
+    }
+    Err("down does not come to its end".to_owned())
+}
+
+#[tokio::test]
+async fn an_effect_that_fails_is_taken_back_or_tried_again_by_the_same_controller() {
+    let program = aborting_program();
+    let rig = Rig::start().await;
+    let only = std::env::var("EVENKEEL_LANE").ok();
+    let problems = Mutex::new(Vec::new());
+    let tell = |name: &str, result: Result<(), String>| {
+        if let Err(problem) = result {
+            problems.lock().unwrap().push(format!("{name}: {problem}"));
+        }
+    };
+    std::thread::scope(|scope| {
+        for (name, begin, legs) in lanes() {
+            if only.as_ref().is_some_and(|it| it != name) {
+                continue;
+            }
+            let (rig, program, tell) = (&rig, &program, &tell);
+            scope.spawn(move || tell(name, lane(rig, program, name, &begin, legs)));
+        }
+        for first in [1, 2] {
+            if only.as_ref().is_none_or(|it| it == "down") {
+                let (rig, program, tell) = (&rig, &program, &tell);
+                scope.spawn(move || tell("down", downs(rig, program, first)));
+            }
+        }
+    });
+    let problems = problems.into_inner().unwrap();
+    assert!(problems.is_empty(), "{}", problems.join("\n\n"));
+    rig.assert_clean();
+}

@@ -1,0 +1,254 @@
+//! What does not want to go: mounts that somebody is in, shims that hang, processes that no signal ends. It is told,
+//! tried again, and keeps nothing else waiting.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use evenkeel::plan::Phase;
+use evenkeel::status::Item;
+use rustix::process::Signal;
+
+use crate::program::{Site, eventually, sleeper, until_dead};
+use crate::rig::{Rig, sweep};
+use crate::safety::assert_untouched;
+
+const OTHER: &str = "  env: [{name: OTHER, value: \"1\"}]\n";
+
+fn id(site: &Site, name: &str) -> String {
+    site.item(name).unwrap().instance.unwrap().id
+}
+
+/// Starts a workload, changes it and removes it: nothing of that waits for what is stuck.
+#[track_caller]
+fn others_go_on(site: &Site, name: &str) {
+    let file = format!("{name}.yaml");
+    site.write(&file, &sleeper(name));
+    let first = site.until_running(name);
+    site.write(&file, &(sleeper(name) + OTHER));
+    site.until(name, |item| {
+        let pid = item?.instance.as_ref()?.pid?;
+        (pid != first && item?.up_to_date).then_some(())
+    });
+    site.remove(&file);
+    site.until_gone(name);
+}
+
+/// A process of somebody else, killed in the end.
+struct Holder(Child);
+
+impl Holder {
+    /// In a directory, or with a mount namespace of its own that keeps a file open too.
+    fn start(directory: &Path, open: Option<&Path>) -> Self {
+        let mut command = match open {
+            None => Command::new("sleep"),
+            Some(file) => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+                command.arg("exec 9<\"$1\"; shift; exec sleep \"$1\"").arg("sh").arg(file);
+                command
+            }
+        };
+        let child = command.arg("36000").current_dir(directory).stdin(Stdio::null()).spawn();
+        let holder = Self(child.unwrap());
+        let pid = holder.0.id();
+        eventually("a holder", || {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            arguments.starts_with(b"sleep").then_some(())
+        });
+        holder
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A process that no signal reaches: it is in a frozen cgroup below its container's, of which runc knows nothing.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(pid: u32) -> Self {
+        let cgroup = cgroup(pid).join("frozen");
+        std::fs::create_dir(&cgroup).unwrap();
+        std::fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(cgroup.join("freezer.state"), "FROZEN").unwrap();
+        Self(cgroup)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        std::fs::write(self.0.join("freezer.state"), "THAWED").unwrap();
+    }
+}
+
+/// The freezer cgroup of a process.
+fn cgroup(pid: u32) -> PathBuf {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let own = text.lines().find_map(|it| it.split_once(":freezer:"));
+    let own = own.expect("this test needs the freezer of cgroup version 1").1;
+    Path::new("/sys/fs/cgroup/freezer").join(own.trim_start_matches('/'))
+}
+
+/// Cgroups of a site's containers that are still there.
+fn cgroups(site: &Site) -> Vec<PathBuf> {
+    let own = evenkeel::config::cgroup_parent(&site.run_dir());
+    let roots = sweep::cgroup_roots();
+    let parents = roots.iter().map(|it| it.join(own.trim_start_matches('/')));
+    parents.filter(|it| it.exists()).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a command of another process takes")]
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = std::time::Instant::now();
+    (work(), start.elapsed())
+}
+
+#[tokio::test]
+async fn who_is_in_a_mount_that_goes_keeps_nothing_waiting() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    let controller = site.controller();
+    site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n"));
+    site.write("other.yaml", &sleeper("other"));
+    for it in ["donor", "other"] {
+        site.until_running(it);
+    }
+    let other = ("other".to_owned(), site.pid("other"));
+    let id = id(&site, "donor");
+    let published = site.run_dir().join("ipc").join(&id);
+    let rootfs = rig
+        .dir()
+        .join("containerd-state/io.containerd.runtime.v2.task")
+        .join(site.namespace())
+        .join(&id)
+        .join("rootfs");
+    assert!(rootfs.join("bin").exists(), "{}", rootfs.display());
+    let in_shm = Holder::start(&published.join("shm"), None);
+    let with_pin = Holder::start(&published.join("shm"), Some(&published.join("ns")));
+    // One of these keeps the root file system from being unmounted.
+    let in_rootfs = Holder::start(&rootfs, None);
+    site.remove("donor.yaml");
+    let message = site.until("donor", |item| {
+        let item: &Item = item.filter(|it| it.reason.ends_with("-failed"))?;
+        Some(item.message.clone())
+    });
+    assert!(message.contains("busy"), "{message}");
+    others_go_on(&site, "late");
+    assert_untouched(&site, &[other]);
+    drop(in_rootfs);
+    site.until_gone("donor");
+    assert!(!published.exists());
+    drop((in_shm, with_pin));
+    assert_eq!(controller.terminate(), Some(0));
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+    assert_eq!(cgroups(&site), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_shim_that_hangs_in_a_removal_is_waited_for_and_keeps_nothing_else_waiting() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    let controller = site.controller();
+    let names = ["continued", "killed", "other"];
+    for it in names {
+        site.write(&format!("{it}.yaml"), &sleeper(it));
+    }
+    for it in names {
+        site.until_running(it);
+    }
+    let other = ("other".to_owned(), site.pid("other"));
+    let shims = ["continued", "killed"].map(|it| (it, site.pid(it), rig.shim(&id(&site, it))));
+    for (name, _, shim) in shims {
+        sweep::signal(shim, Signal::STOP);
+        site.remove(&format!("{name}.yaml"));
+    }
+    for (name, ..) in shims {
+        site.until(name, |item| {
+            let item: &Item = item?;
+            let waits = item.phase == Phase::Stopping && item.reason == "runtime-not-answering";
+            waits.then_some(())
+        });
+    }
+    others_go_on(&site, "late");
+    assert_untouched(&site, &[other]);
+    // Nothing can be removed of what does not answer, and that is said instead of done.
+    assert_eq!(controller.terminate(), Some(0));
+    let (done, took) = timed(|| site.run(&["down", "continued"]));
+    done.exits(4).says(&["still there", "`continued`", "no answer"]);
+    assert!(took < Duration::from_mins(2), "{took:?}");
+    let controller = site.controller();
+
+    sweep::signal(shims[0].2, Signal::CONT);
+    site.until_gone("continued");
+    sweep::signal(shims[1].2, Signal::KILL);
+    site.until_gone("killed");
+    for (_, pid, _) in shims {
+        until_dead(pid);
+    }
+    assert_eq!(controller.terminate(), Some(0));
+    site.plan_is_empty();
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+    assert_eq!(cgroups(&site), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_process_that_no_signal_ends_keeps_nothing_else_waiting() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    let controller = site.controller();
+    for it in ["stuck", "other"] {
+        site.write(&format!("{it}.yaml"), &sleeper(it));
+    }
+    let stuck = site.until_running("stuck");
+    site.until_running("other");
+    let other = ("other".to_owned(), site.pid("other"));
+    let frozen = Frozen::new(stuck);
+    site.write("stuck.yaml", &(sleeper("stuck") + OTHER));
+    site.until("stuck", |item| (item?.phase == Phase::Stopping).then_some(()));
+    others_go_on(&site, "late");
+    let message = site.until("stuck", |item| {
+        let item = item.filter(|it| it.reason == "stop-failed")?;
+        Some(item.message.clone())
+    });
+    assert!(message.contains("still there after SIGKILL"), "{message}");
+    others_go_on(&site, "later");
+    assert_untouched(&site, &[other]);
+    assert!(sweep::is_alive(stuck));
+    assert_eq!(controller.terminate(), Some(0));
+    let (done, took) = timed(|| site.run(&["down"]));
+    done.exits(4).says(&["still there", "`stuck`", "SIGKILL"]);
+    assert!(took < Duration::from_mins(2), "{took:?}");
+    drop(frozen);
+    until_dead(stuck);
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+    assert_eq!(cgroups(&site), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn what_somebody_froze_is_ended_all_the_same() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    site.write("a.yaml", &sleeper("a"));
+    site.apply();
+    let pid = site.pid("a");
+    let cgroup = cgroup(pid);
+    std::fs::write(cgroup.join("freezer.state"), "FROZEN").unwrap();
+    let done = site.run(&["down"]);
+    // Whatever came of it, nothing of it may stay.
+    drop(std::fs::write(cgroup.join("freezer.state"), "THAWED"));
+    done.exits(0);
+    rig.assert_clean();
+    assert_eq!(cgroups(&site), Vec::<PathBuf>::new());
+}
