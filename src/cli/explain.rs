@@ -233,6 +233,7 @@ fn advice(reason: &str) -> &'static str {
         "runtime-not-answering" => "look for a hung shim of this container",
         "completed" => "`evenkeel restart NAME` runs it again, as does a change of its manifest",
         "stopped-by-hand" => "`evenkeel start NAME`",
+        "exec-running" => "end the command that the message names, or `evenkeel restart NAME`",
         "prune-limit" => "`evenkeel approve` lists what is held and releases it",
         "source-missing" | "source-unreadable" | "source-emptied" | "source-replaced" => {
             "bring the directory of manifests back, or release what is held with `evenkeel approve`"

@@ -21,9 +21,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Err(error) => {
                 let trouble = Trouble::of(step, error);
                 // Of a start that failed its own reason says more.
-                let reason = match step.action {
-                    Action::Start(_) if error.is_counted() => error.classify().name,
-                    _ => trouble.reason,
+                let is_start = matches!(step.action, Action::Start(_));
+                let reason = if is_start && error.is_counted() {
+                    error.classify().name
+                } else {
+                    trouble.reason
                 };
                 Event::failed(step, reason, &trouble.message)
             }

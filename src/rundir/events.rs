@@ -95,7 +95,7 @@ fn hold(lock: &File, is_stuck: bool) -> io::Result<()> {
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
             Err(rustix::io::Errno::WOULDBLOCK) if n < tries && !is_stuck => {
-                std::thread::sleep(pause)
+                std::thread::sleep(pause);
             }
             Err(error) => return Err(error.into()),
         }

@@ -14,9 +14,9 @@ fn plan(workloads: usize) -> Plan {
     let mut plan = Plan::default();
     let mut standings = BTreeMap::new();
     for n in 0..workloads {
-        let name: Name = format!("workload-{n}").parse().unwrap();
+        let name: Name = format!("workload-{n}").parse().expect("a name");
         let id: evenkeel::workload::InstanceId =
-            format!("workload-{n}-0123456789").parse().unwrap();
+            format!("workload-{n}-0123456789").parse().expect("a name");
         for pid in 0..3 {
             plan.steps.push(Step {
                 name: Some(name.clone()),
@@ -44,16 +44,17 @@ fn plan(workloads: usize) -> Plan {
 fn cost(plan: &Plan) -> Duration {
     let now = || {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
+        let part = |it: i64| u32::try_from(it).expect("a short time");
+        Duration::new(part(time.tv_sec).into(), part(time.tv_nsec))
     };
     let (desired, observed) = (DesiredState::default(), ObservedState::default());
     let one = |_| {
         let begun = now();
         let made = status(&desired, &observed, plan, &Around::default());
         assert_eq!(made.items.len(), plan.standings.len());
-        now() - begun
+        now().saturating_sub(begun)
     };
-    (0..3).map(one).min().unwrap()
+    (0..3).map(one).min().expect("some tries")
 }
 
 #[test]
