@@ -408,18 +408,18 @@ impl Judge {
         let chain = chain(donor, objects);
         let view = |pid| host.view(pid).ok().flatten().map(key);
         let mine = container.task.pid().and_then(view);
-        let theirs = objects
-            .containers
-            .iter()
-            .filter(|it| chain.iter().any(|name| it.name.as_str() == name))
-            .filter_map(|it| view(it.task.pid()?));
         let since = self.since(at);
-        let began = self
-            .runs
-            .values()
-            .flatten()
-            .any(|it| chain.contains(&it.name) && it.started.is_some_and(|it| it >= since));
-        began || mine.is_some_and(|mine| theirs.into_iter().any(|it| it != mine))
+        // A donor that has just ended was there when the work began.
+        let mut theirs = self.runs.values().flatten().filter(|it| {
+            chain.contains(&it.name)
+                && it.started.is_some()
+                && it.ended.is_none_or(|ended| ended >= since)
+        });
+        theirs.any(|it| {
+            let other = it.view.map(key);
+            it.started.is_some_and(|it| it >= since)
+                || (mine.is_some() && other.is_some() && mine != other)
+        })
     }
 
     fn wanted_id(doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
@@ -504,6 +504,8 @@ impl Judge {
             .containers
             .iter()
             .filter(|it| it.name != name && donor_of(it) == Some(name.as_str()))
+            // One that never ran may have been made while the removal was under way: it waits for a donor.
+            .filter(|it| it.run.is_some())
             .filter(|it| !self.hung.contains(&it.id) && stands_for_its_workload(it, &objects))
             .filter(|it| {
                 // One that is to join something else, or nothing, does not count.
