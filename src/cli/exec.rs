@@ -32,6 +32,9 @@ use crate::workload::{AbsolutePath, InstanceId, Name, Signal, User};
 /// One question after the end of the process; it is asked again and again.
 const WAIT: Duration = Duration::from_mins(10);
 
+/// How often it is asked again, with [`RETRY`] between, how a task is whose shim does not answer.
+const SILENCES: u32 = 20;
+
 /// Between two questions to a containerd that does not answer; the process does not need it.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -134,14 +137,31 @@ async fn running(connection: &Connection, name: &Name) -> Result<InstanceId, Fai
     if connection.is_absent {
         return Err(unknown());
     }
-    let objects = connection.edge.runtime.observe(&std::collections::BTreeSet::new()).await;
-    let objects = objects.map_err(|error| Failure::environment(&error))?;
-    let mut own = objects.containers.into_iter().filter(|it| it.name == *name).peekable();
-    own.peek().ok_or_else(unknown)?;
-    own.find(|it| matches!(it.task, Task::Running { .. })).map(|it| it.id).ok_or_else(|| {
-        let message = format!("`{name}` does not run; `evenkeel explain {name}` says why");
-        Failure::new(Exit::Environment, message)
-    })
+    let mut tries = 0;
+    loop {
+        let objects = connection.edge.runtime.observe(&std::collections::BTreeSet::new()).await;
+        let objects = objects.map_err(|error| Failure::environment(&error))?;
+        let own: Vec<_> = objects.containers.into_iter().filter(|it| it.name == *name).collect();
+        if own.is_empty() {
+            return Err(unknown());
+        }
+        if let Some(it) = own.iter().find(|it| matches!(it.task, Task::Running { .. })) {
+            return Ok(it.id.clone());
+        }
+        // A shim that is slow to answer says nothing about its container.
+        let is_silent = own.iter().any(|it| it.task == Task::Unknown);
+        if !is_silent || tries >= SILENCES {
+            let why = if is_silent {
+                format!("containerd does not say whether `{name}` runs")
+            } else {
+                format!("`{name}` does not run")
+            };
+            let message = format!("{why}; `evenkeel explain {name}` says why");
+            return Err(Failure::new(Exit::Environment, message));
+        }
+        tries += 1;
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Whose a process is; stands beside its FIFOs.

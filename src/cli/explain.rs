@@ -239,6 +239,10 @@ fn advice(reason: &str) -> &'static str {
         }
         "source-is-a-file" => "`evenkeel down NAME` removes it",
         "unclaimed" => "`evenkeel down NAME` removes it; or give its source with `--manifests`",
+        "prepare-failed" | "update-failed" | "stop-failed" | "resume-failed" | "finish-failed"
+        | "publish-failed" | "remove-failed" => {
+            "the message says what did not work; it is tried again by itself"
+        }
         // What a start can fail with.
         _ => {
             let known = crate::refusal::REASONS.iter().find(|it| it.name == reason);
