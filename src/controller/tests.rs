@@ -108,6 +108,24 @@ async fn going_back_finds_the_same_name_running_anew_from_its_image() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_whose_image_was_removed_waits_for_it_and_prepares_nothing() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    let pid = it.pid_of("a").await;
+    it.runtime.remove_image("docker.io/library/busybox:latest");
+    it.calls();
+    it.want("a", r#""args": ["x"]"#);
+    it.until_reason("a", "image-missing").await;
+    it.after(600.0).await;
+    let item = it.item("a");
+    assert_eq!((item.phase, item.up_to_date), (Phase::Running, false));
+    assert_eq!(item.instance.unwrap().pid, Some(pid));
+    assert_eq!(it.calls(), [""; 0], "nothing is tried that cannot be");
+    it.runtime.add_image(image("docker.io/library/busybox:latest", ImagePlace::Store));
+    it.until_running("a").await;
+    assert_ne!(it.pid_of("a").await, pid);
+}
+
+#[tokio::test(start_paused = true)]
 async fn failing_steps_of_one_workload_leave_the_others_alone() {
     let mut it = Harness::with(&[("bad", ""), ("a", "")]).await;
     let pid = it.pid_of("bad").await;

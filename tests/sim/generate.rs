@@ -136,7 +136,7 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
     let file = path(&name);
     let moved = format!("sub/{file}");
     let file = if dice.one_in(6) { moved.clone() } else { file };
-    match dice.below(if wild { 48 } else { 26 }) {
+    match dice.below(if wild { 49 } else { 26 }) {
         0..=7 => {
             let content = Content::Docs(vec![doc(dice, &name)]);
             steps.push(Step::Write { path: file, content });
@@ -273,11 +273,22 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
             steps.push(Step::Wait(span(dice)));
             steps.push(Step::Hang { name, hung: false });
         }
-        _ => {
+        47 => {
             let digest = [None, Some(1), Some(2), Some(3)];
             let at = usize::try_from(dice.below(4)).expect("small");
             let name = dice.pick(&["one", "two", "nowhere"]).to_owned();
             steps.push(Step::Image { name, digest: digest[at] });
+        }
+        _ => {
+            // An image is away for a while, and something is edited meanwhile.
+            let image = dice.pick(&["one", "two"]).to_owned();
+            steps.push(Step::Image { name: image.clone(), digest: None });
+            steps.push(Step::Wait(span(dice)));
+            let content = Content::Docs(vec![doc(dice, &name)]);
+            steps.push(Step::Write { path: file, content });
+            steps.push(Step::Wait(span(dice)));
+            let digest = Some(if image == "one" { 1 } else { 2 });
+            steps.push(Step::Image { name: image, digest });
         }
     }
 }

@@ -12,7 +12,7 @@ use evenkeel::host::{Ask, Host as _};
 use evenkeel::observed::{EXIT_UNKNOWN, STOPPED, Task, View};
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
-use evenkeel::workload::{InstanceId, IpcMode, RestartPolicy};
+use evenkeel::workload::{InstanceId, IpcMode, RestartPolicy, WantedState};
 use tokio::time::Instant;
 
 use crate::tree::{Said, Truth};
@@ -359,6 +359,8 @@ impl Judge {
         let window = self.window(at);
         let mut unprepared = None;
         let mut reason = self.follows(container, &objects, host, at);
+        let is_applied_as_stopped =
+            container.workload.as_ref().is_some_and(|it| it.spec.state == WantedState::Stopped);
         for seen in &window {
             match seen.truth.said(&name) {
                 Said::Valid(doc) if doc.field("state") == "stopped" => reason = true,
@@ -378,8 +380,11 @@ impl Judge {
                         unprepared = wanted;
                     }
                 }
-                Said::Invalid => {}
-                Said::Nothing => reason |= self.may_go(seen, container, at),
+                // What cannot be believed goes on as last applied, and that may be a stop.
+                Said::Invalid => reason |= is_applied_as_stopped,
+                Said::Nothing => {
+                    reason |= is_applied_as_stopped || self.may_go(seen, container, at);
+                }
             }
         }
         match unprepared {

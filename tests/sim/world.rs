@@ -493,15 +493,6 @@ impl World {
             self.shared.memory.hang(&container.id, false);
             self.shared.judge(|it| it.hang(&container.id, false));
         }
-        // What runs from an image that is gone can be made anew only once the image is there again.
-        for (name, digest) in [("one", 1), ("two", 2)] {
-            let image = image(name, digest);
-            let asked = std::collections::BTreeSet::from([image.name.clone()]);
-            let there = self.shared.memory.observe(&asked).await;
-            if !there.is_ok_and(|it| it.images.contains_key(&image.name)) {
-                self.shared.memory.add_image(image);
-            }
-        }
         self.watched = true;
         self.tree(|it| {
             it.unlock_all();
