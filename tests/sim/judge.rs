@@ -596,9 +596,14 @@ impl Judge {
         self.digests.entry(image.name.clone()).or_default().insert(image.digest.clone());
     }
 
+    /// With what runs goes what was prepared to take its place.
+    fn is_approved(&self, id: &InstanceId) -> bool {
+        self.approved.iter().any(|it| it.stem() == id.stem())
+    }
+
     /// Whether an absence is believable.
     fn may_go(&self, seen: &Seen, container: &Container, at: Instant) -> bool {
-        if self.approved.contains(&container.id) {
+        if self.is_approved(&container.id) {
             return true;
         }
         let held =
@@ -658,7 +663,7 @@ impl Judge {
         let taken_down =
             self.wishes(name.as_str(), self.since(at)).any(|it| it.hand.kind == HandKind::Down);
         self.runs.remove(&container.id);
-        if (superseded || renewed) && !wanted_gone && !absent && !taken_down {
+        if renewed || (superseded && !wanted_gone && !absent && !taken_down) {
             return;
         }
         self.check("removal-believable", wanted_gone || absent || taken_down, || {
@@ -684,7 +689,7 @@ impl Judge {
         self.check("donor-in-use-stays", users.is_empty(), || {
             format!("{subject} is removed, and {} joins it", users[0].id)
         });
-        if absent && !wanted_gone && !taken_down && !self.approved.contains(&container.id) {
+        if absent && !wanted_gone && !taken_down && !self.is_approved(&container.id) {
             self.limit(name.as_str(), &objects, at);
         }
     }
@@ -748,6 +753,10 @@ impl Judge {
         };
         let (Some(_), Some(ended)) = (last.started, last.ended) else { return };
         if last.stopped {
+            // Whoever did not get to say that it was stopped may have said that it ended, after a long run.
+            if ended.duration_since(last.created) >= RESET_AFTER {
+                self.failures.remove(name);
+            }
             return;
         }
         let noticed = last.noticed.unwrap_or(at);
@@ -967,6 +976,7 @@ impl Judge {
         let (Some(run), Some(killed)) = (&container.run, killed) else { return };
         let by_hand = self.wish(container.name.as_str()).is_some_and(|it| {
             it.asked <= killed
+                && !it.is_moot
                 && match it.hand.kind {
                     HandKind::Stop => true,
                     HandKind::Restart => !has_begun(container, &it.hand),
@@ -986,6 +996,11 @@ impl Judge {
     /// After each step: nothing of one workload runs twice, and what is foreign is there.
     pub(crate) fn at_rest(&mut self, runtime: &MemoryRuntime) {
         let objects = objects(runtime);
+        // What has never run in this boot counts for the size of the source too.
+        let there = objects.containers.iter().map(|it| it.name.as_str().to_owned());
+        let wanted = self.seen.last().into_iter().flat_map(|it| it.truth.names().cloned());
+        let size = there.chain(wanted).collect::<BTreeSet<_>>().len();
+        self.sizes.push((size, Instant::now()));
         let mut live: BTreeMap<String, InstanceId> = BTreeMap::new();
         let tasks = objects.containers.iter().map(|it| (&it.id, &it.task));
         for (id, task) in tasks.chain(&objects.orphans) {
