@@ -119,6 +119,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut manifests_end = false;
         let mut began = None;
         let mut asked = BTreeMap::new();
+        let mut read: Option<Arc<DesiredState>> = None;
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -126,6 +127,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             flights.seen();
             self.policy.borrow_and_update();
             let desired = self.desired.borrow_and_update().clone();
+            if desired.as_ref().map(Arc::as_ptr) != read.as_ref().map(Arc::as_ptr) {
+                // An edit acts at once, whatever woke this pass and whatever failed before it.
+                cooling.forget();
+                read.clone_from(&desired);
+            }
             // Before they are read: what comes in between makes another look, and not none.
             let hands = self.edge.run.hands_stamp();
             let mut next = RESYNC;
@@ -206,8 +212,6 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 changed = self.desired.changed(), if !manifests_end => {
                     // Read once and for all when the other end is gone.
                     manifests_end = changed.is_err();
-                    // An edit acts at once, whatever failed before it.
-                    cooling.forget();
                     "manifests"
                 }
                 Ok(()) = self.policy.changed() => "configuration",
@@ -252,7 +256,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     later.insert(id);
                 }
             }
-            flights.send(&self.edge, now);
+            flights.send(&self.edge, now, cooling.edits);
         }
     }
 
