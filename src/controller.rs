@@ -137,6 +137,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         if self.identity.is_some() {
             self.edge.tell_controller("controller-started");
         }
+        let mut read: Option<Arc<DesiredState>> = None;
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -144,6 +145,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             flights.seen();
             self.policy.borrow_and_update();
             let desired = self.desired.borrow_and_update().clone();
+            if desired.as_ref().map(Arc::as_ptr) != read.as_ref().map(Arc::as_ptr) {
+                // An edit acts at once, whatever woke this pass and whatever failed before it.
+                cooling.forget();
+                read.clone_from(&desired);
+            }
             // Before they are read: what comes in between makes another look, and not none.
             let hands = self.edge.run.hands_stamp();
             if !matches!(self.goal, Goal::Shutdown { .. })
@@ -250,8 +256,6 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 changed = self.desired.changed(), if !manifests_end => {
                     // Read once and for all when the other end is gone.
                     manifests_end = changed.is_err();
-                    // An edit acts at once, whatever failed before it.
-                    cooling.forget();
                     "manifests"
                 }
                 Ok(()) = self.policy.changed() => "configuration",
@@ -299,7 +303,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     later.insert(id);
                 }
             }
-            flights.send(&self.edge, now);
+            flights.send(&self.edge, now, cooling.edits);
         }
     }
 

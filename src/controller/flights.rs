@@ -82,6 +82,8 @@ struct Flight {
     dependants: Vec<Ticket>,
     keys: BTreeSet<Key>,
     begun: Option<Instant>,
+    /// [`Cooling::edits`] when it was sent off.
+    edits: u64,
 }
 
 /// Steps of plans that are under way.
@@ -119,6 +121,7 @@ impl Flights {
         &mut self,
         edge: &Arc<Edge<R, H>>,
         part: Vec<(StepId, Step)>,
+        edits: u64,
     ) {
         let mut tickets = BTreeMap::new();
         let mut ready = Vec::new();
@@ -144,7 +147,8 @@ impl Flights {
                 *self.busy.entry(key.clone()).or_default() += 1;
             }
             let (step, dependants) = (Arc::new(step), Vec::new());
-            self.steps.insert(ticket, Flight { step, requires, dependants, keys, begun: None });
+            self.steps
+                .insert(ticket, Flight { step, requires, dependants, keys, begun: None, edits });
         }
         self.begin(edge, ready);
     }
@@ -221,7 +225,8 @@ impl Flights {
                 }
             }
             Err(error) => {
-                let trouble = Trouble::of(&flight.step, &error);
+                let mut trouble = Trouble::of(&flight.step, &error);
+                trouble.edits = flight.edits;
                 let is_known = flight.keys.iter().any(|it| {
                     cooling.after.get(it).is_some_and(|it| it.trouble.message == trouble.message)
                 });
@@ -290,6 +295,8 @@ pub(super) struct Trouble {
     pub(super) message: String,
     /// A strike stands for it and says when it is tried again.
     is_counted: bool,
+    /// [`Cooling::edits`] when its step was sent off.
+    edits: u64,
 }
 
 impl Trouble {
@@ -310,7 +317,7 @@ impl Trouble {
             | Action::RemoveOrphan { .. }
             | Action::Sweep(_) => "remove-failed",
         };
-        Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted() }
+        Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted(), edits: 0 }
     }
 }
 
@@ -318,6 +325,9 @@ impl Trouble {
 #[derive(Default)]
 pub(super) struct Cooling {
     after: BTreeMap<Key, Failed>,
+    /// How often all was to be tried at once. What failed of a step that was sent off before says nothing of what is
+    /// wanted since, and keeps that from nothing.
+    pub(super) edits: u64,
 }
 
 struct Failed {
@@ -331,7 +341,7 @@ struct Failed {
 
 impl Cooling {
     fn fail(&mut self, key: &Key, trouble: Trouble, now: BootTime) {
-        let (count, until) = if trouble.is_counted {
+        let (count, until) = if trouble.is_counted || trouble.edits != self.edits {
             (0, now)
         } else {
             let count = self.after.get(key).map_or(0, |it| it.count).saturating_add(1);
@@ -370,6 +380,7 @@ impl Cooling {
 
     /// Everything may be tried at once.
     pub(super) fn forget(&mut self) {
+        self.edits += 1;
         for failed in self.after.values_mut() {
             failed.count = 0;
             failed.until = BootTime::default();

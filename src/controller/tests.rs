@@ -111,6 +111,24 @@ async fn going_back_finds_the_same_name_running_anew_from_its_image() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_whose_image_was_removed_waits_for_it_and_prepares_nothing() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    let pid = it.pid_of("a").await;
+    it.runtime.remove_image("docker.io/library/busybox:latest");
+    it.calls();
+    it.want("a", r#""args": ["x"]"#);
+    it.until_reason("a", "image-missing").await;
+    it.after(600.0).await;
+    let item = it.item("a");
+    assert_eq!((item.phase, item.up_to_date), (Phase::Running, false));
+    assert_eq!(item.instance.unwrap().pid, Some(pid));
+    assert_eq!(it.calls(), [""; 0], "nothing is tried that cannot be");
+    it.runtime.add_image(image("docker.io/library/busybox:latest", ImagePlace::Store));
+    it.until_running("a").await;
+    assert_ne!(it.pid_of("a").await, pid);
+}
+
+#[tokio::test(start_paused = true)]
 async fn failing_steps_of_one_workload_leave_the_others_alone() {
     let mut it = Harness::with(&[("bad", ""), ("a", "")]).await;
     let pid = it.pid_of("bad").await;
@@ -292,13 +310,40 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
     ];
     let edge = Arc::new(it.edge());
     let (mut flights, mut cooling) = (Flights::default(), Cooling::default());
-    flights.send(&edge, part.into_iter().enumerate().map(|(n, it)| (StepId(n), it)).collect());
+    flights.send(&edge, part.into_iter().enumerate().map(|(n, it)| (StepId(n), it)).collect(), 0);
     while flights.is_busy(&Key::Workload(name("b"))) {
         flights.seen();
         flights.landed(&edge, &mut cooling, tokio::time::Instant::now()).await;
     }
     assert!(flights.is_busy(&Key::Workload(name("a"))));
     assert!(!flights.is_busy(&Key::Instance(b.id)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_fails_after_an_edit_keeps_the_edit_from_nothing() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    let id = it.id_of("a").await;
+    let edge = Arc::new(it.edge());
+    for edited in [false, true] {
+        let (mut flights, mut cooling) = (Flights::default(), Cooling::default());
+        it.runtime.fail_next(verb::RESUME_TASK, ErrorKind::Refused);
+        let step = Step {
+            name: Some(name("a")),
+            action: Action::Resume { id: id.clone() },
+            cause: Cause::Paused,
+            requires: Vec::new(),
+            pause: Duration::ZERO,
+        };
+        flights.send(&edge, vec![(StepId(0), step)], cooling.edits);
+        if edited {
+            cooling.forget();
+        }
+        flights.landed(&edge, &mut cooling, tokio::time::Instant::now()).await;
+        let is_cooling = cooling.is_cooling(&Key::Workload(name("a")), it.host.now());
+        assert_eq!(is_cooling, !edited);
+        assert!(cooling.trouble(&name("a")).is_some(), "it is told all the same");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -711,18 +711,30 @@ impl<'a> Planner<'a> {
                 "a task of it has no container object, and the runtime does not say how that task is".to_owned(),
             );
         }
-        let Some(image) = &target.image else {
-            let name = target.workload.spec.image.full();
-            let mut broken = self.observed.archive_problems.join("; ");
-            if !broken.is_empty() {
-                broken.insert_str(0, "; ");
+        let image = match &target.image {
+            Some(image) if !self.is_to_be_made_from_what_is_gone(target, image) => image,
+            Some(image) if self.observed.images.contains_key(&image.name) => {
+                let (name, digest) = (&image.name, short(&image.digest));
+                return no(
+                    "image-missing",
+                    format!(
+                        "image {name} is another one now than {digest}, which it was made from"
+                    ),
+                );
             }
-            return no(
-                "image-missing",
-                format!(
-                    "image {name} is neither in containerd nor in an archive below `images` of the state directory{broken}"
-                ),
-            );
+            _ => {
+                let name = target.workload.spec.image.full();
+                let mut broken = self.observed.archive_problems.join("; ");
+                if !broken.is_empty() {
+                    broken.insert_str(0, "; ");
+                }
+                return no(
+                    "image-missing",
+                    format!(
+                        "image {name} is neither in containerd nor in an archive below `images` of the state directory{broken}"
+                    ),
+                );
+            }
         };
         for mount in &target.workload.spec.mounts {
             let (MountKind::Bind, Some(source), false) = (mount.kind, &mount.source, mount.create)
@@ -743,6 +755,18 @@ impl<'a> Planner<'a> {
             return no(error.reason, error.message);
         }
         self.donor_obstacle(&target.ipc.mode)
+    }
+
+    /// Whether a start has to make the instance, or its root file system, from an image that cannot be had. An image
+    /// that no manifest names was not looked for, so nobody knows: it is tried.
+    fn is_to_be_made_from_what_is_gone(&self, target: &Target<'a>, image: &Image) -> bool {
+        let is_there = target.instance.is_some_and(|it| it.has_snapshot);
+        !is_there && self.image_at_hand(image).is_none() && self.is_looked_for(&image.name)
+    }
+
+    fn is_looked_for(&self, image: &str) -> bool {
+        let wanted = self.desired.workloads.values().filter_map(|it| it.workload.as_ref());
+        wanted.into_iter().any(|it| it.spec.image.full() == image)
     }
 
     /// Why a joiner cannot join now.

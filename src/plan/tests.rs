@@ -604,6 +604,69 @@ fn nothing_running_is_touched_while_its_replacement_cannot_start() {
 }
 
 #[test]
+fn an_edit_waits_for_an_image_that_is_gone_and_what_runs_goes_on() {
+    let edited = desired(&[("a", Some(r#""args": ["x"]"#))]);
+    let mut there = empty();
+    converge(&desired(&[("a", Some(""))]), &mut there);
+    let pid = pid(&there, "a");
+    let mut observed = there.clone();
+    observed.images.clear();
+    let plan = diff(&edited, &observed, &policy(), model::now());
+    assert!(plan.is_empty(), "{plan}");
+    let it = standing(&plan, "a");
+    assert_eq!((it.phase, it.reason, it.up_to_date), (Phase::Running, "image-missing", false));
+    assert!(it.message.contains("docker.io/library/busybox:latest"), "{}", it.message);
+    // Going back needs no image, and neither does what was prepared while it was there.
+    let back = diff(&desired(&[("a", Some(""))]), &observed, &policy(), model::now());
+    assert!(back.is_empty() && standing(&back, "a").up_to_date);
+    let only = Plan { steps: prepared(&edited, &there), ..Plan::default() };
+    apply(&mut there, &only);
+    there.images.clear();
+    let plan = converge(&edited, &mut there);
+    assert_ne!(self::pid(&there, "a"), pid);
+    assert!(standing(&plan, "a").up_to_date);
+}
+
+/// The steps that make what is wanted, without those that need it.
+fn prepared(
+    wanted: &crate::desired::DesiredState,
+    observed: &crate::observed::ObservedState,
+) -> Vec<Step> {
+    let plan = diff(wanted, observed, &policy(), model::now());
+    plan.steps.into_iter().take_while(|it| it.action.verb() == "prepare").collect()
+}
+
+#[test]
+fn a_root_file_system_is_not_made_again_from_an_image_that_is_gone_or_another_one() {
+    let wanted = desired(&[("a", Some(""))]);
+    let mut observed = empty();
+    converge(&wanted, &mut observed);
+    let instance = observed.instances.values_mut().next().unwrap();
+    (instance.task, instance.has_snapshot) = (Task::None, false);
+    let later = model::now() + Duration::from_mins(2);
+    let finish = diff(&wanted, &observed, &policy(), model::now());
+    apply(&mut observed, &finish);
+    let plan = diff(&wanted, &observed, &policy(), later);
+    assert_eq!(plan.steps[0].action.verb(), "prepare", "{plan}");
+    observed.images.clear();
+    let plan = diff(&wanted, &observed, &policy(), later);
+    assert!(plan.is_empty(), "{plan}");
+    assert_eq!(
+        (standing(&plan, "a").phase, standing(&plan, "a").reason),
+        (Phase::Waiting, "image-missing")
+    );
+    // One that is held goes on as it was, whatever its tag is now.
+    let held = desired(&[("a", None), ("b", Some(""))]);
+    let name = "docker.io/library/busybox:latest".to_owned();
+    let other = model::image(&name, "sha256:bbbb", crate::observed::ImagePlace::Store);
+    observed.images.insert(name, other);
+    let plan = diff(&held, &observed, &policy(), later);
+    let it = standing(&plan, "a");
+    assert!(it.phase == Phase::Held && it.message.contains("problems"), "{it:?}");
+    assert!(plan.steps.iter().all(|it| it.name.as_ref().is_some_and(|it| it.as_str() != "a")));
+}
+
+#[test]
 fn an_invalid_manifest_keeps_what_runs_and_starts_it_after_a_reboot() {
     let mut observed = empty();
     converge(&desired(&[("a", Some(""))]), &mut observed);

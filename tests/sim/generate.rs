@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use evenkeel::observed::HandKind;
+
 use crate::runtime::VERBS;
 use crate::script::{Content, Doc, Script, Step, When};
 
@@ -136,7 +138,7 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
     let file = path(&name);
     let moved = format!("sub/{file}");
     let file = if dice.one_in(6) { moved.clone() } else { file };
-    match dice.below(if wild { 48 } else { 26 }) {
+    match dice.below(if wild { 53 } else { 30 }) {
         0..=7 => {
             let content = Content::Docs(vec![doc(dice, &name)]);
             steps.push(Step::Write { path: file, content });
@@ -196,12 +198,13 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
         }
         24 => steps.push(Step::Clear),
         25 => steps.push(Step::Approve),
-        26..=28 => {
+        26..=29 => by_hand(dice, &name, steps),
+        30..=32 => {
             steps.push(Step::KillAtCall(1 + usize::try_from(dice.below(12)).expect("small")));
             steps.push(Step::Wait(span(dice)));
             steps.push(Step::Run);
         }
-        29..=32 => {
+        33..=36 => {
             let verb = dice.pick(&VERBS).to_owned();
             let (when, refused) = match dice.below(3) {
                 0 => (When::Before, true),
@@ -210,15 +213,15 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
             };
             steps.push(Step::Fail { verb, when, refused });
         }
-        33..=34 => {
+        37..=38 => {
             let verb = dice.pick(&VERBS).to_owned();
             steps.push(Step::Slow { verb, ms: 100 + dice.below(4000) });
         }
-        35 => {
+        39 => {
             let verb = dice.pick(&["publish_shm", "publish_namespace", "unpublish", "observe"]);
             steps.push(Step::FailHost { verb: verb.to_owned() });
         }
-        36..=37 => {
+        40..=41 => {
             steps.push(Step::Unreachable { on: true });
             steps.push(Step::Wait(span(dice)));
             if dice.one_in(2) {
@@ -229,30 +232,30 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
             }
             steps.push(Step::Unreachable { on: false });
         }
-        38..=39 => {
+        42..=43 => {
             let code = u32::try_from(dice.below(2)).expect("small");
             steps.push(Step::Exit { name, code });
             steps.push(Step::Forget);
         }
-        40 => {
+        44 => {
             let how = dice.pick(&["off", "late", "double", "on"]).to_owned();
             steps.push(Step::Hints { how });
         }
-        41 => {
+        45 => {
             steps.push(Step::Reboot);
             steps.push(Step::Wait(span(dice)));
             steps.push(Step::Run);
         }
-        42 => {
+        46 => {
             let on = dice.one_in(2);
             steps.push(Step::Watch { on });
         }
-        43 => {
+        47 => {
             let device = [None, Some(1), Some(1), Some(2)];
             let at = usize::try_from(dice.below(4)).expect("small");
             steps.push(Step::Root { device: device[at] });
         }
-        44 => {
+        48 => {
             let own = dice.below(1 << 40);
             steps.push(match dice.below(4) {
                 0 => Step::Foreign { id: format!("theirs-{own:010x}") },
@@ -263,21 +266,72 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
                 _ => Step::Litter { kind: "lease".to_owned(), id: format!("{name}-{own:010x}") },
             });
         }
-        45 => steps.push(match dice.below(3) {
+        49 => steps.push(match dice.below(3) {
             0 => Step::Pause { name },
             1 => Step::Stubborn { name },
             _ => Step::LoseContainer { name },
         }),
-        46 => {
+        50 => {
             steps.push(Step::Hang { name: name.clone(), hung: true });
             steps.push(Step::Wait(span(dice)));
             steps.push(Step::Hang { name, hung: false });
         }
-        _ => {
+        51 => {
             let digest = [None, Some(1), Some(2), Some(3)];
             let at = usize::try_from(dice.below(4)).expect("small");
             let name = dice.pick(&["one", "two", "nowhere"]).to_owned();
             steps.push(Step::Image { name, digest: digest[at] });
         }
+        _ => {
+            // An image is away for a while, and something is edited meanwhile.
+            let image = dice.pick(&["one", "two"]).to_owned();
+            steps.push(Step::Image { name: image.clone(), digest: None });
+            steps.push(Step::Wait(span(dice)));
+            let content = Content::Docs(vec![doc(dice, &name)]);
+            steps.push(Step::Write { path: file, content });
+            steps.push(Step::Wait(span(dice)));
+            let digest = Some(if image == "one" { 1 } else { 2 });
+            steps.push(Step::Image { name: image, digest });
+        }
+    }
+}
+
+/// What a person asks for. What is stopped is started again, mostly, so that something goes on.
+fn by_hand(dice: &mut Dice, name: &str, steps: &mut Vec<Step>) {
+    let hand = |kind, fresh| Step::Hand { name: name.to_owned(), kind, fresh };
+    // A controller that dies on the way to it.
+    let dies = dice.one_in(3);
+    let effects = 1 + usize::try_from(dice.below(6)).expect("small");
+    if dies {
+        steps.push(Step::KillAfterEffects(effects));
+    }
+    match dice.below(12) {
+        0..=3 => {
+            steps.push(hand(HandKind::Stop, false));
+            if !dice.one_in(4) {
+                steps.push(Step::Wait(span(dice)));
+                if dice.one_in(4) {
+                    let content = Content::Docs(vec![doc(dice, name)]);
+                    steps.push(Step::Write { path: path(name), content });
+                }
+                let kind = if dice.one_in(4) { HandKind::Restart } else { HandKind::Start };
+                steps.push(hand(kind, false));
+            }
+        }
+        4 => steps.push(hand(HandKind::Start, false)),
+        5..=7 => steps.push(hand(HandKind::Restart, false)),
+        8 => steps.push(hand(HandKind::Restart, true)),
+        9 => steps.push(hand(HandKind::Retry, false)),
+        _ => {
+            if !dice.one_in(4) {
+                steps.push(Step::Remove { path: path(name) });
+                steps.push(Step::Wait(span(dice).min(1500)));
+            }
+            steps.push(hand(HandKind::Down, false));
+        }
+    }
+    if dies {
+        steps.push(Step::Wait(1000 + span(dice)));
+        steps.push(Step::Run);
     }
 }

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use evenkeel::backoff::{Delays, RESET_AFTER};
+use evenkeel::backoff::{Delays, RESET_AFTER, Strikes};
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::host::{Ask, Host as _};
-use evenkeel::observed::{EXIT_UNKNOWN, STOPPED, Task, View};
+use evenkeel::observed::{EXIT_UNKNOWN, End, Hand, HandKind, ObservedState, STOPPED, Task, View};
+use evenkeel::plan::{Phase, Plan};
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
-use evenkeel::workload::{InstanceId, IpcMode, RestartPolicy};
+use evenkeel::workload::{InstanceId, IpcMode, Name, RestartPolicy, WantedState};
 use tokio::time::Instant;
 
 use crate::tree::{Said, Truth};
@@ -49,6 +50,8 @@ struct Run {
     code: Option<u32>,
     /// The controller sent a signal before it ended, or said that it had.
     stopped: bool,
+    /// When the first signal was sent.
+    killed: Option<Instant>,
     /// When the controller wrote down that it ended.
     noticed: Option<Instant>,
 }
@@ -62,9 +65,22 @@ struct Failures {
     at: Instant,
 }
 
+/// What a person asked for of a workload.
+#[derive(Debug, Clone)]
+struct Wish {
+    hand: Hand,
+    asked: Instant,
+    /// When another one took its place, or it was taken back.
+    until: Option<Instant>,
+    /// The files said something that may have ended it.
+    is_moot: bool,
+}
+
 /// What has happened so far.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
+    /// By workload, the newest at the end.
+    wishes: BTreeMap<String, Vec<Wish>>,
     seen: Vec<Seen>,
     believed_device: Option<u64>,
     good_since: Option<Instant>,
@@ -137,6 +153,11 @@ fn stands_for_its_workload(container: &Container, objects: &Objects) -> bool {
     others.all(|it| last(it) <= last(container))
 }
 
+/// Whether its last run began after that was asked for.
+fn has_begun(container: &Container, hand: &Hand) -> bool {
+    container.run.as_ref().is_some_and(|it| it.boot == hand.boot_id && it.at >= hand.at)
+}
+
 fn is_live(task: &Task) -> bool {
     matches!(task, Task::Created { .. } | Task::Running { .. } | Task::Paused { .. })
 }
@@ -197,6 +218,7 @@ impl Judge {
         let mut truth = truth;
         truth.blocked = blocked;
         self.seen.push(Seen { at, truth, absent, clear, quiet });
+        self.end_wishes(at);
         if self.seen.len() > 200 {
             self.seen.drain(..100);
         }
@@ -213,6 +235,7 @@ impl Judge {
     }
 
     pub(crate) fn rebooted(&mut self) {
+        self.wishes.clear();
         self.runs.clear();
         self.failures.clear();
         self.removals.clear();
@@ -261,6 +284,125 @@ impl Judge {
     pub(crate) fn is_in_the_way(&self, name: &str) -> bool {
         let stem = name.parse().map(|name| InstanceId::stem_of(&name));
         self.foreign.iter().any(|it| stem.as_ref().is_ok_and(|stem| it.stem() == stem))
+    }
+
+    // What a person asks for.
+
+    pub(crate) fn asked(&mut self, name: &str, hand: &Hand, objects: &Objects, at: Instant) {
+        self.withdrawn(name, at);
+        let mut of = objects.containers.iter().filter(|it| it.name.as_str() == name);
+        // Of what is there already nothing has to come.
+        let is_moot = match hand.kind {
+            HandKind::Start | HandKind::Retry => of.any(|it| is_live(&it.task)),
+            HandKind::Stop | HandKind::Restart | HandKind::Down => false,
+        };
+        let wish = Wish { hand: hand.clone(), asked: at, until: None, is_moot };
+        self.wishes.entry(name.to_owned()).or_default().push(wish);
+        self.end_wishes(at);
+    }
+
+    pub(crate) fn withdrawn(&mut self, name: &str, at: Instant) {
+        if let Some(last) = self.wishes.get_mut(name).and_then(|it| it.last_mut()) {
+            last.until.get_or_insert(at);
+        }
+    }
+
+    /// Whether a person keeps it stopped.
+    pub(crate) fn is_stopped(&self, name: &str) -> bool {
+        self.wish(name).is_some_and(|it| it.hand.kind == HandKind::Stop)
+    }
+
+    /// The one that counts.
+    fn wish(&self, name: &str) -> Option<&Wish> {
+        self.wishes.get(name)?.last().filter(|it| it.until.is_none())
+    }
+
+    /// Those that counted at any time since then.
+    fn wishes(&self, name: &str, since: Instant) -> impl Iterator<Item = &Wish> {
+        let all = self.wishes.get(name).into_iter().flatten();
+        all.filter(move |it| it.until.is_none_or(|until| until >= since))
+    }
+
+    /// A run that a person asked for and that this one is not, as it began before.
+    fn asks_for_another(&self, container: &Container, kinds: &[HandKind], at: Instant) -> bool {
+        self.wishes(container.name.as_str(), self.since(at))
+            .any(|it| kinds.contains(&it.hand.kind) && !has_begun(container, &it.hand))
+    }
+
+    /// The files may end a wish: a run of what is not to run, a stop of what nobody has any more.
+    fn end_wishes(&mut self, at: Instant) {
+        let window = self.window(at);
+        let mut wishes = std::mem::take(&mut self.wishes);
+        for (name, all) in &mut wishes {
+            for wish in all.iter_mut().filter(|it| it.until.is_none()) {
+                wish.is_moot |=
+                    window.iter().any(|seen| match (wish.hand.kind, seen.truth.said(name)) {
+                        (HandKind::Stop, Said::Nothing) => self.is_absent(seen, name, at),
+                        (HandKind::Stop, _) => false,
+                        (HandKind::Down, said) => said != Said::Nothing,
+                        (
+                            HandKind::Start | HandKind::Restart | HandKind::Retry,
+                            Said::Valid(doc),
+                        ) => ["stopped", "absent"].contains(&doc.field("state")),
+                        (HandKind::Start | HandKind::Restart | HandKind::Retry, _) => true,
+                    });
+            }
+        }
+        self.wishes = wishes;
+    }
+
+    /// What is stopped by hand is started by nobody else.
+    fn not_stopped(&mut self, container: &Container, at: Instant) {
+        let since = self.since(at);
+        let stopped = self
+            .wish(container.name.as_str())
+            .is_some_and(|it| it.hand.kind == HandKind::Stop && !it.is_moot && it.asked < since);
+        self.check("stopped-stays-stopped", !stopped, || {
+            format!("{} starts, and a person has stopped it", container.id)
+        });
+    }
+
+    /// At the end all that was asked for is done, or waits for something that is said.
+    pub(crate) fn at_the_end(&mut self, objects: &Objects, observed: &ObservedState, plan: &Plan) {
+        let names: Vec<String> = self.wishes.keys().cloned().collect();
+        for name in names {
+            let Some(wish) = self.wish(&name).filter(|it| !it.is_moot).cloned() else { continue };
+            let mut of = objects.containers.iter().filter(|it| it.name.as_str() == name);
+            let file = observed.hands.iter().find(|it| it.0.as_str() == name);
+            let stands = file.is_some_and(|it| *it.1 == wish.hand);
+            let standing = plan.standings.iter().find(|it| it.0.as_str() == name).map(|it| it.1);
+            let waits = stands && standing.is_some_and(|it| !it.reason.is_empty());
+            let began = |it: &Container| has_begun(it, &wish.hand);
+            let runs = |it: &Container| it.task.pid().is_some();
+            match wish.hand.kind {
+                HandKind::Stop => {
+                    let done = stands && !of.any(runs);
+                    self.check("stopped-stays-stopped", done, || {
+                        format!("{name} runs, or its stop is forgotten")
+                    });
+                }
+                HandKind::Down => {
+                    let done = waits || of.next().is_none();
+                    self.check("wish-not-lost", done, || {
+                        format!("{name} was taken down, and is there")
+                    });
+                }
+                HandKind::Restart => {
+                    let failed = observed.strikes.iter().any(|(it, strikes)| {
+                        it.as_str() == name
+                            && strikes.failure.is_some()
+                            && strikes.at >= wish.hand.at
+                    });
+                    let done = waits || failed || of.any(began);
+                    self.check("wish-not-lost", done, || format!("{name} was never restarted"));
+                }
+                HandKind::Start | HandKind::Retry => {
+                    let failed = standing.is_some_and(|it| it.phase == Phase::Failed);
+                    let done = waits || !failed || of.any(began);
+                    self.check("wish-not-lost", done, || format!("{name} was never tried again"));
+                }
+            }
+        }
     }
 
     // Work that is under way.
@@ -351,6 +493,7 @@ impl Judge {
             && run.ended.is_none()
         {
             run.stopped = true;
+            run.killed.get_or_insert(at);
         }
         if !matches!(container.task, Task::Running { .. } | Task::Paused { .. }) {
             return;
@@ -359,6 +502,14 @@ impl Judge {
         let window = self.window(at);
         let mut unprepared = None;
         let mut reason = self.follows(container, &objects, host, at);
+        reason |= self.wishes(&name, self.since(at)).any(|it| match it.hand.kind {
+            HandKind::Stop | HandKind::Down => true,
+            HandKind::Start | HandKind::Restart | HandKind::Retry => false,
+        });
+        // Once: the run that came of it is left alone.
+        reason |= self.asks_for_another(container, &[HandKind::Restart], at);
+        let is_applied_as_stopped =
+            container.workload.as_ref().is_some_and(|it| it.spec.state == WantedState::Stopped);
         for seen in &window {
             match seen.truth.said(&name) {
                 Said::Valid(doc) if doc.field("state") == "stopped" => reason = true,
@@ -378,8 +529,11 @@ impl Judge {
                         unprepared = wanted;
                     }
                 }
-                Said::Invalid => {}
-                Said::Nothing => reason |= self.may_go(seen, container, at),
+                // What cannot be believed goes on as last applied, and that may be a stop.
+                Said::Invalid => reason |= is_applied_as_stopped,
+                Said::Nothing => {
+                    reason |= is_applied_as_stopped || self.may_go(seen, container, at);
+                }
             }
         }
         match unprepared {
@@ -408,18 +562,18 @@ impl Judge {
         let chain = chain(donor, objects);
         let view = |pid| host.view(pid).ok().flatten().map(key);
         let mine = container.task.pid().and_then(view);
-        let theirs = objects
-            .containers
-            .iter()
-            .filter(|it| chain.iter().any(|name| it.name.as_str() == name))
-            .filter_map(|it| view(it.task.pid()?));
         let since = self.since(at);
-        let began = self
-            .runs
-            .values()
-            .flatten()
-            .any(|it| chain.contains(&it.name) && it.started.is_some_and(|it| it >= since));
-        began || mine.is_some_and(|mine| theirs.into_iter().any(|it| it != mine))
+        // A donor that has just ended was there when the work began.
+        let mut theirs = self.runs.values().flatten().filter(|it| {
+            chain.contains(&it.name)
+                && it.started.is_some()
+                && it.ended.is_none_or(|ended| ended >= since)
+        });
+        theirs.any(|it| {
+            let other = it.view.map(key);
+            it.started.is_some_and(|it| it >= since)
+                || (mine.is_some() && other.is_some() && mine != other)
+        })
     }
 
     fn wanted_id(doc: &crate::script::Doc, runtime: &MemoryRuntime) -> Option<InstanceId> {
@@ -442,22 +596,32 @@ impl Judge {
         self.digests.entry(image.name.clone()).or_default().insert(image.digest.clone());
     }
 
+    /// With what runs goes what was prepared to take its place.
+    fn is_approved(&self, id: &InstanceId) -> bool {
+        self.approved.iter().any(|it| it.stem() == id.stem())
+    }
+
     /// Whether an absence is believable.
     fn may_go(&self, seen: &Seen, container: &Container, at: Instant) -> bool {
-        if self.approved.contains(&container.id) {
+        if self.is_approved(&container.id) {
             return true;
         }
-        let Some(absent) = seen.absent.get(container.name.as_str()).copied().or_else(|| {
+        let held =
+            seen.truth.partial.iter().any(|it| container.origin.file.as_os_str() == it.as_str());
+        !held && self.is_absent(seen, container.name.as_str(), at)
+    }
+
+    /// Nothing hides it, and for long enough.
+    fn is_absent(&self, seen: &Seen, name: &str, at: Instant) -> bool {
+        let Some(absent) = seen.absent.get(name).copied().or_else(|| {
             // It was never there: since the first scan.
             self.seen.first().map(|it| it.at)
         }) else {
             return false;
         };
-        let held =
-            seen.truth.partial.iter().any(|it| container.origin.file.as_os_str() == it.as_str());
         let quiet = at.duration_since(absent.max(seen.quiet)) >= REMOVE_AFTER
             || at.duration_since(absent) >= LATEST;
-        !seen.truth.blocked && !held && quiet && at.duration_since(seen.clear) >= REMOVE_AFTER
+        !seen.truth.blocked && quiet && at.duration_since(seen.clear) >= REMOVE_AFTER
     }
 
     fn before_remove(&mut self, subject: &str, runtime: &MemoryRuntime, at: Instant) {
@@ -493,17 +657,24 @@ impl Judge {
                 Said::Nothing => absent |= self.may_go(seen, container, at),
             }
         }
+        // Made anew from its image, which its donors' rules are not about: it is there again in a moment.
+        let renewed = self.wishes(name.as_str(), self.since(at)).any(|it| it.hand.fresh)
+            && self.asks_for_another(container, &[HandKind::Restart], at);
+        let taken_down =
+            self.wishes(name.as_str(), self.since(at)).any(|it| it.hand.kind == HandKind::Down);
         self.runs.remove(&container.id);
-        if superseded && !wanted_gone && !absent {
+        if renewed || (superseded && !wanted_gone && !absent && !taken_down) {
             return;
         }
-        self.check("removal-believable", wanted_gone || absent, || {
+        self.check("removal-believable", wanted_gone || absent || taken_down, || {
             format!("{subject} is removed, and its absence cannot be believed")
         });
         let users: Vec<&Container> = objects
             .containers
             .iter()
             .filter(|it| it.name != name && donor_of(it) == Some(name.as_str()))
+            // One that never ran may have been made while the removal was under way: it waits for a donor.
+            .filter(|it| it.run.is_some())
             .filter(|it| !self.hung.contains(&it.id) && stands_for_its_workload(it, &objects))
             .filter(|it| {
                 // One that is to join something else, or nothing, does not count.
@@ -518,7 +689,7 @@ impl Judge {
         self.check("donor-in-use-stays", users.is_empty(), || {
             format!("{subject} is removed, and {} joins it", users[0].id)
         });
-        if absent && !wanted_gone && !self.approved.contains(&container.id) {
+        if absent && !wanted_gone && !taken_down && !self.is_approved(&container.id) {
             self.limit(name.as_str(), &objects, at);
         }
     }
@@ -545,6 +716,7 @@ impl Judge {
         let objects = objects(runtime);
         let Some(container) = find(&objects, subject) else { return };
         self.alone(container, &objects);
+        self.not_stopped(container, at);
         let name = container.name.as_str();
         if self.failures.get(name).is_some_and(|it| it.id != container.id) {
             self.failures.remove(name);
@@ -557,7 +729,14 @@ impl Judge {
                 last.stopped = true;
             }
         }
-        if let Some(failures) = self.failures.get(name).filter(|it| it.id == container.id).cloned()
+        // What a person asks for waits for no delay; a start and a retry forget what failed before.
+        let again = self.asks_for_another(container, &[HandKind::Start, HandKind::Retry], at);
+        let anew = self.asks_for_another(container, &[HandKind::Restart], at);
+        if again {
+            self.failures.remove(name);
+        }
+        if let Some(failures) =
+            self.failures.get(name).filter(|it| it.id == container.id && !anew).cloned()
         {
             let due = failures.at + Delays::default().after(failures.count);
             let before = due.saturating_duration_since(at);
@@ -574,6 +753,10 @@ impl Judge {
         };
         let (Some(_), Some(ended)) = (last.started, last.ended) else { return };
         if last.stopped {
+            // Whoever did not get to say that it was stopped may have said that it ended, after a long run.
+            if ended.duration_since(last.created) >= RESET_AFTER {
+                self.failures.remove(name);
+            }
             return;
         }
         let noticed = last.noticed.unwrap_or(at);
@@ -582,16 +765,18 @@ impl Judge {
         let long = noticed.duration_since(last.created) >= RESET_AFTER;
         let count = if long { 1 } else { before.map_or(0, |it| it.count) + 1 };
         // Counted by `started`; the note of the next run makes it lasting.
-        let due = ended + Delays::default().after(count);
-        let early = due.saturating_duration_since(at);
-        self.check("not-faster-than-backoff", early.is_zero(), || {
-            format!(
-                "{subject} is started {} ms too early, after its end, failure {count} in a row",
-                early.as_millis()
-            )
-        });
-        self.failures
-            .insert(name.to_owned(), Failures { id: container.id.clone(), count, at: ended });
+        if !again && !anew {
+            let due = ended + Delays::default().after(count);
+            let early = due.saturating_duration_since(at);
+            self.check("not-faster-than-backoff", early.is_zero(), || {
+                format!(
+                    "{subject} is started {} ms too early, after its end, failure {count} in a row",
+                    early.as_millis()
+                )
+            });
+            self.failures
+                .insert(name.to_owned(), Failures { id: container.id.clone(), count, at: ended });
+        }
         let policy = container.workload.as_ref().and_then(|it| it.spec.restart.policy);
         let over = match policy {
             Some(RestartPolicy::Never) => true,
@@ -606,7 +791,9 @@ impl Judge {
             ),
             Said::Nothing | Said::Invalid => false,
         });
-        self.check("no-run-after-the-last", !over || is_policy_old, || {
+        // What has succeeded is run again by a restart only.
+        let by_hand = anew || (again && last.code != Some(0));
+        self.check("no-run-after-the-last", !over || is_policy_old || by_hand, || {
             format!("{subject} runs again although its policy says that it is over")
         });
     }
@@ -641,6 +828,7 @@ impl Judge {
         let Some(container) = find(&objects, subject) else { return };
         let Task::Created { pid } = container.task else { return };
         self.alone(container, &objects);
+        self.not_stopped(container, at);
         let lease = format!("evenkeel-{subject}");
         let kept = objects.leases.contains(&lease)
             && self.leases.get(&lease).is_some_and(|it| *it == self.controller);
@@ -720,6 +908,7 @@ impl Judge {
                     ended: None,
                     code: None,
                     stopped: false,
+                    killed: None,
                     noticed: None,
                 };
                 let runs = self.runs.entry(container.id.clone()).or_default();
@@ -752,23 +941,66 @@ impl Judge {
         }
     }
 
-    /// The controller writes to a container.
-    pub(crate) fn updated(&mut self, id: &InstanceId, update: &Update) {
+    /// The controller writes to a container. `before`: what was there.
+    pub(crate) fn updated(
+        &mut self,
+        id: &InstanceId,
+        update: &Update,
+        before: &Objects,
+        strikes: &BTreeMap<Name, Strikes>,
+    ) {
         let at = Instant::now();
-        if let Some(end) = &update.end
-            && let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut())
-        {
+        let Some(end) = &update.end else { return };
+        let container = find(before, id.as_str());
+        if let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut()) {
             run.noticed = Some(at);
             run.stopped |= end.reason == STOPPED;
             if end.reason == EXIT_UNKNOWN {
                 run.code = None;
             }
         }
+        if let Some(container) = container {
+            self.no_failure_by_hand(container, end, strikes, at);
+        }
+    }
+
+    /// What a person ends is no failure, whoever writes that down.
+    fn no_failure_by_hand(
+        &mut self,
+        container: &Container,
+        end: &End,
+        strikes: &BTreeMap<Name, Strikes>,
+        at: Instant,
+    ) {
+        let killed = self.runs.get(&container.id).and_then(|it| it.last()?.killed);
+        let (Some(run), Some(killed)) = (&container.run, killed) else { return };
+        let by_hand = self.wish(container.name.as_str()).is_some_and(|it| {
+            it.asked <= killed
+                && !it.is_moot
+                && match it.hand.kind {
+                    HandKind::Stop => true,
+                    HandKind::Restart => !has_begun(container, &it.hand),
+                    HandKind::Start | HandKind::Retry | HandKind::Down => false,
+                }
+        });
+        if !by_hand || run.n != end.n || at < killed {
+            return;
+        }
+        let before = container.end.as_ref().map_or(0, |it| it.failures);
+        let counted = strikes.get(&container.name).is_some_and(|it| it.run == Some(run.at));
+        self.check("hand-costs-no-strike", end.failures == before && !counted, || {
+            format!("{} was ended by hand, and that is counted as a failure", container.id)
+        });
     }
 
     /// After each step: nothing of one workload runs twice, and what is foreign is there.
     pub(crate) fn at_rest(&mut self, runtime: &MemoryRuntime) {
         let objects = objects(runtime);
+        // What has never run in this boot counts for the size of the source too.
+        let there = objects.containers.iter().map(|it| it.name.as_str().to_owned());
+        let wanted = self.seen.last().into_iter().flat_map(|it| it.truth.names().cloned());
+        let size = there.chain(wanted).collect::<BTreeSet<_>>().len();
+        self.sizes.push((size, Instant::now()));
         let mut live: BTreeMap<String, InstanceId> = BTreeMap::new();
         let tasks = objects.containers.iter().map(|it| (&it.id, &it.task));
         for (id, task) in tasks.chain(&objects.orphans) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use evenkeel::host::Host as _;
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::observed::Task;
+use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{
     Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
@@ -17,7 +18,7 @@ use evenkeel::workload::{InstanceId, Signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::judge::Judge;
+use crate::judge::{Judge, objects};
 use crate::script::When;
 
 /// All verbs whose failure can be wished for.
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) host: MemoryHost,
     pub(crate) hints: watch::Sender<u64>,
     pub(crate) unreachable: watch::Sender<bool>,
+    run: RunDirectory,
     begun: Instant,
     state: Mutex<State>,
 }
@@ -82,7 +84,12 @@ impl Drop for Call {
 }
 
 impl Shared {
-    pub(crate) fn new(seed: u64, memory: MemoryRuntime, host: MemoryHost) -> Arc<Self> {
+    pub(crate) fn new(
+        seed: u64,
+        memory: MemoryRuntime,
+        host: MemoryHost,
+        run: RunDirectory,
+    ) -> Arc<Self> {
         let state = State {
             seed,
             alive: 0,
@@ -98,6 +105,7 @@ impl Shared {
             host,
             hints: watch::Sender::new(0),
             unreachable: watch::Sender::new(false),
+            run,
             begun: Instant::now(),
             state: Mutex::new(state),
         })
@@ -306,9 +314,11 @@ impl Runtime for SimRuntime {
 
     async fn update(&self, id: &InstanceId, update: &Update) -> Result<(), Error> {
         let write = async {
+            let before = objects(&self.world.memory);
             let result = self.world.memory.update(id, update).await;
             if result.is_ok() {
-                self.world.judge(|judge| judge.updated(id, update));
+                let strikes = self.world.run.strikes().unwrap_or_default();
+                self.world.judge(|judge| judge.updated(id, update, &before, &strikes));
             }
             result
         };

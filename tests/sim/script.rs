@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use evenkeel::observed::HandKind;
+
 /// A seed, which everything that the steps leave open comes from, and the steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Script {
@@ -145,6 +147,13 @@ pub(crate) enum Step {
     },
     /// A person releases all that is held.
     Approve,
+    /// A person asks for something of one workload.
+    Hand {
+        name: String,
+        kind: HandKind,
+        /// With a restart: from the image anew.
+        fresh: bool,
+    },
 }
 
 impl fmt::Display for Doc {
@@ -168,6 +177,17 @@ impl fmt::Display for Content {
 
 fn on(on: bool) -> &'static str {
     if on { "on" } else { "off" }
+}
+
+fn hand(kind: HandKind, fresh: bool) -> &'static str {
+    match kind {
+        HandKind::Stop => "stop",
+        HandKind::Start => "start",
+        HandKind::Restart if fresh => "restart-fresh",
+        HandKind::Restart => "restart",
+        HandKind::Retry => "retry",
+        HandKind::Down => "down",
+    }
 }
 
 impl fmt::Display for Step {
@@ -213,6 +233,7 @@ impl fmt::Display for Step {
             Self::Image { name, digest: Some(digest) } => write!(f, "image {name} {digest}"),
             Self::Image { name, digest: None } => write!(f, "image {name} gone"),
             Self::Approve => f.write_str("approve"),
+            Self::Hand { name, kind, fresh } => write!(f, "{} {name}", hand(*kind, *fresh)),
         }
     }
 }
@@ -310,6 +331,12 @@ impl FromStr for Step {
                 Self::Image { name, digest }
             }
             "approve" => Self::Approve,
+            "stop" => Self::Hand { name: own, kind: HandKind::Stop, fresh: false },
+            "start" => Self::Hand { name: own, kind: HandKind::Start, fresh: false },
+            "restart" => Self::Hand { name: own, kind: HandKind::Restart, fresh: false },
+            "restart-fresh" => Self::Hand { name: own, kind: HandKind::Restart, fresh: true },
+            "retry" => Self::Hand { name: own, kind: HandKind::Retry, fresh: false },
+            "down" => Self::Hand { name: own, kind: HandKind::Down, fresh: false },
             _ => return Err(bad()),
         })
     }

@@ -10,13 +10,15 @@ use evenkeel::desired::{Believing, DesiredState, History};
 use evenkeel::host::memory::{MemoryHost, process_of};
 use evenkeel::host::{Ask, Host as _};
 use evenkeel::image::Archives;
-use evenkeel::observed::{Image, ImageConfig, ImagePlace, Task};
+use evenkeel::observed::{Hand, HandKind, Image, ImageConfig, ImagePlace, Task};
 use evenkeel::plan::{self, LogDefaults, Phase, Policy};
 use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::Runtime as _;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::status::Status;
-use evenkeel::workload::{Bytes, InstanceId, IpcDefaults, IpcMode, OnDonorChange, RestartPolicy};
+use evenkeel::workload::{
+    Bytes, InstanceId, IpcDefaults, IpcMode, Name, OnDonorChange, RestartPolicy,
+};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -196,7 +198,8 @@ impl World {
             log_directory: directory.path().join("logs"),
             cgroup_parent: "/evenkeel".to_owned(),
         };
-        let shared = Shared::new(seed, memory, host);
+        let run = RunDirectory::new(&directory.path().join("run"));
+        let shared = Shared::new(seed, memory, host, run);
         for known in [image("one", 1), image("two", 2)] {
             shared.judge(|it| it.image(&known));
         }
@@ -424,6 +427,7 @@ impl World {
                 None => memory.remove_image(&image(name, 0).name),
             },
             Step::Approve => self.approve(),
+            Step::Hand { name, kind, fresh } => self.ask(name, *kind, *fresh),
         }
         // What is ready now happens now.
         tokio::task::yield_now().await;
@@ -476,6 +480,54 @@ impl World {
         }
     }
 
+    /// Asks as the commands do, and refuses what they refuse.
+    fn ask(&self, name: &str, kind: HandKind, fresh: bool) {
+        let Ok(workload) = name.parse::<Name>() else { return };
+        let objects = objects(&self.shared.memory);
+        let of: Vec<_> = objects.containers.iter().filter(|it| it.name == workload).collect();
+        let runs = of.iter().any(|it| it.task.pid().is_some());
+        let is_stopped = self.shared.judge(|it| it.is_stopped(name));
+        let truth = self.files.tree.lock().unwrap_or_else(PoisonError::into_inner).truth();
+        let said = truth.said(name);
+        let is_there = !of.is_empty();
+        let refused = match (kind, said) {
+            (_, Said::Nothing) if !is_there => true,
+            (HandKind::Down, said) => said != Said::Nothing,
+            (HandKind::Stop, _) => is_stopped,
+            (HandKind::Retry, _) if is_stopped => true,
+            (_, Said::Invalid) => !is_there,
+            (_, Said::Valid(doc)) if ["stopped", "absent"].contains(&doc.field("state")) => {
+                if kind == HandKind::Start && is_stopped {
+                    self.run_directory().remove_hand(&workload).expect("it can be removed");
+                    self.shared.judge(|it| it.withdrawn(name, Instant::now()));
+                    self.touch_hands();
+                }
+                true
+            }
+            (HandKind::Start, _) => runs && !is_stopped,
+            (HandKind::Restart | HandKind::Retry, _) => false,
+        };
+        if refused {
+            return;
+        }
+        let at = self.shared.host.now();
+        // A person asks again where a look fails.
+        let look = |_| self.shared.host.observe(&Ask::default()).ok();
+        let boot_id = (0..100).find_map(look).expect("not all looks fail").boot_id;
+        let hand = Hand { kind, at, boot_id, fresh };
+        self.run_directory().set_hand(&workload, &hand).expect("it can be written");
+        self.touch_hands();
+        self.shared.judge(|it| it.asked(name, &hand, &objects, Instant::now()));
+    }
+
+    /// The kernel's clock stands still while simulated time goes on: each change gets a time of its own.
+    fn touch_hands(&self) {
+        let at = std::time::UNIX_EPOCH + self.shared.host.now().0 + Duration::from_nanos(1);
+        let touched = std::fs::File::open(self.run_directory().path().join("hands"))
+            .and_then(|it| it.set_modified(at));
+        touched.expect("its time can be set");
+    }
+
     fn rest(&self) {
         self.shared.judge(|it| it.at_rest(&self.shared.memory));
     }
@@ -492,15 +544,6 @@ impl World {
         for container in objects(&self.shared.memory).containers {
             self.shared.memory.hang(&container.id, false);
             self.shared.judge(|it| it.hang(&container.id, false));
-        }
-        // What runs from an image that is gone can be made anew only once the image is there again.
-        for (name, digest) in [("one", 1), ("two", 2)] {
-            let image = image(name, digest);
-            let asked = std::collections::BTreeSet::from([image.name.clone()]);
-            let there = self.shared.memory.observe(&asked).await;
-            if !there.is_ok_and(|it| it.images.contains_key(&image.name)) {
-                self.shared.memory.add_image(image);
-            }
         }
         self.watched = true;
         self.tree(|it| {
@@ -602,11 +645,13 @@ impl World {
             });
             // A foreign container sits where it should be.
             let blocked = running.runtime.world.judge(|it| it.is_in_the_way(name));
-            if !runs && !excuse && !blocked {
+            let stopped = running.runtime.world.judge(|it| it.is_stopped(name));
+            if !runs && !excuse && !blocked && !stopped {
                 return self.blame("converged", &format!("{name} does not run: {standing:?}"));
             }
         }
         self.look_at_joiners(&objects, &plan);
+        self.shared.judge(|it| it.at_the_end(&objects, &observed, &plan));
     }
 
     fn look_at_joiners(&self, objects: &evenkeel::runtime::Objects, plan: &plan::Plan) {

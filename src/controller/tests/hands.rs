@@ -194,6 +194,33 @@ async fn a_retry_forgets_failures_once_and_tries_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_retry_of_what_has_used_up_its_retries_is_one_more_try() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(1));
+    it.want("a", r#""restart": {"policy": "on-failure", "maxRetries": 2}"#);
+    it.run();
+    it.after(600.0).await;
+    assert_eq!((it.starts("a").len(), it.item("a").phase), (3, Phase::Failed));
+    for tries in [4, 5] {
+        let begun = it.clock();
+        it.ask("a", HandKind::Retry);
+        it.after(600.0).await;
+        let starts = it.starts("a");
+        assert_eq!(starts.len(), tries, "once, and not so many times once more");
+        assert!(starts[tries - 1] - begun <= 1100, "{starts:?}");
+        assert_eq!((it.item("a").phase, it.asked()), (Phase::Failed, vec![]));
+    }
+    it.exit_on_start("a", None);
+    it.ask("a", HandKind::Retry);
+    it.until_running("a").await;
+    // What fails after that has no tries left, as before.
+    it.after(60.0).await;
+    it.exit("a", 1).await;
+    it.after(600.0).await;
+    assert_eq!((it.starts("a").len(), it.item("a").phase), (6, Phase::Failed));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_retry_does_not_wait_for_steps_that_failed() {
     let mut it = Harness::with(&[("a", "")]).await;
     it.kill().await;
