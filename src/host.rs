@@ -44,8 +44,9 @@ pub trait Host: Send + Sync + 'static {
     /// that is not known, as it is for a process of another pid namespace (pid 0).
     fn mounts_shared_with(&self, runtime: u32) -> Result<(), String>;
 
-    /// Sends SIGKILL to a process by its pid, when the runtime did not end it.
-    fn kill(&self, pid: u32) -> Result<(), Error>;
+    /// Sends SIGKILL to a process of an instance by its pid, when the runtime did not end it. Ok as well when there is no
+    /// such process, or when it is none of the instance's, by its cgroup: pids are used again.
+    fn kill(&self, pid: u32, id: &InstanceId) -> Result<(), Error>;
 
     /// Time since boot, suspended time included.
     fn now(&self) -> BootTime;

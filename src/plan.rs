@@ -165,6 +165,8 @@ pub struct StopInstance {
     pub signal: Signal,
     pub timeout: StopTimeout,
     pub paused: bool,
+    /// Its main process, for when nothing else ends it.
+    pub pid: Option<u32>,
     /// Which run ends; 0: none, its process was created and never ran.
     pub run: u64,
     /// It has to be written down first that this run is ended on purpose.

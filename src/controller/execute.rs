@@ -53,6 +53,7 @@ pub const EFFECTS: &[&str] = &[
     "stop/note",
     "stop/signal",
     "stop/kill",
+    "stop/pid",
     "stop/end",
     "stop/task",
     "stop/unpublish",
@@ -435,7 +436,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             }
             Action::RemoveOrphan { id } => {
                 self.effect("orphan/object", self.runtime.readopt(id)).await?;
-                self.kill(id).await?;
+                self.kill(id, None).await?;
                 self.effect("orphan/task", self.runtime.delete_task(id)).await?;
                 self.remove(id).await
             }
@@ -678,7 +679,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             None if stop.timeout == StopTimeout::Never => {
                 return Err(Error::StillRuns { id: id.clone() });
             }
-            None => self.kill(id).await?,
+            None => self.kill(id, stop.pid).await?,
         };
         let (code, at) = match ended {
             Task::Stopped { code, at } => (code, at),
@@ -702,15 +703,30 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         cleanup.done(id)
     }
 
-    /// SIGKILL to the main process, then to all of them.
-    async fn kill(&self, id: &InstanceId) -> Result<Task, Error> {
+    /// SIGKILL to the main process, then to all of them, then to the process itself: its shim may answer no more, and
+    /// the program must not go on for that.
+    async fn kill(&self, id: &InstanceId, pid: Option<u32>) -> Result<Task, Error> {
+        let mut failed = None;
         for all in [false, true] {
-            self.effect("stop/kill", self.runtime.kill(id, Signal::KILL, all)).await?;
-            if let Some(task) = self.runtime.wait(id, KILL_WAIT).await? {
+            let killed = self.effect("stop/kill", self.runtime.kill(id, Signal::KILL, all)).await;
+            let ended = match killed {
+                Ok(()) => self.runtime.wait(id, KILL_WAIT).await.map_err(Error::from),
+                Err(error) => Err(error),
+            };
+            match ended {
+                Ok(Some(task)) => return Ok(task),
+                Ok(None) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let Some(pid) = pid {
+            let kill = self.on_host(id.clone(), move |host, id| host.kill(pid, &id));
+            self.effect("stop/pid", kill).await?;
+            if let Ok(Some(task)) = self.runtime.wait(id, KILL_WAIT).await {
                 return Ok(task);
             }
         }
-        Err(Error::StillThere { id: id.clone() })
+        Err(failed.unwrap_or_else(|| Error::StillThere { id: id.clone() }))
     }
 
     /// Records how a run ended, then cleans up after it. The record comes first: containerd may be the only one that

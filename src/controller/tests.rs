@@ -15,7 +15,7 @@ use super::*;
 use crate::observed::{HandKind, ImagePlace};
 use crate::plan::{Action, Cause, Step, StopInstance};
 use crate::runtime::{ErrorKind, verb};
-use crate::workload::{Signal, StopTimeout};
+use crate::workload::{Signal, Span, StopTimeout};
 use harness::*;
 
 #[tokio::test(start_paused = true)]
@@ -297,6 +297,7 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
         signal: Signal::TERM,
         timeout: StopTimeout::Never,
         paused: false,
+        pid: None,
         run: 1,
         note: false,
         started: None,
@@ -317,6 +318,41 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
     }
     assert!(flights.is_busy(&Key::Workload(name("a"))));
     assert!(!flights.is_busy(&Key::Instance(b.id)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_runtime_does_not_end_is_killed_by_its_pid() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    let id = it.id_of("a").await;
+    let pid = it.instance("a").await.task.pid().unwrap();
+    it.runtime.hang(&id, true);
+    let stop = StopInstance {
+        id,
+        signal: Signal::TERM,
+        timeout: StopTimeout::After(Span(Duration::ZERO)),
+        paused: false,
+        pid: Some(pid),
+        run: 1,
+        note: false,
+        started: None,
+        failures: 0,
+    };
+    let step = Step {
+        name: Some(name("a")),
+        action: Action::Stop(stop),
+        cause: Cause::Added,
+        requires: Vec::new(),
+        pause: Duration::ZERO,
+    };
+    let edge = Arc::new(it.edge());
+    let (mut flights, mut cooling) = (Flights::default(), Cooling::default());
+    flights.send(&edge, [(StepId(0), step)].into(), 0);
+    while flights.is_busy(&Key::Workload(name("a"))) {
+        flights.seen();
+        flights.landed(&edge, &mut cooling, tokio::time::Instant::now()).await;
+    }
+    assert_eq!(it.host.killed(), BTreeSet::from([pid]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::ClockId;
 
 use super::mountinfo::{self, Mount};
@@ -270,7 +270,7 @@ impl Host for LinuxHost {
             .map_err(|cause| failure("make the directory", path, cause))
     }
 
-    fn kill(&self, pid: u32) -> Result<(), Error> {
+    fn kill(&self, pid: u32, id: &InstanceId) -> Result<(), Error> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let failed = |cause| failure("kill", &process, cause);
         // 0 is our own process group; 1 and ourselves can only be mistakes.
@@ -279,7 +279,26 @@ impl Host for LinuxHost {
             .filter(|it| *it > 1 && pid != std::process::id())
             .and_then(Pid::from_raw);
         let Some(target) = target else { return Err(failed(io::ErrorKind::InvalidInput.into())) };
-        match rustix::process::kill_process(target, Signal::KILL) {
+        // Held before it is looked at: what is killed is what was looked at.
+        let held = match rustix::process::pidfd_open(target, PidfdFlags::empty()) {
+            Ok(held) => held,
+            Err(Errno::SRCH) => return Ok(()),
+            Err(error) => return Err(failed(error.into())),
+        };
+        let cgroups = match fs::read_to_string(process.join("cgroup")) {
+            Ok(cgroups) => cgroups,
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let is_ours = |line: &str| {
+            let path = line.splitn(3, ':').nth(2).unwrap_or_default();
+            path.split('/').any(|part| part == id.as_str())
+        };
+        if !cgroups.lines().any(is_ours) {
+            return Ok(());
+        }
+        match rustix::process::pidfd_send_signal(held, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(failed(error.into())),
         }

@@ -351,7 +351,7 @@ impl Host for MemoryHost {
         }
     }
 
-    fn kill(&self, pid: u32) -> Result<(), Error> {
+    fn kill(&self, pid: u32, _id: &InstanceId) -> Result<(), Error> {
         self.state().killed.insert(pid);
         Ok(())
     }

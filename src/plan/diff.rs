@@ -1728,6 +1728,7 @@ fn stop_of(instance: &Instance) -> StopInstance {
         signal: stop_signal(workload, &instance.image.config),
         timeout: workload.and_then(|it| it.spec.stop.timeout).unwrap_or(DEFAULT_STOP_TIMEOUT),
         paused: matches!(instance.task, Task::Paused { .. }),
+        pid: instance.task.pid(),
         run: if is_unnoted { 0 } else { instance.run.as_ref().map_or(1, |it| it.n) },
         note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
         started: instance.run.as_ref().map(|it| it.at),

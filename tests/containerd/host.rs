@@ -19,6 +19,7 @@ use evenkeel::rundir::RunDirectory;
 use evenkeel::workload::{Bytes, InstanceId};
 
 use crate::program::eventually;
+use crate::rig::sweep;
 
 /// A host and the hands that a test needs beside it.
 trait Harness {
@@ -665,7 +666,7 @@ fn a_zombie_is_gone() {
     let it = Linux::new();
     let mut child = command(&["sleep", "600"]).spawn().unwrap();
     assert!(it.host.view(child.id()).unwrap().is_some());
-    it.host.kill(child.id()).unwrap();
+    child.kill().unwrap();
     // Not waited for: it stays a zombie, which becomes one at its own pace.
     let deadline = Duration::from_secs(20);
     let pidfd = rustix::process::pidfd_open(
@@ -678,9 +679,7 @@ fn a_zombie_is_gone() {
     assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1);
     assert_eq!(it.host.view(child.id()).unwrap(), None);
     assert_eq!(evenkeel::host::linux::start_time(child.id()), None);
-    it.host.kill(child.id()).unwrap();
     child.wait().unwrap();
-    it.host.kill(child.id()).unwrap();
 }
 
 #[test]
@@ -721,8 +720,31 @@ fn a_process_lives_while_one_of_its_threads_does() {
 fn only_a_process_of_another_kind_than_ours_is_killed() {
     let it = Linux::new();
     for pid in [0, 1, std::process::id(), u32::MAX] {
-        assert!(it.host.kill(pid).is_err(), "{pid}");
+        assert!(it.host.kill(pid, &id("a-1")).is_err(), "{pid}");
     }
+}
+
+#[test]
+fn only_a_process_in_the_cgroup_of_its_instance_is_killed() {
+    let it = Linux::new();
+    let roots = sweep::cgroup_roots();
+    let root = roots.iter().find(|it| it.join("cgroup.procs").exists()).unwrap();
+    let parent = root.join(format!("evenkeel-host-{}", std::process::id()));
+    std::fs::create_dir_all(parent.join("a-1")).unwrap();
+    let mut child = command(&["sleep", "600"]).spawn().unwrap();
+    std::fs::write(parent.join("a-1/cgroup.procs"), child.id().to_string()).unwrap();
+    // Another instance's, and one whose name begins like that.
+    for other in ["b-1", "a-11", "a"] {
+        it.host.kill(child.id(), &id(other)).unwrap();
+    }
+    assert!(evenkeel::host::linux::start_time(child.id()).is_some());
+    it.host.kill(child.id(), &id("a-1")).unwrap();
+    let ended = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9));
+    // Nobody is there any more.
+    it.host.kill(child.id(), &id("a-1")).unwrap();
+    std::fs::remove_dir(parent.join("a-1")).unwrap();
+    std::fs::remove_dir(parent).unwrap();
 }
 
 #[test]

@@ -206,8 +206,15 @@ async fn a_crash_after_any_effect_leaves_nothing_that_the_next_controller_does_n
         }
     }
     // An import needs an archive, a lost pin somebody's hand, and the rest a failure: they are interrupted elsewhere.
-    let elsewhere =
-        ["import", "publish", "undo/task", "undo/unpublish", "failed/strikes", "failed/end"];
+    let elsewhere = [
+        "import",
+        "publish",
+        "stop/pid",
+        "undo/task",
+        "undo/unpublish",
+        "failed/strikes",
+        "failed/end",
+    ];
     let never: Vec<_> =
         EFFECTS.iter().filter(|it| !passed.contains(*it) && !elsewhere.contains(it)).collect();
     assert!(never.is_empty(), "no scenario makes {never:?}");
