@@ -3,8 +3,8 @@
 //! The floor is the same containerd calls made directly, with the same log, lease, labels and concurrency. Pairs are
 //! interleaved, so that whatever else the box does meets both; the medians are compared. Promises: 1.2 × and 1.1 ×.
 //!
-//! The manifests of `apply` are at rest, as a checkout or a package leaves them. What was written in the last seconds
-//! is read twice before it counts, which is printed as well: it costs the quiet time between the two reads.
+//! The manifests of `apply` are written right before it, so each is read twice before it counts: the quiet time between
+//! the two reads is part of ours.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 #![expect(clippy::print_stdout, reason = "that is what a bench is for")]
@@ -45,8 +45,6 @@ const SINGLE: usize = 15;
 /// Pairs of `apply` of [`MANY`] manifests and as many direct starts.
 const ROUNDS: usize = 5;
 const MANY: usize = 20;
-/// After this a file counts at the first read.
-const AT_REST: Duration = Duration::from_secs(4);
 /// As the program has it.
 const CONCURRENCY: usize = evenkeel::controller::CONCURRENCY;
 
@@ -97,10 +95,9 @@ async fn many(rig: &Rig, image: &Image, started: &mut Starts) {
         }
         directory
     };
-    let rounds: Vec<_> = (0..ROUNDS).map(|round| write(&round.to_string())).collect();
-    tokio::time::sleep(AT_REST).await;
-    for (round, directory) in rounds.iter().enumerate() {
-        let (running, ended) = apply(rig, directory, &format!("ours-{round}-"), started).await;
+    for round in 0..ROUNDS {
+        let directory = write(&round.to_string());
+        let (running, ended) = apply(rig, &directory, &format!("ours-{round}-"), started).await;
         ours.push(running);
         whole.push(ended);
 
@@ -127,9 +124,6 @@ async fn many(rig: &Rig, image: &Image, started: &mut Starts) {
         "  the command itself ends after {:?}: it watches them run for a second",
         whole[ROUNDS / 2]
     );
-    let (running, _) = apply(rig, &write("fresh"), "ours-fresh-", started).await;
-    println!("  of manifests that were written right before: {running:?}");
-    clear(rig).await;
 }
 
 /// How long until all of a directory's manifests ran, and until the command ended.

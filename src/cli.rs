@@ -11,10 +11,12 @@ use crate::observed::HandKind;
 use crate::status::{Chain, Exit};
 
 mod approve;
+mod attach;
 mod completions;
 mod connect;
 mod doctor;
 mod down;
+mod events;
 mod exec;
 mod explain;
 mod hand;
@@ -22,6 +24,7 @@ mod logs;
 mod plan;
 mod reconcile;
 mod schema;
+mod shutdown;
 mod since;
 mod status;
 mod validate;
@@ -106,8 +109,19 @@ enum Command {
     Status(status::StatusArgs),
     /// Explain one workload: what is wanted, what runs, why, what comes next, and the way out
     Explain(explain::ExplainArgs),
+    /// Show what happened: steps with their causes, ends of runs, what is held, who asked for what
+    ///
+    /// From a journal in the run directory: small, without a disk, and forgotten at a reboot and by `down` of
+    /// everything. Needs no containerd.
+    Events(events::EventsArgs),
     /// Show what a workload printed
     Logs(logs::LogsArgs),
+    /// Show what a running workload prints from now on, and end with the exit code of its present run
+    ///
+    /// What it prints to stderr comes to stderr. Ctrl-C detaches and does nothing to the workload. There is no input:
+    /// programs of workloads read nothing yet; `exec -it` is for that. A restart ends it, as any end of the run does;
+    /// `logs --follow` goes on.
+    Attach(attach::AttachArgs),
     /// Run a command beside a workload's program
     Exec(exec::ExecArgs),
     /// Stop workloads, and keep them stopped until `start` or a reboot, whatever their manifests say
@@ -120,6 +134,12 @@ enum Command {
     Retry(hand::HandArgs),
     /// Stop and remove what Evenkeel made
     Down(down::DownArgs),
+    /// End everything in order and keep it for the next start, as the machine is going down
+    ///
+    /// A running controller ends for it. Whoever joins another ends before it, each with its own stop signal and
+    /// timeout. Containers, images and state stay: the next `run` starts everything again, so this is no `stop` of
+    /// any workload. What is in memory is lost, also with `--for reboot`: there are no checkpoints yet.
+    Shutdown(shutdown::ShutdownArgs),
     /// List held removals, or release one
     Approve(approve::ApproveArgs),
     /// Check whether this box can run workloads, and what stands in the way
@@ -257,13 +277,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Validate(args) => validate::validate(&mut context, &args),
         Command::Status(args) => status::status(&mut context, &args),
         Command::Explain(args) => explain::explain(&mut context, &args),
+        Command::Events(args) => events::events(&mut context, &args),
         Command::Logs(args) => logs::logs(&mut context, &args),
+        Command::Attach(args) => attach::attach(&mut context, &args),
         Command::Exec(args) => exec::exec(&mut context, args),
         Command::Stop(args) => hand::hand(&mut context, HandKind::Stop, args),
         Command::Start(args) => hand::hand(&mut context, HandKind::Start, args),
         Command::Restart(args) => hand::restart(&mut context, args),
         Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
         Command::Down(args) => down::down(&mut context, args),
+        Command::Shutdown(args) => shutdown::shutdown(&mut context, &args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),

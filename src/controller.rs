@@ -14,9 +14,9 @@ use tracing::{debug, info, warn};
 use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
-use crate::observed::{Approval, Hand, Instance, Leftover, ObservedState, Removal, Task};
-use crate::plan::{self, Phase, Plan, Policy, StepId};
-use crate::rundir::Stamp;
+use crate::observed::{Approval, Exec, Hand, Instance, Leftover, ObservedState, Removal, Task};
+use crate::plan::{self, MachineEnd, Phase, Plan, Policy, StepId};
+use crate::rundir::{ExecOwner, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
 use crate::workload::{InstanceId, MountKind, Name};
@@ -25,6 +25,7 @@ mod execute;
 mod flights;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use execute::{CONCURRENCY, Crash, EFFECTS, Edge, Error};
 
@@ -68,6 +69,18 @@ pub enum Goal {
     Hands { names: BTreeSet<Name> },
     /// Remove the named workloads, or everything.
     Down { names: Option<BTreeSet<Name>> },
+    /// End every process and keep everything; what has not ended at that time is killed.
+    Shutdown { until: BootTime, why: Option<MachineEnd> },
+}
+
+impl Goal {
+    /// Whether anything can be done without having read them.
+    fn follows_manifests(&self) -> bool {
+        match self {
+            Self::Keep | Self::Converge { .. } | Self::Hands { .. } => true,
+            Self::Down { .. } | Self::Shutdown { .. } => false,
+        }
+    }
 }
 
 /// How a controller ended.
@@ -120,6 +133,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut began = None;
         let mut asked = BTreeMap::new();
         let mut read: Option<Arc<DesiredState>> = None;
+        let mut standings = None;
+        let mut is_away = false;
+        if self.identity.is_some() {
+            self.edge.tell_controller("controller-started");
+        }
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -134,6 +152,17 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             }
             // Before they are read: what comes in between makes another look, and not none.
             let hands = self.edge.run.hands_stamp();
+            if !matches!(self.goal, Goal::Shutdown { .. })
+                && let Some(by) = self.edge.run.shutdown()
+            {
+                // Whatever is under way: its end is in that one's hands now, and nothing is begun any more.
+                info!(by = by.pid, "`evenkeel shutdown` ends everything; this ends for it");
+                flights.finish_soon(&self.edge, &mut cooling).await;
+                if self.identity.is_some() {
+                    self.edge.tell_controller("controller-ended");
+                }
+                return Ended::Shutdown;
+            }
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
@@ -149,19 +178,26 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         );
                         complaint.clone_from(&text);
                         self.say_unreachable(&report, &text);
+                        // The beginning of it is news, another word for it is not.
+                        if !std::mem::replace(&mut is_away, true) {
+                            self.edge.tell_runtime(Some(&text));
+                        }
                     }
                     next = RETRY.0.saturating_mul(1 << failures.min(10)).min(RETRY.1);
                     if self.goal != Goal::Keep && failures > 5 {
                         return Ended::Unreachable(text);
                     }
                 }
-                (None, Ok(_)) if !matches!(self.goal, Goal::Down { .. }) => {
+                (None, Ok(_)) if self.goal.follows_manifests() => {
                     debug!(wake, "manifests are not read yet");
                 }
                 (desired, Ok(look)) => {
                     if !complaint.is_empty() {
                         info!("the runtime answers again");
                         complaint.clear();
+                    }
+                    if std::mem::take(&mut is_away) {
+                        self.edge.tell_runtime(None);
                     }
                     failures = 0;
                     let empty = DesiredState::default();
@@ -175,8 +211,13 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     debug!(wake, steps = plan.steps.len(), "pass");
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan, &cooling);
+                    if let Some(status) =
+                        report.borrow().as_ref().filter(|_| self.goal.follows_manifests())
+                    {
+                        self.edge.tell_standings(&mut standings, &status.items);
+                    }
                     // What is absent may still have to be confirmed.
-                    let is_last = manifests_end || matches!(self.goal, Goal::Down { .. });
+                    let is_last = manifests_end || !self.goal.follows_manifests();
                     let began = *began.get_or_insert(look.now);
                     if flights.is_empty()
                         && is_last
@@ -207,6 +248,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 biased;
                 () = &mut shutdown => {
                     flights.finish_soon(&self.edge, &mut cooling).await;
+                    if self.identity.is_some() {
+                        self.edge.tell_controller("controller-ended");
+                    }
                     return Ended::Shutdown;
                 }
                 changed = self.desired.changed(), if !manifests_end => {
@@ -234,6 +278,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 plan::diff(desired, &look.observed, &policy, look.now).only(names)
             }
             Goal::Down { names } => plan::down(&look.observed, names.as_ref()),
+            Goal::Shutdown { until, why } => {
+                plan::shutdown(&look.observed, until.since(look.now), *why)
+            }
         }
     }
 
@@ -266,6 +313,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             Goal::Keep => None,
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
             Goal::Down { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
+            // A shim that is slow to answer may do so before the time is up.
+            Goal::Shutdown { .. } if plan.is_empty() => {
+                let observed = &look.observed;
+                let mut tasks =
+                    observed.instances.values().map(|it| &it.task).chain(observed.orphans.values());
+                (!tasks.any(|it| *it == Task::Unknown)).then_some(Ended::Converged)
+            }
+            Goal::Shutdown { .. } => cooling.has_given_up().then_some(Ended::NotConverged),
             Goal::Converge { .. } | Goal::Hands { .. } => {
                 let wait = &matches!(self.goal, Goal::Converge { wait: true });
                 if !plan.is_empty() {
@@ -512,6 +567,7 @@ async fn assemble<R: Runtime, H: Host>(
             removals: blocking.run.removals()?,
             approvals: blocking.run.approvals()?.into_values().flatten().collect(),
             hands: blocking.run.hands(),
+            execs: blocking.run.execs(),
         };
         let archived =
             blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
@@ -542,6 +598,14 @@ async fn assemble<R: Runtime, H: Host>(
     }
     observed.leftovers =
         leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
+    for (key, ExecOwner { instance, holder }) in records.execs {
+        if holder.is_alive() {
+            let exec = Exec { pid: holder.pid, since: holder.since };
+            observed.execs.entry(instance).or_default().push(exec);
+        } else {
+            observed.leftovers.insert(Leftover::Exec(instance, key));
+        }
+    }
     Ok(Look { observed, now })
 }
 
@@ -551,6 +615,7 @@ struct Records {
     removals: Vec<Removal>,
     approvals: BTreeSet<Approval>,
     hands: (BTreeMap<Name, Hand>, BTreeMap<std::path::PathBuf, String>),
+    execs: BTreeMap<String, ExecOwner>,
 }
 
 fn instance(container: Container, facts: &crate::host::Facts) -> Instance {

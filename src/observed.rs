@@ -40,6 +40,8 @@ pub struct ObservedState {
     pub hands: BTreeMap<Name, Hand>,
     /// Files of such wishes that cannot be understood, and why; they count for nothing.
     pub broken_hands: BTreeMap<PathBuf, String>,
+    /// Processes beside instances' programs whose commands live.
+    pub execs: BTreeMap<InstanceId, Vec<Exec>>,
 }
 
 /// One container of ours.
@@ -263,6 +265,17 @@ pub enum Leftover {
     Approval(Approval),
     /// What a person asked for that is done, or has become pointless. Only just that: a newer wish stays.
     Hand(Name, Hand),
+    /// A process beside an instance's program whose command was killed, by its key, and its FIFOs.
+    Exec(InstanceId, String),
+}
+
+/// A process beside an instance's program, whose command lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exec {
+    /// Of the command.
+    pub pid: u32,
+    /// Wall clock, RFC 3339, for people.
+    pub since: String,
 }
 
 /// What a person asked for of one workload beside its manifest; the newest one counts. Kept under the run directory,

@@ -23,7 +23,7 @@ mod diff;
 mod tests;
 
 pub use decide::{Again, Decision, Fit, Have, Want, decide};
-pub use diff::{diff, down};
+pub use diff::{diff, down, shutdown};
 
 /// How long a removal by absence counts against the limit on how much may vanish at once.
 pub const PRUNE_WINDOW: Duration = Duration::from_mins(10);
@@ -297,12 +297,23 @@ pub enum Cause {
     RemoveOnExit,
     /// Nothing owns it.
     Leftover,
+    /// The command that it belongs to was killed.
+    ExecKilled,
     /// It has a task but no container object.
     Orphaned,
     /// `evenkeel down`.
     Down,
     /// A person asked for it beside the manifests.
     ByHand(HandKind),
+    /// `evenkeel shutdown`: the machine ends.
+    Shutdown(Option<MachineEnd>),
+}
+
+/// What the machine ends for, as far as it was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEnd {
+    PowerOff,
+    Reboot,
 }
 
 impl fmt::Display for Cause {
@@ -329,12 +340,18 @@ impl fmt::Display for Cause {
             Self::SnapshotMissing => f.write_str("its root file system is missing"),
             Self::RemoveOnExit => f.write_str("its last run is over: removeOnExit"),
             Self::Leftover => f.write_str("left behind, owned by nothing"),
+            Self::ExecKilled => f.write_str("the `evenkeel exec` that it belongs to was killed"),
             Self::Orphaned => f.write_str("a task without a container object"),
             Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
             Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
             Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
             Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),
             Self::ByHand(HandKind::Retry) => f.write_str("tried again by hand"),
+            Self::Shutdown(None) => f.write_str("shut down"),
+            Self::Shutdown(Some(MachineEnd::PowerOff)) => {
+                f.write_str("the machine is switched off")
+            }
+            Self::Shutdown(Some(MachineEnd::Reboot)) => f.write_str("the machine reboots"),
         }
     }
 }
@@ -403,6 +420,7 @@ impl fmt::Display for Leftover {
             Self::Strikes(name) => write!(f, "strikes of {name}"),
             Self::Approval(it) => write!(f, "approved removal of {}", it.instance),
             Self::Hand(name, _) => write!(f, "wish for {name}"),
+            Self::Exec(id, key) => write!(f, "process {key} in {id}"),
         }
     }
 }

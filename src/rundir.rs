@@ -21,16 +21,31 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::Strikes;
 use crate::host::linux;
 use crate::observed::{Approval, Hand, Removal};
-use crate::workload::Name;
+use crate::status::Event;
+use crate::workload::{InstanceId, Name};
+
+mod events;
+
+pub use events::Events;
 
 /// Largest file that is read; ours are far smaller, and a reader must not run out of memory on a foreign one.
 const LARGEST: u64 = 64 << 20;
+
+/// Says whose a process beside a program is.
+const OWNER: &str = "owner.json";
+
+/// Directory of the journal.
+const EVENTS: &str = "events";
+
+/// Who ends everything now.
+const SHUTDOWN: &str = "shutdown.json";
 
 /// Where strikes, approvals, holds, the lock and the status are. Making one touches nothing.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     found: Mutex<Found>,
+    journal: events::Journal,
 }
 
 /// Files that could not be understood.
@@ -107,6 +122,14 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Whose a process beside an instance's program is; stands beside its FIFOs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecOwner {
+    pub instance: InstanceId,
+    /// The command.
+    pub holder: Holder,
+}
+
 /// The controller's lock. It is free again when this is dropped or its process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -123,6 +146,7 @@ impl Drop for Lock {
 /// See [`RunDirectory::hands_stamp`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
+    shutdown: Option<u64>,
     modified: (i64, i64),
     files: Vec<(std::ffi::OsString, u64)>,
 }
@@ -148,7 +172,8 @@ impl Hold {
 
 impl RunDirectory {
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), found: Mutex::default() }
+        let (found, journal) = Default::default();
+        Self { path: path.to_owned(), found, journal }
     }
 
     pub fn path(&self) -> &Path {
@@ -335,19 +360,82 @@ impl RunDirectory {
         remove(&taken)
     }
 
+    /// The process that ends everything now, and that nobody is to get in the way of; one that has ended counts no
+    /// more, however it ended.
+    pub fn shutdown(&self) -> Option<Holder> {
+        let text = read_bounded(&self.path.join(SHUTDOWN)).ok()??;
+        // A half-written one was never asked for: it is renamed into its place.
+        serde_json::from_slice(&text).ok().filter(Holder::is_alive)
+    }
+
+    /// Says that this process ends everything now, or, with `None`, that nobody does.
+    pub fn set_shutdown(&self, by: Option<&Holder>) -> Result<(), Error> {
+        let path = self.path.join(SHUTDOWN);
+        by.map_or_else(|| remove(&path), |it| write_json(&path, it))
+    }
+
     /// Something that is another after each change of what is asked for; costs a look at one directory.
     pub fn hands_stamp(&self) -> Stamp {
+        let shutdown = fs::metadata(self.path.join(SHUTDOWN)).map(|it| it.ino()).ok();
         let path = self.path.join("hands");
         let modified = fs::metadata(&path).map_or((0, 0), |it| (it.mtime(), it.mtime_nsec()));
         // Two changes within a tick of the kernel's clock leave one time, but another file.
         let entries = fs::read_dir(&path).into_iter().flatten().flatten();
         let mut files: Vec<_> = entries.map(|it| (it.file_name(), it.ino())).collect();
         files.sort_unstable();
-        Stamp { modified, files }
+        Stamp { shutdown, modified, files }
     }
 
     fn hand(&self, name: &Name) -> PathBuf {
         self.path.join("hands").join(format!("{name}.json"))
+    }
+
+    /// Where the FIFOs and owners of processes beside instances' programs are, each in a directory of its key.
+    pub fn exec_directory(&self) -> PathBuf {
+        self.path.join("exec")
+    }
+
+    /// Writes down whose a process is, before there is one.
+    pub fn set_exec_owner(&self, key: &str, owner: &ExecOwner) -> Result<(), Error> {
+        write_json(&self.exec_directory().join(key).join(OWNER), owner)
+    }
+
+    /// Whose each of them is. One that is made just now, or whose file cannot be understood, is nobody's: it is left
+    /// alone.
+    pub fn execs(&self) -> BTreeMap<String, ExecOwner> {
+        let entries = fs::read_dir(self.exec_directory()).into_iter().flatten().flatten();
+        let owner = |entry: fs::DirEntry| {
+            let key = entry.file_name().into_string().ok()?;
+            let text = read_bounded(&entry.path().join(OWNER)).ok()??;
+            Some((key, serde_json::from_slice(&text).ok()?))
+        };
+        entries.filter_map(owner).collect()
+    }
+
+    /// Forgets one that is gone.
+    pub fn remove_exec(&self, key: &str) -> Result<(), Error> {
+        let path = self.exec_directory().join(key);
+        match fs::remove_dir_all(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(Error { operation: "remove", path, cause })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes into the journal what happened. Nothing fails because that cannot be done now: it is done later.
+    pub fn record(&self, event: Event) {
+        self.journal.record(&self.path.join(EVENTS), &Event { pid: std::process::id(), ..event });
+    }
+
+    /// What happened, from the oldest event that is kept.
+    pub fn events(&self) -> Events {
+        Events::new(self.path.join(EVENTS))
+    }
+
+    #[cfg(test)]
+    fn waits_to_record(&self) -> bool {
+        self.journal.is_waiting()
     }
 
     /// The last status that was written, by this or another process.

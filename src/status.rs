@@ -9,10 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::{BootTime, DesiredState, Origin};
 use crate::manifest::{Problem, Severity};
-use crate::observed::{End, ObservedState};
-use crate::plan::{Phase, Plan};
+use crate::observed::{End, Instance, ObservedState};
+use crate::plan::{Phase, Plan, Step};
 use crate::refusal;
 use crate::workload::{Name, Shm};
+
+mod event;
+
+pub use event::{Event, EventKind, EventType, Standings};
 
 /// Prints an error with its causes, `outer: middle: inner`; the only way an error is shown.
 pub struct Chain<'a>(pub &'a dyn std::error::Error);
@@ -305,16 +309,16 @@ pub fn status(
             removals: hold.removals.iter().cloned().collect(),
         })
         .collect();
-    let mut problems: Vec<&Problem> = desired.problems.iter().collect();
+    let by_name = ByName::of(desired, observed, plan);
+    let problems = desired
+        .problems
+        .iter()
+        .filter(|it| owner(it, desired).is_none_or(|it| !plan.standings.contains_key(it)));
     let broken = observed.broken_hands.iter().map(|(path, why)| broken_hand(path, why));
     let items = plan
         .standings
         .keys()
-        .map(|name| {
-            let item = item(name, desired, observed, plan, around);
-            problems.retain(|it| !belongs(it, name, desired));
-            item
-        })
+        .map(|name| item(name, desired, observed, plan, around, &by_name))
         .collect();
     Status {
         api_version: crate::workload::API_VERSION.to_owned(),
@@ -324,7 +328,7 @@ pub fn status(
         sources,
         holds,
         items,
-        problems: problems.into_iter().map(ProblemStatus::from).chain(broken).collect(),
+        problems: problems.map(ProblemStatus::from).chain(broken).collect(),
     }
 }
 
@@ -346,9 +350,37 @@ fn broken_hand(path: &Path, why: &str) -> ProblemStatus {
     }
 }
 
-/// Whether a problem stands in the document of that workload.
-fn belongs(problem: &Problem, name: &Name, desired: &DesiredState) -> bool {
-    problem.workload.as_ref() == Some(name) && desired.workloads.contains_key(name)
+/// The workload in whose document a problem stands.
+fn owner<'a>(problem: &'a Problem, desired: &DesiredState) -> Option<&'a Name> {
+    problem.workload.as_ref().filter(|it| desired.workloads.contains_key(*it))
+}
+
+/// What belongs to each workload, gathered once: looking for it would take the square of the time.
+#[derive(Default)]
+struct ByName<'a> {
+    instances: BTreeMap<&'a Name, &'a Instance>,
+    steps: BTreeMap<&'a Name, Vec<&'a Step>>,
+    problems: BTreeMap<&'a Name, Vec<&'a Problem>>,
+}
+
+impl<'a> ByName<'a> {
+    fn of(desired: &'a DesiredState, observed: &'a ObservedState, plan: &'a Plan) -> Self {
+        let mut by_name = Self::default();
+        for it in observed.instances.values() {
+            by_name.instances.entry(&it.name).or_insert(it);
+        }
+        for step in &plan.steps {
+            if let Some(name) = &step.name {
+                by_name.steps.entry(name).or_default().push(step);
+            }
+        }
+        for problem in &desired.problems {
+            if let Some(name) = owner(problem, desired) {
+                by_name.problems.entry(name).or_default().push(problem);
+            }
+        }
+        by_name
+    }
 }
 
 fn item(
@@ -357,6 +389,7 @@ fn item(
     observed: &ObservedState,
     plan: &Plan,
     around: &Around,
+    by_name: &ByName<'_>,
 ) -> Item {
     let standing = &plan.standings[name];
     let wanted = desired.workloads.get(name);
@@ -364,11 +397,10 @@ fn item(
         .instance
         .as_ref()
         .and_then(|id| observed.instances.get(id))
-        .or_else(|| observed.instances.values().find(|it| &it.name == name));
+        .or_else(|| by_name.instances.get(name).copied());
     let origin = wanted.map(|it| &it.origin).or(instance.map(|it| &it.origin));
     // What is under way is told as such: it is not there yet.
-    let acts =
-        plan.steps.iter().filter(|it| it.name.as_ref() == Some(name)).map(|it| it.action.verb());
+    let acts = by_name.steps.get(name).into_iter().flatten().map(|it| it.action.verb());
     let (mut starts, mut stops) = (false, false);
     for verb in acts {
         starts |= matches!(verb, "start" | "prepare" | "import" | "resume");
@@ -434,11 +466,12 @@ fn item(
                 at: it.at.clone(),
             }),
         next_retry_at: standing.until.and_then(|it| around.wall_clock_of.get(&it).cloned()),
-        problems: desired
+        problems: by_name
             .problems
-            .iter()
-            .filter(|it| belongs(it, name, desired))
-            .map(ProblemStatus::from)
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|it| ProblemStatus::from(*it))
             .collect(),
     }
 }

@@ -124,7 +124,18 @@ impl Other {
     }
 }
 
+/// Refused while the machine is being shut down: nothing is to be started behind that one's back, also between the
+/// end of a controller and the moment when the other has the lock.
 pub(super) fn lock(run: &RunDirectory, settings: &Settings) -> Result<Lock, Failure> {
+    if let Some(by) = run.shutdown() {
+        let message = format!("`evenkeel shutdown` is ending everything: {by}");
+        return Err(Failure::new(Exit::Environment, message));
+    }
+    lock_for_shutdown(run, settings)
+}
+
+/// The same, for the one who ends everything.
+pub(super) fn lock_for_shutdown(run: &RunDirectory, settings: &Settings) -> Result<Lock, Failure> {
     match run.lock() {
         Ok(lock) => Ok(Lock::Held(lock)),
         Err(LockError::Locked { path, by }) => {
@@ -408,12 +419,13 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         drop(std::fs::remove_file(path.join("containerd/containerd.sock.ttrpc")));
         // Also what nobody could read.
         drop(std::fs::remove_dir_all(path.join("hands")));
+        drop(std::fs::remove_dir_all(path.join("events")));
         for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }
         // What commands that were killed have left; without containers there is no process of theirs.
         drop(std::fs::remove_dir_all(path.join("exec")));
-        for name in ["status.json", "removals.json"] {
+        for name in ["status.json", "removals.json", "shutdown.json"] {
             drop(std::fs::remove_file(path.join(name)));
         }
     });

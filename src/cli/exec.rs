@@ -1,8 +1,8 @@
 //! `evenkeel exec`: a process beside a workload's program, with this terminal or these pipes.
 //!
-//! The process belongs to this command: it is deleted when the command ends, and a later `exec` deletes those of
-//! commands that were killed. The controller is not asked and does not know: what it does to the workload meanwhile
-//! ends the process too.
+//! The process belongs to this command: it is deleted when the command ends, and a controller or a later `exec` deletes
+//! those of commands that were killed. A file says whose it is: while this command lives, no change of a manifest ends
+//! the workload under it, but what a person asks for does.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -16,7 +16,6 @@ use std::time::Duration;
 use clap::Args;
 use rustix::fs::{Mode, OFlags};
 use rustix::termios::{OptionalActions, Termios};
-use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -24,7 +23,7 @@ use super::connect::{self, Connection};
 use super::{Context, Failure};
 use crate::observed::Task;
 use crate::refusal::classify;
-use crate::rundir::{self, Durability, Holder};
+use crate::rundir::{self, ExecOwner, Holder, RunDirectory};
 use crate::runtime::{Error, ErrorKind, Exec, Runtime as _, Streams, Tell};
 use crate::status::{Chain, Exit};
 use crate::workload::{AbsolutePath, InstanceId, Name, Signal, User};
@@ -113,8 +112,8 @@ pub(super) fn exec(context: &mut Context<'_>, args: ExecArgs) -> Result<Exit, Fa
     connect::block_on(async {
         let connection = connect::connect(&settings, connect::Start::Nothing, false).await?;
         let id = running(&connection, &name).await?;
-        sweep(&connection, run.path()).await;
-        let session = Session::new(run.path(), id, interactive, tty)?;
+        sweep(&connection).await;
+        let session = Session::new(&run, id, interactive, tty)?;
         let result = session.run(&connection, &exec).await;
         session.end(&connection).await;
         result
@@ -129,7 +128,7 @@ fn window() -> (u16, u16) {
 }
 
 /// The instance of a workload that runs now.
-async fn running(connection: &Connection, name: &Name) -> Result<InstanceId, Failure> {
+pub(super) async fn running(connection: &Connection, name: &Name) -> Result<InstanceId, Failure> {
     let unknown = || {
         let message = format!("no workload is called `{name}`; `evenkeel status` lists them");
         Failure::new(Exit::Usage, message)
@@ -164,36 +163,15 @@ async fn running(connection: &Connection, name: &Name) -> Result<InstanceId, Fai
     }
 }
 
-/// Whose a process is; stands beside its FIFOs.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Owner {
-    instance: InstanceId,
-    holder: Holder,
-}
-
-/// Name of that file.
-const OWNER: &str = "owner.json";
-
-fn base(run: &Path) -> PathBuf {
-    run.join("exec")
-}
-
-/// Deletes the processes of commands that were killed. What does not succeed is tried by the next one.
-async fn sweep(connection: &Connection, run: &Path) {
-    for entry in std::fs::read_dir(base(run)).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(key) = entry.file_name().into_string() else { continue };
-        // One without this file is being made just now, or was never started.
-        let owner = std::fs::read(path.join(OWNER)).ok();
-        let Some(owner) = owner.and_then(|it| serde_json::from_slice::<Owner>(&it).ok()) else {
-            continue;
-        };
-        if owner.holder.is_alive() {
-            continue;
-        }
-        if connection.edge.runtime.delete_exec(&owner.instance, &key).await.is_ok() {
-            drop(std::fs::remove_dir_all(path));
+/// Deletes the processes of commands that were killed, where no controller does. What does not succeed is tried by the
+/// next one.
+async fn sweep(connection: &Connection) {
+    let run = &connection.edge.run;
+    for (key, owner) in run.execs() {
+        if !owner.holder.is_alive()
+            && connection.edge.runtime.delete_exec(&owner.instance, &key).await.is_ok()
+        {
+            drop(run.remove_exec(&key));
         }
     }
 }
@@ -218,8 +196,13 @@ enum Event {
 }
 
 impl Session {
-    fn new(run: &Path, id: InstanceId, interactive: bool, tty: bool) -> Result<Self, Failure> {
-        let base = base(run);
+    fn new(
+        run: &RunDirectory,
+        id: InstanceId,
+        interactive: bool,
+        tty: bool,
+    ) -> Result<Self, Failure> {
+        let base = run.exec_directory();
         let failed = |what: &Path, error: io::Error| {
             let message = format!("failed to make `{}`: {error}", what.display());
             Failure::new(Exit::Environment, message)
@@ -231,9 +214,9 @@ impl Session {
             .tempdir_in(&base)
             .map_err(|error| failed(&base, error))?;
         let holder = Holder::this().map_err(|error| failed(directory.path(), error))?;
-        let text = serde_json::to_vec(&Owner { instance: id.clone(), holder })
-            .map_err(|error| failed(directory.path(), error.into()))?;
-        rundir::write_atomically(&directory.path().join(OWNER), &text, Durability::Boot)
+        let name = directory.path().file_name().map(OsString::from).unwrap_or_default();
+        let key = name.into_string().unwrap_or_default();
+        run.set_exec_owner(&key, &ExecOwner { instance: id.clone(), holder })
             .map_err(|error| Failure::environment(&error))?;
         let fifo = |name: &str| {
             let path = directory.path().join(name);
@@ -246,8 +229,6 @@ impl Session {
             stdout: Some(fifo("stdout")?),
             stderr: (!tty).then(|| fifo("stderr")).transpose()?,
         };
-        let name = directory.path().file_name().map(OsString::from).unwrap_or_default();
-        let key = name.into_string().unwrap_or_default();
         Ok(Self { id, key, directory, streams, interactive, tty })
     }
 

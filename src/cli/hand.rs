@@ -19,7 +19,7 @@ use crate::observed::{Hand, HandKind};
 use crate::plan::{Phase, Plan};
 use crate::rundir::RunDirectory;
 use crate::source;
-use crate::status::{Exit, Item, Status};
+use crate::status::{Event, EventKind, EventType, Exit, Item, Status};
 use crate::workload::{Name, Span, WantedState};
 
 /// Between two looks at what a controller makes of it.
@@ -318,9 +318,24 @@ fn ask(
                 fresh: request.fresh,
             };
             run.set_hand(name, &hand).map_err(|error| Failure::environment(&error))?;
+            record(run, name, request, connection.edge.host.wall_clock());
         }
     }
     Ok(())
+}
+
+/// Writes into the journal what a person asked for.
+fn record(run: &RunDirectory, name: &Name, request: &Request, time: String) {
+    let reason = match request.kind {
+        HandKind::Stop => "stop-asked",
+        HandKind::Start => "start-asked",
+        HandKind::Restart => "restart-asked",
+        HandKind::Retry => "retry-asked",
+        HandKind::Down => "down-asked",
+    };
+    let fresh = if request.fresh { "from its image anew" } else { "" };
+    let event = Event::new(EventKind::Hand, EventType::Normal, reason, fresh).of(name.as_str());
+    run.record(Event { time, ..event });
 }
 
 fn unknown(name: &Name, now: &Status) -> Failure {

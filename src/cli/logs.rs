@@ -99,7 +99,11 @@ pub(super) struct Line {
     partial: bool,
 }
 
-fn write(context: &mut Context<'_>, entry: &Entry, timestamps: bool) -> Result<(), Failure> {
+pub(super) fn write(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    timestamps: bool,
+) -> Result<(), Failure> {
     if context.is_json() {
         let line = Line {
             time: entry.stamp.clone(),

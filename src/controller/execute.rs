@@ -724,6 +724,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Leftover::Strikes(name) => self.run.set_strikes(name, None)?,
             Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
             Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
+            Leftover::Exec(id, key) => {
+                self.runtime.delete_exec(id, key).await?;
+                // Only now: without it nobody would know of the process any more.
+                self.run.remove_exec(key)?;
+            }
         }
         self.boundary("sweep").await;
         Ok(())

@@ -48,7 +48,9 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
             Leftover::Snapshot(key) => {
                 key.parse().map_or_else(|_| Key::Leftover(leftover.to_string()), Key::Instance)
             }
-            Leftover::Published(id) | Leftover::Logs(id) => Key::Instance(id.clone()),
+            Leftover::Published(id) | Leftover::Logs(id) | Leftover::Exec(id, _) => {
+                Key::Instance(id.clone())
+            }
             Leftover::Strikes(name) | Leftover::Hand(name, _) => Key::Workload(name.clone()),
             Leftover::Approval(it) => Key::Workload(it.name.clone()),
         }]),
@@ -185,6 +187,9 @@ impl Flights {
                         }
                     };
                     if let Some(ticket) = self.tickets.remove(&task) {
+                        if let Some(flight) = self.steps.get(&ticket) {
+                            edge.tell_step(&flight.step, &result);
+                        }
                         let ready = self.land(ticket, result, cooling, edge.host.now());
                         self.begin(edge, ready);
                     }
@@ -291,7 +296,7 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    fn of(step: &Step, error: &Error) -> Self {
+    pub(super) fn of(step: &Step, error: &Error) -> Self {
         let reason = match &step.action {
             _ if error.is_unreachable() => "runtime-not-answering",
             _ if matches!(error, Error::DonorEnded { .. }) => "donor-vanished",

@@ -1,12 +1,15 @@
 //! The loop as a person sees it, on a runtime and a host in memory and a clock that is moved.
 
 mod crash;
+mod events;
+mod execs;
 mod goals;
 mod hands;
 mod harness;
 mod ipc;
 mod removals;
 mod runs;
+mod shutdown;
 
 use super::*;
 use crate::observed::{HandKind, ImagePlace};

@@ -25,7 +25,11 @@ use crate::workload::{
     OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
 };
 
+mod execs;
 mod hands;
+mod shutdown;
+
+pub use shutdown::shutdown;
 
 /// Plans everything that brings `observed` to `desired`.
 ///
@@ -187,6 +191,7 @@ impl<'a> Planner<'a> {
     fn plan(mut self) -> Plan {
         self.measure();
         self.gather();
+        self.hold_execs();
         self.limit_removals();
         self.hold_donors_in_use();
         self.aim();
@@ -507,6 +512,7 @@ impl<'a> Planner<'a> {
             }
             Wish::Follow(workload, origin) => self.follow(name, current, &workload, origin),
         }
+        self.remember_execs(name);
         // What is superseded goes once the workload runs as wanted, or was never more than prepared.
         self.remove_superseded(current, &others, first);
     }
@@ -552,6 +558,14 @@ impl<'a> Planner<'a> {
             } else {
                 self.carry_out(name, current, target, None);
             }
+            return;
+        }
+        if let Some(busy) = self.exec_obstacle(current)
+            && let Some(current) = current
+            && let Some(stored) = &current.workload
+        {
+            let kept = Self::same(current, stored);
+            self.carry_out(name, Some(current), &kept, Some(busy));
             return;
         }
         // Another revision is wanted. What is there goes on, restarts included, until the other one can start.
@@ -784,7 +798,10 @@ impl<'a> Planner<'a> {
         target: &Target<'a>,
         hold: Option<Obstacle>,
     ) {
-        let by_manifest = target.workload.spec.state == WantedState::Stopped;
+        let busy = self.exec_obstacle(current);
+        let is_stopped = target.workload.spec.state == WantedState::Stopped;
+        let by_manifest = is_stopped && busy.is_none();
+        let hold = if is_stopped { hold.or_else(|| busy.clone()) } else { hold };
         let by_hand =
             (!by_manifest && self.is_stopped_by_hand(name)).then(|| Self::stopped_by_hand(name));
         let stopped = by_manifest || by_hand.is_some();
@@ -818,7 +835,12 @@ impl<'a> Planner<'a> {
         let mut ready = obstacle.is_none();
         if fit == Fit::Outdated && obstacle.is_none() {
             let donor = outdated.clone().unwrap_or_else(|| name.clone());
-            if target.workload.spec.restart.on_donor_change == OnDonorChange::Keep {
+            if let Some(busy) = busy {
+                ready = false;
+                let message =
+                    format!("its donor `{donor}` has another IPC namespace, but {}", busy.message);
+                obstacle = Some(Obstacle { message, ..busy });
+            } else if target.workload.spec.restart.on_donor_change == OnDonorChange::Keep {
                 ready = false;
                 obstacle = Some(Obstacle {
                     reason: "donor-changed",
@@ -850,7 +872,9 @@ impl<'a> Planner<'a> {
                     self.clear_step(name, current, target, None);
                 }
                 let remark = match (phase, &obstacle) {
-                    (Phase::Running | Phase::Held, Some(it)) if it.reason == "donor-changed" => {
+                    (Phase::Running | Phase::Held, Some(it))
+                        if matches!(it.reason, "donor-changed" | "exec-running") =>
+                    {
                         obstacle.clone()
                     }
                     // Why a run that a person asked for does not begin.
@@ -1473,6 +1497,9 @@ impl<'a> Planner<'a> {
             if planned.iter().any(|it| it.action.instance() == Some(&instance.id)) {
                 continue;
             }
+            if self.exec_obstacle(Some(instance)).is_some() {
+                continue;
+            }
             // What ran before is kept until what replaces it runs.
             if runs || instance.run.is_none() || instance.task.pid().is_some() {
                 let cause = Cause::Superseded { by: current.id.clone() };
@@ -1534,7 +1561,10 @@ impl<'a> Planner<'a> {
     fn hold_releasable(&mut self, name: &Name, current: &Instance, hold: &Obstacle) {
         let by_absence = !self.desired.workloads.contains_key(name);
         if !by_absence
-            || matches!(hold.reason, "donor-in-use" | "removal-pending" | "source-is-a-file")
+            || matches!(
+                hold.reason,
+                "donor-in-use" | "removal-pending" | "source-is-a-file" | "exec-running"
+            )
         {
             return;
         }
@@ -1722,7 +1752,17 @@ fn sweep(plan: &mut Plan, observed: &ObservedState, gone: impl Fn(&Name) -> bool
         {
             continue;
         }
-        plan.push(None, Action::Sweep(leftover.clone()), Cause::Leftover, Vec::new());
+        let cause = match leftover {
+            Leftover::Exec(..) => Cause::ExecKilled,
+            Leftover::Lease(_)
+            | Leftover::Snapshot(_)
+            | Leftover::Published(_)
+            | Leftover::Logs(_)
+            | Leftover::Strikes(_)
+            | Leftover::Approval(_)
+            | Leftover::Hand(..) => Cause::Leftover,
+        };
+        plan.push(None, Action::Sweep(leftover.clone()), cause, Vec::new());
     }
 }
 

@@ -14,7 +14,6 @@
 //! content counts: most prefixes of a manifest are valid manifests.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use super::events::{Key, Mark, Stage, Stir, Watches};
 use super::file::{self, Content, FileId, Look, Refusal, Signature};
 use super::ignore::{self, BadLine, Ignore};
 use super::scan::{Entry, Found, Place, Walk};
-use super::writers::Writers;
+use super::writers::{Way, Writers};
 use crate::desired::history::LATEST;
 use crate::desired::{BootTime, FileState, Root, Scan, Source};
 use crate::manifest::{self, Position, Problem, Reading, Severity};
@@ -41,11 +40,11 @@ pub(super) const UNKNOWN: Duration = Duration::from_secs(1);
 /// that nothing came between. Longer than a second, because that clock may be set.
 const AGED: Duration = Duration::from_secs(3);
 
-/// A file that was seen to be written is left alone for so long before /proc is asked whether it still is: normally
+/// A file that was seen to be written is left alone for so long before it is asked whether it still is: normally
 /// its close is seen.
 const WRITING: Duration = Duration::from_secs(1);
 
-/// Longest time between two questions to /proc for a file that somebody keeps open.
+/// Longest time between two questions for a file that somebody keeps open.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long the patterns of a `.evenkeelignore` that is gone still count: git replaces it by unlink and create, and
@@ -108,7 +107,7 @@ pub(super) struct Tracker {
 }
 
 /// Answers who has files open for writing.
-pub(super) type Ask = fn(&BTreeMap<FileId, OsString>) -> Writers;
+pub(super) type Ask = fn(&BTreeMap<FileId, Way>) -> Writers;
 
 /// A read whose result may count.
 #[derive(Debug)]
@@ -152,7 +151,7 @@ struct Weighed {
 
 /// Ends looks: decides what counts of what was read. `stir` is what events brought since, and is added to.
 ///
-/// All looks together, because to ask for writers is to look at every process.
+/// All looks together, because to ask for writers may be to look at every process.
 pub(super) fn end(
     looks: Vec<(&mut Tracker, Begun)>,
     watches: &mut Watches,
@@ -167,8 +166,8 @@ pub(super) fn end(
     };
     let weighed: Vec<(&mut Tracker, Weighed)> = looks.into_iter().map(weigh).collect();
     let ready = weighed.iter().flat_map(|(_, it)| &it.ready);
-    let files: BTreeMap<FileId, OsString> = ready.filter_map(Read::asks).collect();
-    let answer = if files.is_empty() { Writers::Known(Vec::new()) } else { ask(&files) };
+    let files: BTreeMap<FileId, Way> = ready.filter_map(Read::asks).collect();
+    let answer = if files.is_empty() { Writers::default() } else { ask(&files) };
     if weighed.iter().any(|(_, it)| !it.ready.is_empty()) {
         stir.add(watches.drain_late(now));
     }
@@ -191,9 +190,10 @@ impl Read {
     }
 
     /// What to ask for its writers; `None` where no answer would be whole.
-    fn asks(&self) -> Option<(FileId, OsString)> {
-        let key = self.key.as_ref().filter(|_| self.content.local && !self.place.many_names)?;
-        Some((self.content.signature.id, key.name.clone()))
+    fn asks(&self) -> Option<(FileId, Way)> {
+        let name = self.key.as_ref().filter(|_| !self.place.many_names);
+        let way = Way { path: self.place.path.clone(), name: name.map(|key| key.name.clone()) };
+        self.content.local.then_some((self.content.signature.id, way))
     }
 
     fn unmark(&self, watches: &mut Watches) {
@@ -355,15 +355,12 @@ impl Tracker {
         let writing = is_writing(read);
         let aged = read.content.age >= AGED;
         let id = read.content.signature.id;
-        let (known, found) = match answer {
-            Writers::Known(found) => (read.asks().is_some(), found),
-            Writers::Incomplete(found) => (false, found),
-        };
+        let known = read.asks().is_some() && !answer.unknown.contains(&id);
         let tracked = self.tracked(&read.file);
         let since = tracked.candidate.as_ref().map_or(now, |it| it.since);
         if !read.is_unchanged(watches, stir) {
             tracked.wait(read, now + QUIET, now);
-        } else if found.contains(&id) {
+        } else if answer.open.contains(&id) {
             let asked = tracked.candidate.as_ref().map_or(0, |it| it.asked);
             let pause = (QUIET * 2).saturating_mul(1_u32 << asked.min(16)).min(ASK_LIMIT);
             tracked.wait(read, now + pause, now);

@@ -109,7 +109,14 @@ async fn a_containerd_without_room_fails_the_new_and_leaves_the_others() {
     let mut rig = Rig::start().await;
     rig.stop_containerd();
     let root = rig.dir().join("containerd-root");
-    rustix::mount::mount("tmpfs", &root, "tmpfs", MountFlags::empty(), Some(c"size=48m")).unwrap();
+    rustix::mount::mount(
+        "tmpfs",
+        &root,
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"size=48m,nr_inodes=16k"),
+    )
+    .unwrap();
     rig.start_containerd().await;
     let site = Site::of(&rig);
     let controller = site.controller();
@@ -125,7 +132,7 @@ async fn a_containerd_without_room_fails_the_new_and_leaves_the_others() {
     assert!(message.contains("no space left"), "{message}");
     assert_untouched(&site, &before);
 
-    std::fs::remove_file(&ballast).unwrap();
+    std::fs::remove_dir_all(&ballast).unwrap();
     site.until_running("late");
     assert_untouched(&site, &before);
     site.run(&["status"]).exits(0);
@@ -135,13 +142,17 @@ async fn a_containerd_without_room_fails_the_new_and_leaves_the_others() {
     rustix::mount::unmount(&root, UnmountFlags::DETACH).unwrap();
 }
 
-/// Until there is not a byte left, also not behind what others give back meanwhile.
-fn fill(path: &Path) {
+/// Until there is neither a byte left, also not behind what others give back meanwhile, nor a file: a database that has
+/// room within takes one more container without a byte.
+fn fill(directory: &Path) {
     use std::io::Write as _;
-    let mut file = std::fs::File::create(path).unwrap();
+    std::fs::create_dir(directory).unwrap();
+    let mut file = std::fs::File::create(directory.join("bytes")).unwrap();
     for size in [1 << 20, 4096, 1] {
         while file.write_all(&vec![0; size]).is_ok() {}
     }
+    let mut names = (0_u32..).map(|it| directory.join(it.to_string()));
+    while names.next().is_some_and(|it| std::fs::File::create(it).is_ok()) {}
 }
 
 /// A containerd that has lost everything, at the same address, while what the one before it started still runs.

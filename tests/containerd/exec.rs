@@ -206,6 +206,72 @@ async fn a_process_outlives_containerd_and_ends_with_its_workload() {
     rig.assert_clean();
 }
 
+#[tokio::test]
+async fn a_controller_sweeps_what_a_killed_command_has_left_and_leaves_the_others_alone() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.write("web.yaml", &sleeper("web"));
+    let controller = site.controller();
+    let pid = site.until_running("web");
+    let living = start(&site, &[], ": >/dev/a; until [ -e /dev/go ]; do sleep 0.02; done; exit 5");
+    let mut killed = start(&site, &[], ": >/dev/b; exec sleep 36000");
+    until_there(pid, "/dev/a");
+    until_there(pid, "/dev/b");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // Seen at the next look, whatever that is for.
+    controller.hang_up();
+    eventually("the end of one of two", || {
+        let left = std::fs::read_dir(site.run_dir().join("exec")).unwrap().count();
+        (left == 1).then_some(())
+    });
+    assert!(controller.log().contains("the `evenkeel exec` that it belongs to was killed"));
+    std::fs::write(format!("/proc/{pid}/root/dev/go"), "").unwrap();
+    assert_eq!(ended(living).0, Some(5));
+    no_leftovers(&site, pid);
+    assert_eq!(site.pid("web"), pid);
+    assert_eq!(controller.terminate(), Some(0));
+    site.plan_is_empty();
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn a_changed_manifest_waits_for_who_works_in_the_workload() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.write("web.yaml", &sleeper("web"));
+    let _controller = site.controller();
+    let pid = site.until_running("web");
+    let child = start(&site, &[], ": >/dev/a; until [ -e /dev/go ]; do sleep 0.02; done; exit 5");
+    until_there(pid, "/dev/a");
+    site.write("web.yaml", &sleeper("web").replace("36000", "36001"));
+    site.until("web", |it| it.filter(|it| it.reason == "exec-running").map(|_| ()));
+    let command = format!("pid {}", child.id());
+    site.run(&["status"]).exits(4).says(&["Held", "exec-running", &command]);
+    site.run(&["plan"]).exits(0).says(&["exec-running", &command, "nothing can be done now"]);
+    site.run(&["explain", "web"]).exits(4).says(&["exec-running"]);
+    assert_eq!(site.pid("web"), pid);
+    std::fs::write(format!("/proc/{pid}/root/dev/go"), "").unwrap();
+    assert_eq!(ended(child).0, Some(5));
+    let next = site.until_running("web");
+    assert_ne!(next, pid);
+    // Killed, it keeps nobody waiting.
+    let mut child = start(&site, &[], ": >/dev/a; exec sleep 36000");
+    until_there(next, "/dev/a");
+    site.remove("web.yaml");
+    site.write("other.yaml", &sleeper("other"));
+    site.until("web", |it| it.filter(|it| it.reason == "exec-running").map(|_| ()));
+    assert!(sweep::is_alive(next));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    site.until_gone("web");
+    eventually("nothing left", || {
+        let left = std::fs::read_dir(site.run_dir().join("exec")).unwrap().count();
+        (left == 0).then_some(())
+    });
+}
+
 /// Runs a script for this machine's shell in a terminal of 100 columns and 40 rows.
 fn in_terminal(site: &Site, script: &str) -> Child {
     let mut inner = site.command(&[]);

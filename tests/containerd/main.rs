@@ -3,11 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod adoption;
+mod attach;
 mod away;
 mod contract;
 mod crash;
 mod cycles;
 mod engine;
+mod events;
 mod examples;
 mod exec;
 mod hands;
@@ -22,3 +24,4 @@ mod refusals;
 mod rig;
 mod rigs;
 mod safety;
+mod shutdown;

@@ -367,6 +367,12 @@ impl Controller {
         eventually("the end of the controller", || self.child.try_wait().unwrap()).code()
     }
 
+    /// Waits until it ends by itself; its exit code.
+    #[track_caller]
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        eventually("the end of the controller", || self.child.try_wait().unwrap()).code()
+    }
+
     pub(crate) fn hang_up(&self) {
         sweep::signal(self.pid(), Signal::HUP);
     }

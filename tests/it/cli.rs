@@ -14,7 +14,10 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 16] = [
+    "attach",
+    "events",
+    "shutdown",
     "run",
     "apply",
     "plan",
@@ -30,8 +33,18 @@ const COMMANDS: [&str; 13] = [
     "completions",
 ];
 
-const KINDS: [&str; 9] =
-    ["manifest", "config", "status", "plan", "problems", "holds", "log", "checks", "explanation"];
+const KINDS: [&str; 10] = [
+    "event",
+    "manifest",
+    "config",
+    "status",
+    "plan",
+    "problems",
+    "holds",
+    "log",
+    "checks",
+    "explanation",
+];
 
 /// Somebody without rights.
 const NOBODY: u32 = 65534;
@@ -315,6 +328,9 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["status"],
         vec!["explain", "web"],
         vec!["exec", "web", "--", "true"],
+        vec!["attach", "web"],
+        vec!["events"],
+        vec!["shutdown"],
         vec!["down"],
         vec!["down", "--dry-run"],
         vec!["approve"],
@@ -409,6 +425,7 @@ fn looking_changes_nothing_on_disk() {
             ("status web", 4),
             ("status --output json", 4),
             ("approve", 0),
+            ("events", 0),
             ("approve 0123abcd", 2),
             ("logs web", 2),
             ("doctor", 3),

@@ -111,6 +111,7 @@ fn every_reason_that_the_sources_give_is_explained_and_no_other() {
     for file in [
         "src/plan.rs",
         "src/plan/diff.rs",
+        "src/plan/diff/execs.rs",
         "src/plan/diff/hands.rs",
         "src/oci.rs",
         "src/observed.rs",
@@ -205,7 +206,7 @@ fn every_setting_is_explained() {
     }
     let commands = [
         "run", "apply", "plan", "validate", "status", "logs", "down", "approve", "stop", "start",
-        "restart", "retry", "doctor", "explain",
+        "restart", "retry", "doctor", "explain", "events", "shutdown", "attach",
     ];
     for command in commands {
         assert!(text.contains(&format!("| `{command}")), "{command}");

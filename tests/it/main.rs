@@ -7,4 +7,5 @@ mod manifests;
 mod oci;
 mod reconcile;
 mod source;
+mod status;
 mod structure;

@@ -254,6 +254,12 @@ impl Harness {
         task.await.unwrap()
     }
 
+    /// Waits until the controller ends by itself.
+    pub(super) async fn ended(&mut self) -> Ended {
+        let (task, _end) = self.controller.take().unwrap();
+        tokio::time::timeout(DEADLINE, task).await.expect("it ends").unwrap()
+    }
+
     // Time.
 
     pub(super) async fn after(&self, seconds: f64) {

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 
@@ -15,6 +16,13 @@ struct Bench {
     now: BootTime,
 }
 
+/// Nobody writes.
+const NO_WRITERS: Ask = |_| Writers::default();
+
+/// It cannot be known who writes.
+const UNKNOWN_WRITERS: Ask =
+    |files| Writers { unknown: files.keys().copied().collect(), ..Writers::default() };
+
 const WEB: &str = "apiVersion: evenkeel/v1\nkind: Container\nmetadata:\n  name: web\nspec:\n  image: docker.io/library/busybox:1\n";
 
 impl Bench {
@@ -29,10 +37,8 @@ impl Bench {
             root,
             tracker,
             watches: if inotify { Watches::new(|| {}) } else { Watches::default() },
-            // Other processes of the machine that runs the tests may be closed to us.
-            ask: |files| match writers(files) {
-                Writers::Known(found) | Writers::Incomplete(found) => Writers::Known(found),
-            },
+            // Where the file system of the tests has no leases, other processes may be closed to us.
+            ask: |files| Writers { unknown: BTreeSet::new(), ..writers(files) },
             now: BootTime(Duration::from_secs(1000)),
         }
     }
@@ -115,7 +121,7 @@ fn without_an_event_two_reads_must_agree_a_quiet_time_apart() {
 #[test]
 fn where_writers_cannot_be_known_two_reads_must_agree_a_second_apart() {
     let mut bench = Bench::new(true);
-    bench.ask = |_| Writers::Incomplete(Vec::new());
+    bench.ask = UNKNOWN_WRITERS;
     fs::write(bench.path("web.yaml"), WEB).unwrap();
     bench.look();
     assert_eq!(documents(&bench.after(950).look()), None);
@@ -164,9 +170,12 @@ fn a_content_of_old_counts_at_the_first_look_unless_somebody_has_it_open() {
         bench.end(begun, Stir::default()).unwrap();
         bench.tracker.files[Path::new("web.yaml")].settled.is_some()
     };
-    assert!(read(|_| Writers::Incomplete(Vec::new()), &mut bench));
-    assert!(read(|_| Writers::Known(Vec::new()), &mut bench));
-    assert!(!read(|files| Writers::Incomplete(files.keys().copied().collect()), &mut bench));
+    assert!(read(UNKNOWN_WRITERS, &mut bench));
+    assert!(read(NO_WRITERS, &mut bench));
+    assert!(!read(
+        |files| Writers { open: files.keys().copied().collect(), ..Writers::default() },
+        &mut bench
+    ));
 }
 
 #[test]
@@ -223,7 +232,7 @@ fn what_is_rewritten_counts_as_it_was_until_it_is_whole() {
 fn a_slow_look_counts_from_the_side_that_waits_longer() {
     let mut bench = Bench::new(false);
     fs::write(bench.path("web.yaml"), WEB).unwrap();
-    bench.ask = |_| Writers::Incomplete(Vec::new());
+    bench.ask = UNKNOWN_WRITERS;
     bench.look();
     // The second read was made early in a look that took two seconds.
     let begun = bench.after(100).now;
@@ -337,8 +346,10 @@ fn bounds_on_a_tree_hold_instead_of_removing() {
 
 #[test]
 fn a_finished_file_that_is_being_written_again_does_not_count_although_no_event_says_so() {
-    let incomplete: Ask = |files| match writers(files) {
-        Writers::Known(found) | Writers::Incomplete(found) => Writers::Incomplete(found),
+    let incomplete: Ask = |files| {
+        let open = writers(files).open;
+        let unknown = files.keys().filter(|id| !open.contains(id)).copied().collect();
+        Writers { open, unknown }
     };
     for ask in [None, Some(incomplete)] {
         let mut bench = Bench::new(true);
@@ -359,7 +370,7 @@ fn a_finished_file_that_is_being_written_again_does_not_count_although_no_event_
 
 #[test]
 fn a_finished_file_that_is_written_to_its_end_after_the_reading_does_not_count_as_it_was_read() {
-    for ask in [(|_| Writers::Known(Vec::new())) as Ask, |_| Writers::Incomplete(Vec::new())] {
+    for ask in [NO_WRITERS, UNKNOWN_WRITERS] {
         let mut bench = Bench::new(true);
         bench.ask = ask;
         bench.look();
@@ -384,7 +395,7 @@ fn an_event_that_comes_after_the_writers_were_looked_for_still_counts() {
     fs::write(bench.path("web.yaml"), WEB).unwrap();
     bench.drain();
     let begun = bench.begin(false);
-    bench.ask = |_| Writers::Incomplete(Vec::new());
+    bench.ask = UNKNOWN_WRITERS;
     // A writer that leaves the file as it is.
     drop(fs::OpenOptions::new().append(true).open(bench.path("web.yaml")).unwrap());
     bench.watches.catch_up(bench.beside.path());

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use evenkeel::config::cgroup_parent;
 use rustix::process::Signal;
 
 /// How the directories of rigs begin.
@@ -53,14 +54,11 @@ pub(crate) fn stale() {
 pub(crate) fn remove(directory: &Path) -> Vec<String> {
     // Has to be read before it is removed.
     let sockets = shim_sockets(directory);
-    let mut cgroups = cgroups(directory);
-    let mut parents: BTreeSet<PathBuf> =
-        cgroup_roots().iter().map(|root| root.join(directory.file_name().unwrap())).collect();
+    let parents = cgroup_parents(directory);
     let mut left = Vec::new();
     for _ in 0..TRIES {
         left.clear();
         for process in processes_of(directory) {
-            cgroups.extend(cgroups_of(process.pid));
             // A stopped one is killed all the same.
             signal(process.pid, Signal::KILL);
             left.push(format!("process {} {:?}", process.pid, process.arguments));
@@ -72,16 +70,13 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
             rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).ok();
             left.push(format!("mount {}", mount.display()));
         }
-        parents.extend(
-            cgroups
-                .iter()
-                .filter_map(|it| it.parent())
-                .filter(|it| is_ours(it))
-                .map(Path::to_owned),
-        );
         if left.is_empty() {
-            cgroups.retain(|path| std::fs::remove_dir(path).is_err() && path.exists());
-            left.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
+            left.extend(
+                parents
+                    .iter()
+                    .filter(|it| !remove_cgroups(it))
+                    .map(|it| format!("cgroup {}", it.display())),
+            );
         }
         if left.is_empty() {
             match std::fs::remove_dir_all(directory) {
@@ -98,9 +93,6 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
     }
     for socket in sockets {
         drop(std::fs::remove_file(socket));
-    }
-    for parent in parents {
-        drop(std::fs::remove_dir(parent));
     }
     left
 }
@@ -196,32 +188,32 @@ fn shim_sockets(directory: &Path) -> BTreeSet<PathBuf> {
     sockets
 }
 
-/// The cgroups of containers that runc knows of.
-fn cgroups(directory: &Path) -> BTreeSet<PathBuf> {
-    let mut cgroups = BTreeSet::new();
-    for file in files(&directory.join("run/runc"), &["state.json"]) {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let state: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let paths = state["cgroup_paths"].as_object().into_iter().flatten();
-        cgroups.extend(paths.filter_map(|(_, path)| path.as_str()).map(PathBuf::from));
+/// Where the cgroups of a rig's containers and of those of the sites beside it are, in every hierarchy.
+fn cgroup_parents(directory: &Path) -> Vec<PathBuf> {
+    let sites = std::fs::read_dir(directory.join("sites")).into_iter().flatten().flatten();
+    let sites = sites.map(|it| it.path()).chain([directory.to_owned()]);
+    // By the run directory in the product, and by the rig's own name in specs that a test writes itself.
+    let mut names: Vec<PathBuf> = sites.map(|it| cgroup_parent(&it.join("run")).into()).collect();
+    names.push(Path::new("/").join(directory.file_name().unwrap()));
+    let roots = cgroup_roots();
+    let below = |name: &PathBuf| {
+        let name = name.strip_prefix("/").unwrap().to_owned();
+        roots.iter().map(move |root| root.join(&name))
+    };
+    names.iter().flat_map(below).collect()
+}
+
+/// Removes a cgroup and those below it. Returns whether it is gone.
+fn remove_cgroups(parent: &Path) -> bool {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|it| it.is_dir()) {
+            remove_cgroups(&entry.path());
+        }
     }
-    cgroups.retain(|path| is_ours(path));
-    cgroups
-}
-
-/// The cgroups that a process is in, below ours.
-fn cgroups_of(pid: u32) -> Vec<PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let paths: Vec<&str> = text.lines().filter_map(|it| it.splitn(3, ':').nth(2)).collect();
-    let all = cgroup_roots();
-    let all =
-        all.iter().flat_map(|root| paths.iter().map(|it| root.join(it.trim_start_matches('/'))));
-    all.filter(|path| is_ours(path) && path.exists()).collect()
-}
-
-fn is_ours(cgroup: &Path) -> bool {
-    cgroup.starts_with("/sys/fs/cgroup")
-        && cgroup.components().any(|it| it.as_os_str().as_bytes().starts_with(b"evenkeel"))
+    match std::fs::remove_dir(parent) {
+        Ok(()) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 /// The hierarchies of version 1, and the one of version 2.

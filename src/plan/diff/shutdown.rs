@@ -1,0 +1,78 @@
+//! [`shutdown`]: the end of the machine, which ends every process and removes nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{donor_of, donors_last, ended, has_ended, stop_of, was_stopped};
+use crate::observed::{Instance, ObservedState, Task};
+use crate::plan::{Action, Cause, Finish, MachineEnd, Plan, StepId};
+use crate::workload::{Name, Span, StopTimeout};
+
+/// Between the end of those who join and the end of whom they join: none, but who ends next is planned when it is
+/// known what is left of the time.
+const NEXT: Duration = Duration::from_millis(1);
+
+/// Plans the end of every process of ours, joiners before what they join. Each has its own time to end, and none more
+/// than what is `left`; then it is killed. All objects stay, and every end is written down as one that somebody
+/// wanted, so that the next controller starts everything again.
+///
+/// Hands and failures stay as they are: it is not a person's stop of a workload, and no run failed.
+pub fn shutdown(observed: &ObservedState, left: Duration, why: Option<MachineEnd>) -> Plan {
+    let mut plan = Plan::default();
+    let instances: Vec<&Instance> = observed.instances.values().collect();
+    let mut joiners: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
+    for instance in donors_last(&instances) {
+        let name = Some(&instance.name);
+        let cause = Cause::Shutdown(why);
+        match &instance.task {
+            Task::Created { .. } | Task::Running { .. } | Task::Paused { .. } => {
+                let mut stop = stop_of(instance);
+                stop.timeout = StopTimeout::After(match stop.timeout {
+                    StopTimeout::After(Span(own)) => Span(own.min(left)),
+                    // The machine does not wait for ever.
+                    StopTimeout::Never => Span(left),
+                });
+                let before = joiners.get(&instance.name).cloned().unwrap_or_default();
+                let waits = !before.is_empty();
+                let step = plan.push(name, Action::Stop(stop), cause, before);
+                if let Some(step) = plan.steps.get_mut(step.0).filter(|_| waits) {
+                    step.pause = NEXT;
+                }
+                if let Some(donor) = donor_of(instance) {
+                    joiners.entry(donor).or_default().push(step);
+                }
+            }
+            // Its code would be lost with the machine.
+            Task::Stopped { code, at } => {
+                let finish = finish(instance, *code, at);
+                plan.push(name, Action::Finish(finish), ended(instance), Vec::new());
+            }
+            // Nothing can be done about what does not answer; whoever asked is told.
+            Task::None | Task::Unknown => {}
+        }
+    }
+    for (id, task) in &observed.orphans {
+        if *task != Task::Unknown {
+            let remove = Action::RemoveOrphan { id: id.clone() };
+            plan.push(None, remove, Cause::Shutdown(why), Vec::new());
+        }
+    }
+    plan
+}
+
+fn finish(instance: &Instance, code: u32, at: &str) -> Finish {
+    let run = instance.run.as_ref();
+    let n = run.map_or(1, |it| it.n);
+    let before = instance.end.as_ref().map_or(0, |it| it.failures);
+    let is_new = !has_ended(instance, n);
+    Finish {
+        id: instance.id.clone(),
+        revision: instance.revision.clone(),
+        run: if was_stopped(instance) { 0 } else { n },
+        exit: Some((code, at.to_owned())),
+        never_ran: false,
+        started: run.map(|it| it.at),
+        strikes: 0,
+        failures: before.saturating_add(u32::from(is_new && code != 0)),
+    }
+}
