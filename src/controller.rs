@@ -132,12 +132,12 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut manifests_end = false;
         let mut began = None;
         let mut asked = BTreeMap::new();
+        let mut read: Option<Arc<DesiredState>> = None;
         let mut standings = None;
         let mut is_away = false;
         if self.identity.is_some() {
             self.edge.tell_controller("controller-started");
         }
-        let mut read: Option<Arc<DesiredState>> = None;
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();

@@ -1,7 +1,5 @@
 //! What the status costs.
 
-#![expect(clippy::unwrap_used, reason = "a failed step of a test is its failure")]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
