@@ -247,6 +247,10 @@ impl Judge {
     pub(crate) fn lost(&mut self, id: &InstanceId, name: &str) {
         self.runs.remove(id);
         self.failures.remove(name);
+        // With its object goes what would show whether it was done.
+        for wish in self.wishes.get_mut(name).into_iter().flatten() {
+            wish.is_moot = true;
+        }
     }
 
     pub(crate) fn approve(&mut self, ids: impl Iterator<Item = InstanceId>) {
