@@ -373,9 +373,20 @@ pub(crate) fn inside(pid: u32, command: &[&str]) -> String {
 /// Files that the program keeps about itself, not about a workload; and the archives.
 fn is_own(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
-    path.extension().is_some_and(|it| it == "tar")
-        || ["lock", "status.json", "removals.json", "owner", "engine.json", "images", "logs"]
-            .contains(&name)
+    let extension = path.extension();
+    // The journal of events is one for all, and says what was refused.
+    extension.is_some_and(|it| it == "tar" || it == "jsonl")
+        || [
+            "events",
+            "lock",
+            "status.json",
+            "removals.json",
+            "owner",
+            "engine.json",
+            "images",
+            "logs",
+        ]
+        .contains(&name)
 }
 
 /// Everything below a directory, without going into other file systems.
