@@ -3,19 +3,18 @@
 //!
 //! Does not end an embedded containerd: it has nothing to lose, and ends with the machine.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::connect::{self, Connection, Lock, Start};
+use super::reconcile::converge;
 use super::{Context, Failure};
 use crate::config::Settings;
-use crate::controller::{self, Controller, Ended, Goal};
+use crate::controller::{self, Ended, Goal};
 use crate::host::Host as _;
 use crate::observed::Task;
 use crate::plan::MachineEnd;
@@ -80,7 +79,9 @@ async fn end_everything(
     }
     let left = deadline.saturating_duration_since(Instant::now());
     let until = connection.edge.host.now() + left.saturating_sub(KILLING.min(timeout / 4));
-    let ended = carry_out(settings, &connection, Goal::Shutdown { until, why }, deadline).await;
+    let (_desired, desired) = watch::channel(None);
+    let goal = Goal::Shutdown { until, why };
+    let (_, ended) = converge(settings, &connection, desired, goal, Span(left)).await;
     match ended {
         Ended::Converged => {
             info!("everything has ended, and is kept for the next start");
@@ -139,38 +140,6 @@ async fn take_over(
             }
         }
     }
-}
-
-async fn carry_out(
-    settings: &Settings,
-    connection: &Connection,
-    goal: Goal,
-    deadline: Instant,
-) -> Ended {
-    let (report, _reports) = watch::channel(None);
-    let (_desired, desired) = watch::channel(None);
-    let (_policy, policy) = watch::channel(Arc::new(settings.policy()));
-    let controller = Controller {
-        edge: Arc::clone(&connection.edge),
-        desired,
-        policy,
-        mounts_not_shared: None,
-        identity: None,
-        goal,
-    };
-    let interrupted = async {
-        match signal(SignalKind::interrupt()) {
-            Ok(mut interrupt) => drop(interrupt.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    let end = async {
-        tokio::select! {
-            () = tokio::time::sleep_until(deadline) => {}
-            () = interrupted => {}
-        }
-    };
-    controller.run(report, end).await
 }
 
 /// What has not ended.
