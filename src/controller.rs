@@ -134,7 +134,6 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut asked = BTreeMap::new();
         let mut read: Option<Arc<DesiredState>> = None;
         let mut standings = None;
-        let mut is_away = false;
         if self.identity.is_some() {
             self.edge.tell_controller("controller-started");
         }
@@ -176,12 +175,12 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                             error = text,
                             "the runtime cannot be observed; containers keep running"
                         );
-                        complaint.clone_from(&text);
                         self.say_unreachable(&report, &text);
                         // The beginning of it is news, another word for it is not.
-                        if !std::mem::replace(&mut is_away, true) {
+                        if complaint.is_empty() {
                             self.edge.tell_runtime(Some(&text));
                         }
+                        complaint.clone_from(&text);
                     }
                     next = RETRY.0.saturating_mul(1 << failures.min(10)).min(RETRY.1);
                     if self.goal != Goal::Keep && failures > 5 {
@@ -195,8 +194,6 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     if !complaint.is_empty() {
                         info!("the runtime answers again");
                         complaint.clear();
-                    }
-                    if std::mem::take(&mut is_away) {
                         self.edge.tell_runtime(None);
                     }
                     failures = 0;
