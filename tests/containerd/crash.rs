@@ -122,18 +122,7 @@ impl Walk {
         let found = inventory(rig, &site);
         // What is there after it can be removed, all of it.
         site.run(&["down"]).exits(0);
-        let nothing: BTreeSet<&str> = [
-            "file: lib",
-            "file: lib/images",
-            "file: lib/images/busybox.tar",
-            "file: lib/logs",
-            "file: lib/owner",
-            "file: run",
-            "file: run/lock",
-        ]
-        .into();
-        let left: Vec<String> =
-            inventory(rig, &site).into_iter().filter(|it| !nothing.contains(it.as_str())).collect();
+        let left = left_after_down(rig, &site);
         assert_eq!(left, Vec::<String>::new(), "{name}: left after down");
         (ended, found)
     }
@@ -183,6 +172,23 @@ pub(crate) fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
     }
     found.sort();
     found
+}
+
+/// What is there of a site beside the files that it is made of.
+pub(crate) fn left_after_down(rig: &Rig, site: &Site) -> Vec<String> {
+    let nothing: BTreeSet<&str> = [
+        "file: lib",
+        "file: lib/images",
+        "file: lib/images/busybox.tar",
+        "file: lib/logs",
+        "file: lib/owner",
+        "file: run",
+        "file: run/lock",
+    ]
+    .into();
+    let mut left = inventory(rig, site);
+    left.retain(|it| !nothing.contains(it.as_str()));
+    left
 }
 
 /// The processes of a site: shims, logs, and what is in its cgroups.

@@ -3,14 +3,14 @@
 //! A lane is an installation with a controller of its own that walks a circle of changes, again and again; on each
 //! round another effect of each change fails. All lanes share one containerd.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use evenkeel::status::Status;
 use rustix::process::Signal;
 
-use crate::crash::{aborting_program, difference, inventory};
+use crate::crash::{aborting_program, difference, inventory, left_after_down};
 use crate::program::{Site, eventually, manifest, pause};
 use crate::rig::{Rig, sweep};
 
@@ -355,18 +355,7 @@ fn tail(log: &str) -> String {
 
 /// Nothing but what a site is made of.
 fn left(rig: &Rig, site: &Site) -> Result<(), String> {
-    let nothing: BTreeSet<&str> = [
-        "file: lib",
-        "file: lib/images",
-        "file: lib/images/busybox.tar",
-        "file: lib/logs",
-        "file: lib/owner",
-        "file: run",
-        "file: run/lock",
-    ]
-    .into();
-    let mut left = inventory(rig, site);
-    left.retain(|it| !nothing.contains(it.as_str()));
+    let left = left_after_down(rig, site);
     if left.is_empty() { Ok(()) } else { Err(format!("left after down: {left:?}")) }
 }
 
