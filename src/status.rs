@@ -358,7 +358,7 @@ fn owner<'a>(problem: &'a Problem, desired: &DesiredState) -> Option<&'a Name> {
 /// What belongs to each workload, gathered once: looking for it would take the square of the time.
 #[derive(Default)]
 struct ByName<'a> {
-    instances: BTreeMap<&'a Name, &'a Instance>,
+    instances: BTreeMap<&'a Name, Vec<&'a Instance>>,
     steps: BTreeMap<&'a Name, Vec<&'a Step>>,
     problems: BTreeMap<&'a Name, Vec<&'a Problem>>,
 }
@@ -367,7 +367,7 @@ impl<'a> ByName<'a> {
     fn of(desired: &'a DesiredState, observed: &'a ObservedState, plan: &'a Plan) -> Self {
         let mut by_name = Self::default();
         for it in observed.instances.values() {
-            by_name.instances.entry(&it.name).or_insert(it);
+            by_name.instances.entry(&it.name).or_default().push(it);
         }
         for step in &plan.steps {
             if let Some(name) = &step.name {
@@ -397,7 +397,7 @@ fn item(
         .instance
         .as_ref()
         .and_then(|id| observed.instances.get(id))
-        .or_else(|| by_name.instances.get(name).copied());
+        .or_else(|| by_name.instances.get(name)?.first().copied());
     let origin = wanted.map(|it| &it.origin).or(instance.map(|it| &it.origin));
     // What is under way is told as such: it is not there yet.
     let acts = by_name.steps.get(name).into_iter().flatten().map(|it| it.action.verb());
@@ -408,8 +408,8 @@ fn item(
     }
     let running = instance.is_some_and(|it| it.task.pid().is_some());
     // What runs and was told to end is waited for, whatever comes after it.
-    let of_name = observed.instances.values().filter(|it| &it.name == name);
-    let ends = stops && of_name.clone().any(|it| it.task.pid().is_some() && it.ending.is_some());
+    let mut of_name = by_name.instances.get(name).into_iter().flatten();
+    let ends = stops && of_name.any(|it| it.task.pid().is_some() && it.ending.is_some());
     let phase = match standing.phase {
         Phase::Running | Phase::Stopped if ends => Phase::Stopping,
         Phase::Running if starts => Phase::Starting,
