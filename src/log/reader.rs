@@ -36,19 +36,13 @@ impl Reader {
         tail: Option<usize>,
         since: Option<jiff::Timestamp>,
     ) -> io::Result<Self> {
-        let mut files: VecDeque<File> = VecDeque::new();
-        for n in file_numbers(directory) {
-            let file = match File::open(file_name(directory, n)) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            // A rotation in between shows the same file once more under its next number.
-            let key = identity(&file)?;
-            if !files.iter().any(|it| identity(it).is_ok_and(|it| it == key)) {
-                files.push_front(file);
-            }
-        }
+        let files = files(directory)?.ok_or_else(|| {
+            io::Error::other(format!(
+                "{}: rotated faster than it can be opened; try again",
+                directory.display()
+            ))
+        })?;
+        let mut files: VecDeque<File> = files.into();
         if let Some(lines) = tail {
             seek_to_tail(&mut files, lines)?;
         }
@@ -121,48 +115,52 @@ impl Reader {
     /// The file that was begun after the one that is being read; `None` while that is the newest.
     fn successor(&self) -> io::Result<Option<File>> {
         let Some(current) = self.files.back() else { return Ok(None) };
+        if is_called(&self.directory, 0, current.get_ref()) {
+            return Ok(None);
+        }
         let current = identity(current.get_ref())?;
-        for _ in 0..ATTEMPTS {
-            let is_current = |n: u32| {
-                File::open(file_name(&self.directory, n))
-                    .is_ok_and(|it| identity(&it).is_ok_and(|it| it == current))
-            };
-            let numbers = file_numbers(&self.directory);
-            match numbers.iter().copied().find(|n| is_current(*n)) {
-                Some(0) => return Ok(None),
-                Some(n) => {
-                    let next = File::open(file_name(&self.directory, n - 1));
-                    // Still there afterwards: then the name before it was that of the next file.
-                    if let (Ok(next), true) = (next, is_current(n)) {
-                        return Ok(Some(next));
-                    }
-                }
-                None if numbers.is_empty() => return Ok(None),
-                // Rotated away, or between two names just now.
-                None => {
-                    if let Some(file) = self.oldest()?
-                        && !numbers.iter().any(|n| is_current(*n))
-                    {
-                        return Ok(Some(file));
-                    }
-                }
+        // It is rotated faster than it can be looked at: the next call tries again.
+        let Some(mut files) = files(&self.directory)? else { return Ok(None) };
+        for n in 0..files.len() {
+            if identity(&files[n])? == current {
+                return Ok((n + 1 < files.len()).then(|| files.swap_remove(n + 1)));
             }
         }
-        // It is rotated faster than it can be read; the next call tries again.
-        Ok(None)
+        // Rotated away: what is the oldest now is the next that can be read.
+        Ok(files.into_iter().next())
     }
 
     fn oldest(&self) -> io::Result<Option<File>> {
-        for _ in 0..ATTEMPTS {
-            let Some(n) = file_numbers(&self.directory).pop() else { return Ok(None) };
-            match File::open(file_name(&self.directory, n)) {
-                Ok(file) => return Ok(Some(file)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
+        Ok(files(&self.directory)?.and_then(|files| files.into_iter().next()))
     }
+}
+
+/// The files of a log, from the oldest, as they were at one moment; `None` when they are rotated faster than that.
+///
+/// While names are gone through one by one, a rotation moves files on to names that are not looked at any more, or
+/// were not there when the names were listed. So it counts only when the same names lead to the same files afterwards.
+fn files(directory: &Path) -> io::Result<Option<Vec<File>>> {
+    for _ in 0..ATTEMPTS {
+        let numbers = file_numbers(directory);
+        let opened: io::Result<Vec<File>> =
+            numbers.iter().rev().map(|n| File::open(file_name(directory, *n))).collect();
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if file_numbers(directory) == numbers
+            && numbers.iter().rev().zip(&opened).all(|(n, file)| is_called(directory, *n, file))
+        {
+            return Ok(Some(opened));
+        }
+    }
+    Ok(None)
+}
+
+fn is_called(directory: &Path, n: u32, file: &File) -> bool {
+    let named = std::fs::metadata(file_name(directory, n)).map(|it| (it.dev(), it.ino()));
+    named.is_ok_and(|named| identity(file).is_ok_and(|open| open == named))
 }
 
 /// Names a file as long as it is open; its number is not used again before.
@@ -212,6 +210,7 @@ fn seek_to_tail(files: &mut VecDeque<File>, lines: usize) -> io::Result<()> {
 mod tests {
     use std::fs;
     use std::io::Write as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::super::Stream;
     use super::*;
@@ -354,6 +353,38 @@ mod tests {
             append(n..n + 1);
         }
         assert_eq!(rest(&mut reader), [16, 17, 18, 19]);
+    }
+
+    /// Rotates after each record, as fast as the reader allows without losing any.
+    #[test]
+    fn nothing_is_lost_or_read_twice_while_files_are_renamed() {
+        const RECORDS: usize = 3_000;
+        let directory = tempfile::tempdir().unwrap();
+        let seen = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..RECORDS {
+                    while n >= seen.load(Ordering::Acquire) + 6 {
+                        std::thread::yield_now();
+                    }
+                    fs::write(file_name(directory.path(), 0), record(n)).unwrap();
+                    rotate(directory.path(), 8);
+                }
+            });
+            let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+            let mut reader = Reader::open(directory.path(), None, None).unwrap();
+            let mut read = 0;
+            while read < RECORDS && std::time::Instant::now() < deadline {
+                for n in rest(&mut reader) {
+                    assert_eq!(n, read);
+                    read += 1;
+                    seen.store(read, Ordering::Release);
+                }
+            }
+            // Also lets the other end where this fails.
+            seen.store(RECORDS, Ordering::Release);
+            assert_eq!(read, RECORDS);
+        });
     }
 
     #[test]
