@@ -206,6 +206,9 @@ pub struct Start {
     /// Size of the /dev/shm to publish; `None`: nothing is published.
     pub publish: Option<Bytes>,
     pub expect: Expect,
+    /// Through whom it joins: its donor first, and last the one whose namespace it is. All of them have to run when it
+    /// starts; empty when it joins nobody.
+    pub donors: Vec<InstanceId>,
     pub log: Log,
     /// Missing bind sources that the manifest wants made.
     pub make_directories: Vec<PathBuf>,

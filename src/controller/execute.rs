@@ -18,8 +18,7 @@ use crate::observed::{
     EXIT_UNKNOWN, EXITED, End, Image, ImagePlace, Leftover, Removal, Run, STOPPED, Task,
 };
 use crate::plan::{
-    Action, ExpectNamespace, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step,
-    StopInstance, accept,
+    Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
 };
 use crate::refusal::{self, Reason};
 use crate::rundir::RunDirectory;
@@ -545,7 +544,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let publish = self.on_host(id, move |host, id| host.publish_namespace(&id, pid));
             self.effect("start/namespace", publish).await?;
         }
-        if let ExpectNamespace::Of(donor) = &start.expect.namespace {
+        for donor in &start.donors {
             self.look_at_donor(start, donor).await?;
         }
         self.look(start, pid).await?;

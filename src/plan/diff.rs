@@ -131,7 +131,10 @@ struct Obstacle {
 /// How a donor will stand when its own steps are done.
 #[derive(Clone)]
 struct Donor {
-    id: InstanceId,
+    /// Whose namespace it is in: its own, or that of the donor at the end of the line.
+    root: InstanceId,
+    /// Itself and whom it joins in turn, up to the root, which is not among them.
+    through: Vec<InstanceId>,
     /// The step of this plan after which it runs; `None`: it runs already.
     started_by: Option<StepId>,
     /// When the running one was started.
@@ -1155,7 +1158,7 @@ impl<'a> Planner<'a> {
             // It gets a new namespace in this very plan.
             return Some(donor.clone());
         }
-        let instance = self.observed.instances.get(&root.id)?;
+        let instance = self.observed.instances.get(&root.root)?;
         // Not readable is not outdated.
         let (mine, theirs) = (current.view?, instance.view?);
         let other_shm = target.ipc.shm == Shm::Donor && mine.shm != theirs.shm;
@@ -1308,7 +1311,7 @@ impl<'a> Planner<'a> {
         image: &Image,
         donor: Option<&Donor>,
     ) -> Option<Start> {
-        let owner = donor.map_or(&target.id, |it| &it.id);
+        let owner = donor.map_or(&target.id, |it| &it.root);
         let published = published_paths(&self.policy.run_directory, owner);
         let spec = oci::lower(&self.lowering(target, image, &published)).ok()?;
         let namespace = match &target.ipc.mode {
@@ -1349,6 +1352,9 @@ impl<'a> Planner<'a> {
             spec: Box::new(spec),
             publish,
             expect: Expect { namespace, shm },
+            donors: donor
+                .map(|it| [it.through.as_slice(), std::slice::from_ref(&it.root)].concat())
+                .unwrap_or_default(),
             log,
             make_directories,
             strikes_if_failed: strikes.map_or(0, |it| it.count).saturating_add(1),
@@ -1463,7 +1469,8 @@ impl<'a> Planner<'a> {
         let instance = if runs { current } else { target.instance };
         let id = if runs { current.map_or(&target.id, |it| &it.id) } else { &target.id };
         let mut donor = Donor {
-            id: id.clone(),
+            root: id.clone(),
+            through: Vec::new(),
             started_by: if resumed { None } else { started_by },
             since: instance.filter(|_| runs).and_then(|it| it.run.as_ref()).map(|it| it.at),
             initial_delay: self.delays(&target.workload).initial,
@@ -1479,7 +1486,8 @@ impl<'a> Planner<'a> {
         // Joiners of a joiner use the paths of the root.
         if let Some(root) = target.ipc.mode.donor() {
             let Some(root) = self.donors.get(root) else { return };
-            donor.id = root.id.clone();
+            let own = std::mem::replace(&mut donor.root, root.root.clone());
+            donor.through = [&[own], root.through.as_slice()].concat();
             donor.started_by = donor.started_by.or(root.started_by);
         }
         self.donors.insert(name.clone(), donor);

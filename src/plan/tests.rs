@@ -852,6 +852,26 @@ fn nobody_joins_through_a_joiner_that_keeps_the_namespace_its_donor_has_left() {
 }
 
 #[test]
+fn a_start_names_everybody_through_whom_it_joins() {
+    let line = [
+        ("a", Some(r#""ipcMode": "container:b""#)),
+        ("b", Some(r#""ipcMode": "container:c""#)),
+        ("c", Some(r#""ipcMode": "container:d""#)),
+        ("d", Some(r#""ipcMode": "shareable""#)),
+    ];
+    let plan = diff(&desired(&line), &empty(), &policy(), model::now());
+    let starts = plan.steps.iter().filter_map(|it| match &it.action {
+        Action::Start(start) => Some(start),
+        _ => None,
+    });
+    let joined: BTreeMap<&str, Vec<&str>> =
+        starts.map(|it| (it.id.stem(), it.donors.iter().map(InstanceId::stem).collect())).collect();
+    let expected =
+        [("a", vec!["b", "c", "d"]), ("b", vec!["c", "d"]), ("c", vec!["d"]), ("d", vec![])];
+    assert_eq!(joined, expected.into());
+}
+
+#[test]
 fn removing_one_of_four_removes_it_and_removing_three_is_held() {
     let all = ["a", "b", "c", "d"].map(|it| (it, Some("")));
     let mut observed = empty();
