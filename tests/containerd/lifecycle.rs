@@ -227,6 +227,27 @@ async fn jobs_that_have_ended_are_not_run_again_whoever_restarts() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d16_an_exit_is_still_told_when_the_next_start_fails_and_is_not_its_code() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    // Its program takes itself away: what it wrote is there for the next start, and the program is not.
+    let script = "command: [sh, -c, \"rm /bin/busybox; exit 3\"]\n";
+    let backoff = "restart: {backoff: {initial: 10ms, max: 10ms}}";
+    site.write("once.yaml", &manifest("once", &(script.to_owned() + backoff)));
+    let controller = site.controller();
+    let (exit, failure) = site.until("once", |item| {
+        let item = item?;
+        Some((item.last_exit.clone()?, item.start_failure.clone()?))
+    });
+    assert_eq!((exit.code, exit.reason.as_str()), (3, "exited"));
+    assert_eq!((failure.code, failure.reason.as_str()), (127, "command-not-found"));
+    assert_eq!(controller.terminate(), Some(0));
+    let item = site.item("once").unwrap();
+    assert_eq!((item.last_exit.unwrap().code, item.start_failure.unwrap().code), (3, 127));
+    site.run(&["down"]).exits(0);
+}
+
 #[tokio::test]
 async fn programs_that_fail_or_do_not_want_to_end() {
     let rig = Rig::start().await;
