@@ -15,7 +15,7 @@ use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
 use crate::observed::{Approval, Exec, Hand, Instance, Leftover, ObservedState, Removal, Task};
-use crate::plan::{self, MachineEnd, Phase, Plan, Policy, StepId};
+use crate::plan::{self, MachineEnd, Phase, Plan, Policy, Step, StepId};
 use crate::rundir::{ExecOwner, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
@@ -29,7 +29,7 @@ mod told;
 
 pub use execute::{CONCURRENCY, Crash, EFFECTS, Edge, Error};
 
-use flights::{Cooling, Flights, Key, keys};
+use flights::{Cooling, Flights, Key, donors, keys};
 
 /// A look at everything without any hint, for what no event tells of.
 pub const RESYNC: Duration = Duration::from_secs(30);
@@ -285,7 +285,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     fn dispatch(&self, plan: &Plan, flights: &mut Flights, cooling: &Cooling, at: BootTime) {
         for part in parts(plan) {
             let waits = |key: &Key| flights.is_busy(key) || cooling.is_cooling(key, at);
-            if part.iter().any(|id| keys(&plan.steps[id.0]).iter().any(waits)) {
+            let waits = |step: &Step| {
+                keys(step).iter().any(waits) || donors(step).any(|it| flights.is_busy(&it))
+            };
+            if part.iter().any(|id| waits(&plan.steps[id.0])) {
                 continue;
             }
             // A later plan has what comes after a pause, and what it has learned meanwhile: a joiner is not stopped

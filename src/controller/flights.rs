@@ -71,6 +71,14 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
     keys
 }
 
+/// What must not be touched when a step begins, and may be afterwards: a donor that is being ended is not joined, and
+/// one is not kept from ending by who is about to join it.
+pub(super) fn donors(step: &Step) -> impl Iterator<Item = Key> {
+    let donors =
+        if let Action::Start(start) = &step.action { start.donors.as_slice() } else { &[] };
+    donors.iter().cloned().map(Key::Instance)
+}
+
 /// Numbers steps across plans.
 type Ticket = u64;
 

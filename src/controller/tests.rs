@@ -13,7 +13,7 @@ mod shutdown;
 
 use super::*;
 use crate::observed::{HandKind, ImagePlace};
-use crate::plan::{Action, Cause, Step, StopInstance};
+use crate::plan::{Action, Cause, StopInstance};
 use crate::runtime::{ErrorKind, verb};
 use crate::workload::{Signal, Span, StopTimeout};
 use harness::*;

@@ -572,7 +572,8 @@ impl<'a> Planner<'a> {
             return;
         }
         // Another revision is wanted. What is there goes on, restarts included, until the other one can start.
-        let obstacle = self.obstacle(target).or_else(|| self.joiners_obstacle(name, target));
+        let obstacle =
+            self.obstacle(target).or_else(|| self.joiners_obstacle(name, current, target));
         match (obstacle, current) {
             (Some(obstacle), Some(current)) => match current.workload.clone() {
                 Some(stored) => {
@@ -792,21 +793,34 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Why a donor cannot be replaced now: a running joiner could not start again.
-    fn joiners_obstacle(&self, name: &Name, target: &Target<'a>) -> Option<Obstacle> {
-        if !target.ipc.is_joinable() {
-            return None;
-        }
+    /// Why a donor that runs cannot be replaced now: somebody runs in its namespace who could not follow it.
+    fn joiners_obstacle(
+        &self,
+        name: &Name,
+        donor: Option<&Instance>,
+        target: &Target<'a>,
+    ) -> Option<Obstacle> {
+        // Nobody loses anything by the start of one that does not run.
+        donor.filter(|it| it.task.pid().is_some() && target.ipc.is_joinable())?;
         let joiners = self.joiners.get(name).into_iter().flatten();
         for case in joiners.filter_map(|it| self.cases.get(it)) {
             let Some(current) = case.current.filter(|it| it.task.pid().is_some()) else { continue };
-            let joiner = match (self.targets.get(case.name), Self::effective(case)) {
-                (Some(target), _) => Rc::clone(target),
-                (None, Some(workload)) => Rc::new(Self::same(current, &workload)),
-                (None, None) => continue,
-            };
-            // The donor itself is what this is about: it is joinable in its wanted spec.
-            if let Some(why) = self.obstacle(&joiner).filter(|it| !it.reason.contains("donor")) {
+            if donor_of(current) != Some(name) {
+                continue;
+            }
+            // It goes on as what it is when what is wanted cannot start. The donor itself is what this is about: it is
+            // joinable in its wanted spec.
+            let wanted = self.targets.get(case.name).map(Rc::clone);
+            let applied = current.workload.as_ref().map(|it| Rc::new(Self::same(current, it)));
+            let mut why = None;
+            let mut ways = [wanted, applied].into_iter().flatten();
+            let can = ways.any(|way| {
+                let obstacle = self.obstacle(&way).filter(|it| !it.reason.contains("donor"));
+                let is_free = obstacle.is_none();
+                why = why.take().or(obstacle);
+                is_free
+            });
+            if let Some(why) = why.filter(|_| !can) {
                 return Some(Obstacle {
                     reason: "joiner-not-startable",
                     message: format!(
@@ -862,7 +876,8 @@ impl<'a> Planner<'a> {
             (Some(_), _, _) => Fit::Outdated,
             _ => Fit::Current,
         };
-        let mut obstacle = self.obstacle(target).or_else(|| self.hand_obstacle(name, target, fit));
+        let mut obstacle =
+            self.obstacle(target).or_else(|| self.hand_obstacle(name, current, target, fit));
         let (again, until) = self.again(name, current, target, have, fit);
         let mut due = until;
         let mut ready = obstacle.is_none();

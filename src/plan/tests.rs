@@ -770,6 +770,35 @@ fn a_donor_is_not_replaced_while_a_running_joiner_could_not_start_again() {
     let plan = diff(&wanted, &observed, &policy(), model::now());
     assert!(plan.is_empty(), "{plan}");
     assert_eq!(standing(&plan, "donor").reason, "joiner-not-startable");
+    // One that does not run takes nothing away from anybody by its start.
+    for it in observed.instances.values_mut().filter(|it| it.name.as_str() == "donor") {
+        it.task = Task::Stopped { code: 1, at: String::new() };
+        it.view = None;
+    }
+    assert!(!diff(&wanted, &observed, &policy(), model::now()).is_empty());
+}
+
+#[test]
+fn who_only_wants_to_join_a_donor_and_cannot_start_does_not_hold_it() {
+    let private = [PAIR[0], ("joiner", Some(r#""ipcMode": "private""#))];
+    let joiner = r#""ipcMode": "container:donor", "mounts": [{"type": "bind", "source": "/data", "target": "/x"}]"#;
+    let other = r#""ipcMode": "shareable", "shmSize": "1Mi""#;
+    let mut observed = empty();
+    converge(&desired(&private), &mut observed);
+    let before = pid(&observed, "joiner");
+    let wanted = desired(&[("donor", Some(other)), ("joiner", Some(joiner))]);
+    converge(&wanted, &mut observed);
+    assert_eq!(pid(&observed, "joiner"), before);
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    assert!(standing(&plan, "donor").up_to_date, "{plan}");
+    // Nor does one that could go on as it was last applied.
+    let mut observed = empty();
+    converge(&desired(&PAIR), &mut observed);
+    let wanted = desired(&[("donor", Some(other)), ("joiner", Some(joiner))]);
+    converge(&wanted, &mut observed);
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    assert!(standing(&plan, "donor").up_to_date, "{plan}");
+    assert_eq!(running(&observed), ["donor", "joiner"]);
 }
 
 #[test]
@@ -860,10 +889,10 @@ fn a_start_names_everybody_through_whom_it_joins() {
         ("d", Some(r#""ipcMode": "shareable""#)),
     ];
     let plan = diff(&desired(&line), &empty(), &policy(), model::now());
-    let starts = plan.steps.iter().filter_map(|it| match &it.action {
-        Action::Start(start) => Some(start),
-        _ => None,
-    });
+    let starts = plan
+        .steps
+        .iter()
+        .filter_map(|it| if let Action::Start(start) = &it.action { Some(start) } else { None });
     let joined: BTreeMap<&str, Vec<&str>> =
         starts.map(|it| (it.id.stem(), it.donors.iter().map(InstanceId::stem).collect())).collect();
     let expected =

@@ -195,6 +195,25 @@ async fn a_donor_waits_with_its_replacement_until_its_joiners_could_start_again(
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_joins_a_donor_that_is_being_ended() {
+    let mut it = Harness::with(&[("donor", DONOR), ("x", ""), ("y", "")]).await;
+    it.runtime.ignore_signals(&it.id_of("donor").await);
+    it.calls();
+    it.remove("donor");
+    it.after(5.0).await;
+    assert!(it.calls().iter().any(|it| it == "signal task donor"));
+    // Its file is back, too late for the process that is there.
+    it.want("donor", DONOR);
+    it.want("joiner", JOINER);
+    it.until_running("joiner").await;
+    let calls = it.calls();
+    let at = |call: &str| calls.iter().position(|it| it == call).unwrap();
+    assert!(at("remove container donor") < at("create task donor"), "{calls:#?}");
+    assert!(at("start task donor") < at("create task joiner"), "{calls:#?}");
+    assert_eq!(calls.iter().filter(|it| *it == "start task joiner").count(), 1, "{calls:#?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_joiner_of_a_stopped_donor_waits() {
     let mut it = Harness::new();
     it.want("donor", r#""ipcMode": "shareable", "state": "stopped""#);

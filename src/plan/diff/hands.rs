@@ -143,6 +143,7 @@ impl<'a> Planner<'a> {
     pub(super) fn hand_obstacle(
         &self,
         name: &Name,
+        current: Option<&Instance>,
         target: &Target<'a>,
         fit: Fit,
     ) -> Option<Obstacle> {
@@ -159,7 +160,7 @@ impl<'a> Planner<'a> {
                 ),
             });
         }
-        self.joiners_obstacle(name, target)
+        self.joiners_obstacle(name, current, target)
     }
 
     /// The step that forgets failures which do not count any more.
