@@ -997,6 +997,51 @@ fn an_ended_run_follows_its_policy() {
 }
 
 #[test]
+fn a_failure_of_what_is_replaced_counts_when_its_successor_cannot_start() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    for instance in observed.instances.values_mut() {
+        instance.task = Task::Stopped { code: 3, at: String::new() };
+    }
+    // An edit acts at once, and what it replaces has failed all the same.
+    let plan =
+        diff(&desired(&[("a", Some(r#""args": ["x"]"#))]), &observed, &policy(), model::now());
+    assert!(plan.steps.iter().any(|it| it.action.verb() == "start"), "{plan}");
+    let finish = plan
+        .steps
+        .iter()
+        .find_map(|it| if let Action::Finish(finish) = &it.action { Some(finish) } else { None });
+    assert_eq!(finish.unwrap().strikes, 1);
+}
+
+#[test]
+fn after_a_reboot_the_instance_that_ran_since_stands_for_its_workload() {
+    let (first, second) = ([("a", Some(""))], [("a", Some(r#""args": ["x"]"#))]);
+    let mut observed = empty();
+    converge(&desired(&first), &mut observed);
+    let mut old = observed.instances.values().next().unwrap().clone();
+    old.task = Task::None;
+    old.view = None;
+    // A boot that had lasted for longer than this one has.
+    let run = old.run.as_mut().unwrap();
+    run.boot = "the one before".to_owned();
+    run.at = model::now() + Duration::from_secs(9999);
+    let run = run.n;
+    old.end = Some(End { n: run, code: 0, reason: STOPPED.to_owned(), ..End::default() });
+    let mut observed = empty();
+    converge(&desired(&second), &mut observed);
+    let new = observed.instances.values_mut().next().unwrap();
+    new.task = Task::None;
+    let id = new.id.clone();
+    observed.instances.insert(old.id.clone(), old);
+    let plan = diff(&desired(&second), &observed, &policy(), model::now());
+    // Its run ended unseen, and is not passed over for that of the old one.
+    assert_eq!(plan.steps[0].action.verb(), "finish", "{plan}");
+    assert_eq!(standing(&plan, "a").instance.as_ref(), Some(&id));
+    assert_eq!(standing(&plan, "a").phase, Phase::BackingOff);
+}
+
+#[test]
 fn what_the_runtime_does_not_say_is_left_alone() {
     let mut observed = empty();
     converge(&desired(&[("a", Some(""))]), &mut observed);
