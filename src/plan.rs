@@ -130,7 +130,7 @@ pub enum Action {
     /// Removes a stopped instance with everything that it has.
     Remove { id: InstanceId, by_absence: Option<ByAbsence> },
     /// Kills and removes a task that has no container object.
-    RemoveOrphan { id: InstanceId },
+    RemoveOrphan { id: InstanceId, pid: Option<u32> },
     /// Removes what no instance owns.
     Sweep(Leftover),
 }
@@ -398,7 +398,7 @@ impl Action {
             | Self::Publish { id, .. }
             | Self::Clear { id }
             | Self::Remove { id, .. }
-            | Self::RemoveOrphan { id } => id.to_string(),
+            | Self::RemoveOrphan { id, .. } => id.to_string(),
             Self::Sweep(leftover) => leftover.to_string(),
         }
     }
@@ -415,7 +415,7 @@ impl Action {
             | Self::Publish { id, .. }
             | Self::Clear { id }
             | Self::Remove { id, .. }
-            | Self::RemoveOrphan { id } => Some(id),
+            | Self::RemoveOrphan { id, .. } => Some(id),
             Self::Import { .. } | Self::Sweep(_) => None,
         }
     }

@@ -66,7 +66,12 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     for (id, task) in &observed.orphans {
         let chosen = stems.as_ref().is_none_or(|stems| stems.contains(id.stem()));
         if chosen && *task != Task::Unknown {
-            plan.push(None, Action::RemoveOrphan { id: id.clone() }, Cause::Down, Vec::new());
+            plan.push(
+                None,
+                Action::RemoveOrphan { id: id.clone(), pid: task.pid() },
+                Cause::Down,
+                Vec::new(),
+            );
         }
     }
     if names.is_none() {
@@ -227,7 +232,7 @@ impl<'a> Planner<'a> {
             }
             // One after the other, so that whoever waits for the last has waited for all.
             let before = self.orphans.get(id.stem()).copied().flatten();
-            let remove = Action::RemoveOrphan { id: id.clone() };
+            let remove = Action::RemoveOrphan { id: id.clone(), pid: task.pid() };
             let step = self.plan.push(None, remove, Cause::Orphaned, before.into_iter().collect());
             self.orphans
                 .entry(id.stem())

@@ -48,10 +48,13 @@ struct State {
     images: BTreeMap<String, Image>,
     blobs: BTreeSet<String>,
     unreachable: bool,
+    hanging: bool,
     /// Programs that end by themselves as soon as they start.
     endings: BTreeMap<Name, u32>,
     /// Instances that end by SIGKILL only.
     stubborn: BTreeSet<InstanceId>,
+    /// Whose runtime refuses every signal.
+    unreachable_by_signals: BTreeSet<InstanceId>,
     /// `None`: the call panics.
     failures: VecDeque<(&'static str, Option<ErrorKind>)>,
     silent: bool,
@@ -101,8 +104,10 @@ impl Default for MemoryRuntime {
             images: BTreeMap::new(),
             blobs: BTreeSet::new(),
             unreachable: false,
+            hanging: false,
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
+            unreachable_by_signals: BTreeSet::new(),
             failures: VecDeque::new(),
             silent: false,
             calls: Vec::new(),
@@ -169,6 +174,11 @@ impl MemoryRuntime {
         self.state().stubborn.insert(id.clone());
     }
 
+    /// From now on no signal can be sent to that instance, as when runc has lost its state of it.
+    pub fn refuse_signals(&self, id: &InstanceId) {
+        self.state().unreachable_by_signals.insert(id.clone());
+    }
+
     /// Stops all processes of a task for a moment, as somebody else may.
     pub fn pause(&self, id: &InstanceId) {
         self.change(|state| {
@@ -210,6 +220,11 @@ impl MemoryRuntime {
         if !unreachable {
             self.hint();
         }
+    }
+
+    /// While it hangs, nobody who looks gets an answer.
+    pub fn set_hanging(&self, hanging: bool) {
+        self.change(|state| state.hanging = hanging);
     }
 
     /// Removes a container object behind our back; its task and its snapshot stay.
@@ -428,6 +443,11 @@ impl State {
 impl Runtime for MemoryRuntime {
     async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
         self.state().looks += 1;
+        let mut changes = self.changes.subscribe();
+        while self.state().hanging {
+            // The sender is ours, so it lives.
+            changes.changed().await.ok();
+        }
         self.look(verb::OBSERVE, "the model", |state| {
             let mut objects = Objects { leases: state.leases.clone(), ..Objects::default() };
             for (id, object) in &state.containers {
@@ -660,6 +680,9 @@ impl Runtime for MemoryRuntime {
         self.perform(verb::KILL, id.as_str(), |state| {
             if !matches!(state.task(id), Task::None | Task::Stopped { .. }) {
                 state.reach(id)?;
+                if state.unreachable_by_signals.contains(id) {
+                    return Err(Refusal(ErrorKind::Refused, "a test wants it"));
+                }
                 state.signal(id, signal);
             }
             Ok(())

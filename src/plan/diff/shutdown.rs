@@ -53,7 +53,7 @@ pub fn shutdown(observed: &ObservedState, left: Duration, why: Option<MachineEnd
     }
     for (id, task) in &observed.orphans {
         if *task != Task::Unknown {
-            let remove = Action::RemoveOrphan { id: id.clone() };
+            let remove = Action::RemoveOrphan { id: id.clone(), pid: task.pid() };
             plan.push(None, remove, Cause::Shutdown(why), Vec::new());
         }
     }
