@@ -281,9 +281,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 plan::diff(desired, &look.observed, &policy, look.now).only(names)
             }
             Goal::Down { names } => plan::down(&look.observed, names.as_ref()),
-            Goal::Shutdown { until, why } => {
-                plan::shutdown(&look.observed, until.since(look.now), *why)
-            }
+            Goal::Shutdown { until, why } => plan::shutdown(&look.observed, look.now, *until, *why),
         }
     }
 

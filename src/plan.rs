@@ -189,6 +189,8 @@ pub struct Finish {
     /// It was being ended on purpose, by one who did not get to write down that it has: as one that was stopped too.
     pub stopped: bool,
     pub started: Option<BootTime>,
+    /// How long it ran, as far as that is known.
+    pub lasted: Duration,
     /// Failures in a row after this one, and the name they are kept under.
     pub strikes: u32,
     /// Runs of the instance that failed so far, this one included if it did.

@@ -709,7 +709,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Task::Unknown => (255, self.host.wall_clock()),
         };
         if stop.run > 0 {
-            let lasted_ms = self.lasted(stop.started);
+            let lasted_ms = stop.started.map_or(0, |it| milliseconds(self.host.now().since(it)));
             let (reason, failures) = (STOPPED.to_owned(), stop.failures);
             let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
             let update = Update { end: Some(end), ..Update::default() };
@@ -792,7 +792,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 }
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
-            let lasted_ms = if finish.never_ran { 0 } else { self.lasted(finish.started) };
+            let lasted_ms = if finish.never_ran { 0 } else { milliseconds(finish.lasted) };
             let (reason, failures) = (reason.to_owned(), finish.failures);
             let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
             let update = Update { end: Some(end), ..Update::default() };
@@ -801,12 +801,6 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         self.link(&mut cleanup, "finish/task", self.runtime.delete_task(id)).await;
         self.link(&mut cleanup, "finish/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
-    }
-
-    fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
-        started.map_or(0, |it| {
-            u64::try_from(self.host.now().since(it).as_millis()).unwrap_or(u64::MAX)
-        })
     }
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
@@ -910,6 +904,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let host = Arc::clone(&self.host);
         Ok(self.blocking(move || verb(&host, argument)).await??)
     }
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Error {

@@ -1129,7 +1129,7 @@ impl<'a> Planner<'a> {
             .run
             .as_ref()
             .filter(|it| it.boot == self.observed.boot_id)
-            .map(|it| self.now.since(it.at));
+            .map(|it| it.lasted(self.now, ended_at(current)));
         // Counted already, by one who did not get to the end of it.
         if let Some(before) = before
             && before.run.is_some()
@@ -1439,6 +1439,7 @@ impl<'a> Planner<'a> {
             | Task::Unknown => None,
         };
         let cause = if created { Cause::Interrupted } else { ended(current) };
+        let run = current.run.as_ref().filter(|it| it.boot == self.observed.boot_id);
         let finish = Finish {
             id: current.id.clone(),
             revision: current.revision.clone(),
@@ -1452,11 +1453,8 @@ impl<'a> Planner<'a> {
             exit,
             never_ran: created,
             stopped: is_ending(current),
-            started: current
-                .run
-                .as_ref()
-                .filter(|it| it.boot == self.observed.boot_id)
-                .map(|it| it.at),
+            started: run.map(|it| it.at),
+            lasted: run.map_or(Duration::ZERO, |it| it.lasted(self.now, ended_at(current))),
             // A start that was cut off is no failure of the program. What is replaced is tried again if its successor
             // cannot start after all.
             strikes: if created
@@ -1760,6 +1758,18 @@ fn stop_of(instance: &Instance) -> StopInstance {
         note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
         started: instance.run.as_ref().map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
+    }
+}
+
+/// When the process ended that is still known.
+fn ended_at(instance: &Instance) -> Option<&str> {
+    match &instance.task {
+        Task::Stopped { at, .. } => Some(at),
+        Task::None
+        | Task::Created { .. }
+        | Task::Running { .. }
+        | Task::Paused { .. }
+        | Task::Unknown => None,
     }
 }
 

@@ -64,7 +64,8 @@ struct State {
     /// A pid that is free is used again at once, as a busy box may do it.
     reuses_pids: bool,
     /// Seconds of a clock that moves with each end of a task.
-    clock: i64,
+    /// When the model was made, by tokio's clock: what its wall clock counts from.
+    began: Instant,
 }
 
 /// A container object.
@@ -114,7 +115,7 @@ impl Default for MemoryRuntime {
             looks: 0,
             next_pid: FIRST_PID,
             reuses_pids: false,
-            clock: 946_684_800,
+            began: Instant::now(),
         };
         Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0) }
     }
@@ -341,6 +342,9 @@ impl MemoryRuntime {
     }
 }
 
+/// 2026-01-01T01:00:00Z, when the clock of a host in memory begins.
+const BEGINNING_MS: i64 = 1_767_229_200_000;
+
 /// Why the model refuses.
 #[derive(Debug, thiserror::Error)]
 #[error("{1}")]
@@ -359,9 +363,7 @@ const NOT_OURS: Refusal = Refusal(
 
 impl State {
     fn end(&mut self, id: &InstanceId, code: u32) {
-        self.clock += 1;
-        let at =
-            jiff::Timestamp::from_second(self.clock).map(|it| it.to_string()).unwrap_or_default();
+        let at = self.wall_clock();
         if let Some(it) = self.tasks.get_mut(id)
             && !matches!(it.task, Task::Stopped { .. })
         {
@@ -370,6 +372,13 @@ impl State {
             let of = self.execs.iter_mut().filter(|(key, end)| key.0 == *id && end.is_none());
             of.for_each(|(_, end)| *end = Some(137));
         }
+    }
+
+    /// That of a host in memory that was made at the same time and has never been rebooted.
+    fn wall_clock(&self) -> String {
+        let millis = i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let time = jiff::Timestamp::from_millisecond(BEGINNING_MS.saturating_add(millis));
+        format!("{:.3}", time.unwrap_or_default())
     }
 
     fn end_exec(&mut self, id: &InstanceId, key: &str, code: u32) {
