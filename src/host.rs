@@ -13,6 +13,7 @@ use crate::workload::{Bytes, InstanceId};
 pub mod linux;
 pub mod memory;
 pub mod mountinfo;
+mod probe;
 
 /// What the host does for us. Verbs are quick and synchronous; the caller moves them off the async threads.
 ///

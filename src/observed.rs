@@ -266,6 +266,8 @@ pub struct ImageConfig {
 pub enum FileKind {
     Directory,
     Other,
+    /// It does not answer, as on a file system whose server is gone.
+    Silent,
 }
 
 /// Something of ours without an instance that it belongs to.

@@ -223,6 +223,9 @@ fn advice(reason: &str) -> &'static str {
         "image-missing" => {
             "put an archive with the image into the state directory's `images/`, and check the name in it"
         }
+        "mount-source-silent" => {
+            "bring back the file system of the bind's source, or take the mount out"
+        }
         "no-command" => "set `command`",
         "user-not-numeric" => "set `user` in numbers",
         "waiting-for-donor" => "look at the donor, with `evenkeel explain` too",

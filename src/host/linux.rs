@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::ClockId;
 
 use super::mountinfo::{self, Mount};
+use super::probe::Probe;
 use super::{Ask, Error, Facts, Host};
 use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, PublishedPaths, View, published_paths};
@@ -40,6 +41,7 @@ pub struct LinuxHost {
     run: PathBuf,
     // Held while mounts are changed: the private mount comes with the first instance and goes with the last one.
     changing: Mutex<()>,
+    probe: Probe,
 }
 
 impl LinuxHost {
@@ -48,7 +50,7 @@ impl LinuxHost {
     pub fn new(run: &Path) -> Result<Self, Error> {
         let run =
             canonicalize(run).map_err(|cause| failure("find the run directory", run, cause))?;
-        Ok(Self { run, changing: Mutex::new(()) })
+        Ok(Self { run, changing: Mutex::new(()), probe: Probe::new(kind_of) })
     }
 
     /// `<run>/ipc`.
@@ -197,16 +199,7 @@ impl Host for LinuxHost {
         let mounts = own_mounts().map_err(|cause| failure("read", Path::new(MOUNTS), cause))?;
         let published =
             self.published(&mounts).map_err(|cause| failure("read", &self.base(), cause))?;
-        // A source that cannot be looked at is not there: the mount would fail on it as well.
-        let kind = |path: &PathBuf| {
-            let kind = if fs::metadata(path).ok()?.is_dir() {
-                FileKind::Directory
-            } else {
-                FileKind::Other
-            };
-            Some((path.clone(), kind))
-        };
-        let paths = ask.paths.iter().filter_map(kind).collect();
+        let paths = self.probe.kinds(&ask.paths);
         // Not readable is not outdated: such a process simply has no view.
         let views =
             ask.pids.iter().filter_map(|pid| Some((*pid, self.view(*pid).ok()??))).collect();
@@ -357,6 +350,12 @@ pub fn start_time(pid: u32) -> Option<u64> {
 
 fn failure(operation: &'static str, subject: &Path, cause: io::Error) -> Error {
     Error { operation, subject: subject.display().to_string(), cause }
+}
+
+/// A source that cannot be looked at is not there: the mount would fail on it as well.
+fn kind_of(path: &Path) -> Option<FileKind> {
+    let is_directory = fs::metadata(path).ok()?.is_dir();
+    Some(if is_directory { FileKind::Directory } else { FileKind::Other })
 }
 
 fn own_mounts() -> io::Result<Vec<Mount>> {

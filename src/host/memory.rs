@@ -338,7 +338,7 @@ impl Host for MemoryHost {
     fn make_directory(&self, path: &Path) -> Result<(), Error> {
         let mut state = self.state();
         match state.paths.get(path) {
-            Some(FileKind::Other) => Err(Error {
+            Some(FileKind::Other | FileKind::Silent) => Err(Error {
                 operation: "make the directory",
                 subject: path.display().to_string(),
                 cause: io::ErrorKind::AlreadyExists.into(),

@@ -16,8 +16,8 @@ use crate::backoff::Delays;
 use crate::content::hex;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
-    Approval, EXITED, Exit, HandKind, Image, ImagePlace, Instance, Leftover, ObservedState,
-    STOPPED, Task, published_paths,
+    Approval, EXITED, Exit, FileKind, HandKind, Image, ImagePlace, Instance, Leftover,
+    ObservedState, STOPPED, Task, published_paths,
 };
 use crate::oci::{self, Lowering};
 use crate::workload::{
@@ -745,12 +745,19 @@ impl<'a> Planner<'a> {
             }
         };
         for mount in &target.workload.spec.mounts {
-            let (MountKind::Bind, Some(source), false) = (mount.kind, &mount.source, mount.create)
-            else {
-                continue;
-            };
-            if !self.observed.mount_sources.contains_key(source.as_path()) {
-                return no("mount-source-missing", format!("bind source {source} does not exist"));
+            let (MountKind::Bind, Some(source)) = (mount.kind, &mount.source) else { continue };
+            match self.observed.mount_sources.get(source.as_path()) {
+                None if !mount.create => {
+                    let message = format!("bind source {source} does not exist");
+                    return no("mount-source-missing", message);
+                }
+                Some(FileKind::Silent) => {
+                    let message = format!(
+                        "bind source {source} does not answer: whoever serves its file system may be gone"
+                    );
+                    return no("mount-source-silent", message);
+                }
+                None | Some(FileKind::Directory | FileKind::Other) => {}
             }
         }
         if let Some(why) = &self.observed.mounts_not_shared

@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::observed::{End, Hand, HandKind, Instance, STOPPED, Task};
+use crate::observed::{End, FileKind, Hand, HandKind, Instance, STOPPED, Task};
 
 const WANTS: [Want; 6] = [
     Want::Running,
@@ -821,6 +821,37 @@ fn a_donor_is_not_replaced_while_a_running_joiner_could_not_start_again() {
         it.view = None;
     }
     assert!(!diff(&wanted, &observed, &policy(), model::now()).is_empty());
+}
+
+#[test]
+fn a_bind_source_that_does_not_answer_holds_a_start_and_nothing_that_runs() {
+    for create in [false, true] {
+        let bind = |args: &str| {
+            format!(
+                r#"{args}"mounts": [{{"type": "bind", "source": "/data", "target": "/x", "create": {create}}}]"#
+            )
+        };
+        let (old, new) = (bind(""), bind(r#""args": ["x"], "#));
+        let mut observed = empty();
+        observed.mount_sources.insert("/data".into(), FileKind::Directory);
+        converge(&desired(&[("a", Some(&old))]), &mut observed);
+        observed.mount_sources.insert("/data".into(), FileKind::Silent);
+        let same = diff(&desired(&[("a", Some(&old))]), &observed, &policy(), model::now());
+        assert!(same.is_empty(), "{same}");
+        let plan = diff(
+            &desired(&[("a", Some(&new)), ("b", Some(&old)), ("c", Some(""))]),
+            &observed,
+            &policy(),
+            model::now(),
+        );
+        assert!(plan.steps.iter().all(|it| it.name == Some("c".parse().unwrap())), "{plan}");
+        for name in ["a", "b"] {
+            assert_eq!(standing(&plan, name).reason, "mount-source-silent", "{name}");
+        }
+        // It answers again.
+        observed.mount_sources.insert("/data".into(), FileKind::Directory);
+        converge(&desired(&[("a", Some(&new)), ("b", Some(&old))]), &mut observed);
+    }
 }
 
 #[test]

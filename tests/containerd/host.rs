@@ -181,6 +181,7 @@ impl Harness for Linux {
         match kind {
             FileKind::Directory => fs::create_dir(&path).unwrap(),
             FileKind::Other => fs::write(&path, "").unwrap(),
+            FileKind::Silent => unreachable!("no source of these tests is silent"),
         }
         path
     }

@@ -252,3 +252,77 @@ async fn what_somebody_froze_is_ended_all_the_same() {
     rig.assert_clean();
     assert_eq!(cgroups(&site), Vec::<PathBuf>::new());
 }
+
+/// A file system whose server never answers, as a mount of a network whose other end is gone; it fails once dropped.
+struct DeadServer {
+    point: PathBuf,
+    // Closed before the unmount, which would wait for an answer too.
+    connection: Option<std::fs::File>,
+}
+
+impl DeadServer {
+    fn mount(point: PathBuf) -> Self {
+        use std::os::fd::AsRawFd as _;
+        std::fs::create_dir(&point).unwrap();
+        let connection = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", connection.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("dead", &point, "fuse", flags, options.as_c_str()).unwrap();
+        shake_hands(&connection);
+        Self { point, connection: Some(connection) }
+    }
+}
+
+/// Answers the first request, without which nobody who waits could be killed; `struct fuse_init_out` of linux/fuse.h.
+fn shake_hands(mut connection: &std::fs::File) {
+    use std::io::{Read as _, Write as _};
+    let mut request = vec![0; 1 << 16];
+    let length = connection.read(&mut request).unwrap();
+    assert!(length >= 16, "a whole header");
+    let unique = &request[8..16];
+    let numbers =
+        |numbers: &[u32]| -> Vec<u8> { numbers.iter().flat_map(|it| it.to_ne_bytes()).collect() };
+    // Length and error, version 7.31, no flags; then the largest write and the grain of times.
+    let answer = [
+        numbers(&[80, 0]),
+        unique.to_vec(),
+        numbers(&[7, 31, 0, 0, 0, 4096, 1, 0]),
+        numbers(&[0; 8]),
+    ];
+    connection.write_all(&answer.concat()).unwrap();
+}
+
+impl Drop for DeadServer {
+    fn drop(&mut self) {
+        self.connection = None;
+        rustix::mount::unmount(&self.point, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[tokio::test]
+async fn a_bind_source_that_does_not_answer_holds_its_own_workload_only() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let dead = DeadServer::mount(rig.dir().join("dead"));
+    let controller = site.controller();
+    site.write("other.yaml", &sleeper("other"));
+    let before = site.until_running("other");
+    let mount = format!(
+        "  mounts: [{{type: bind, source: {}, target: /data}}]\n",
+        dead.point.join("data").display()
+    );
+    site.write("nfs.yaml", &(sleeper("nfs") + &mount));
+    site.until("nfs", |item| (item?.reason == "mount-source-silent").then_some(()));
+    others_go_on(&site, "third");
+    assert_eq!(site.pid("other"), before);
+    // Whoever looks at the same name meanwhile hangs in the kernel, out of reach of any signal: nobody else may look.
+    assert_eq!(controller.terminate(), Some(0));
+    // It answers with an error now, which is as good as none.
+    drop(dead);
+    let controller = site.controller();
+    site.until("nfs", |item| (item?.reason == "mount-source-missing").then_some(()));
+    assert_eq!(site.pid("other"), before);
+    assert_eq!(controller.terminate(), Some(0));
+    site.run(&["down"]).exits(0);
+}
