@@ -182,6 +182,7 @@ fn the_decision_table_is_the_committed_one() {
 /// The look between create and start: what each expectation refuses, and by which reason.
 #[test]
 fn a_created_process_is_accepted_only_with_exactly_what_was_wanted() {
+    type Row = (ExpectNamespace, ExpectShm, u64, Option<u64>, Option<&'static str>);
     const HOST: View = View { ipc_ns: 1, shm: Some(10), shm_root: Some(1) };
     let donor: InstanceId = "donor-0123456789".parse().unwrap();
     // The donor publishes namespace 2 and device 20.
@@ -191,7 +192,7 @@ fn a_created_process_is_accepted_only_with_exactly_what_was_wanted() {
     let stranger: InstanceId = "stranger-0123456789".parse().unwrap();
     let of = |id: &InstanceId| ExpectNamespace::Of(id.clone());
     let shm_of = |id: &InstanceId| ExpectShm::Of(id.clone());
-    let rows: [(ExpectNamespace, ExpectShm, u64, Option<u64>, Option<&str>); 22] = [
+    let rows: [Row; 22] = [
         (ExpectNamespace::Own, ExpectShm::Own, 3, Some(30), None),
         (ExpectNamespace::Own, ExpectShm::Own, 1, Some(30), Some("namespace-not-own")),
         (ExpectNamespace::Own, ExpectShm::Own, 3, Some(10), Some("shm-not-own")),

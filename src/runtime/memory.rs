@@ -38,6 +38,16 @@ pub struct Process {
     pub spec: Spec,
 }
 
+/// What the model as a whole does to those who ask it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    Well,
+    /// Every verb fails.
+    Refuses,
+    /// Who looks waits.
+    Hangs,
+}
+
 struct State {
     containers: BTreeMap<InstanceId, Object>,
     tasks: BTreeMap<InstanceId, Running>,
@@ -47,8 +57,7 @@ struct State {
     leases: BTreeSet<String>,
     images: BTreeMap<String, Image>,
     blobs: BTreeSet<String>,
-    unreachable: bool,
-    hanging: bool,
+    answers: Answers,
     /// Programs that end by themselves as soon as they start.
     endings: BTreeMap<Name, u32>,
     /// Instances that end by SIGKILL only.
@@ -104,8 +113,7 @@ impl Default for MemoryRuntime {
             leases: BTreeSet::new(),
             images: BTreeMap::new(),
             blobs: BTreeSet::new(),
-            unreachable: false,
-            hanging: false,
+            answers: Answers::Well,
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
             unreachable_by_signals: BTreeSet::new(),
@@ -217,7 +225,7 @@ impl MemoryRuntime {
 
     /// While unreachable every verb fails; what runs goes on running.
     pub fn set_unreachable(&self, unreachable: bool) {
-        self.state().unreachable = unreachable;
+        self.state().answers = if unreachable { Answers::Refuses } else { Answers::Well };
         if !unreachable {
             self.hint();
         }
@@ -225,7 +233,9 @@ impl MemoryRuntime {
 
     /// While it hangs, nobody who looks gets an answer.
     pub fn set_hanging(&self, hanging: bool) {
-        self.change(|state| state.hanging = hanging);
+        self.change(|state| {
+            state.answers = if hanging { Answers::Hangs } else { Answers::Well };
+        });
     }
 
     /// Removes a container object behind our back; its task and its snapshot stay.
@@ -312,7 +322,7 @@ impl MemoryRuntime {
     ) -> Result<T, Error> {
         let mut state = self.state();
         let failure = state.failures.iter().position(|(failing, _)| *failing == operation);
-        let result = if state.unreachable {
+        let result = if state.answers == Answers::Refuses {
             Err(Refusal(ErrorKind::Unreachable, "the model is switched off"))
         } else if let Some((_, kind)) = failure.and_then(|n| state.failures.remove(n)) {
             let kind = kind.unwrap_or_else(|| panic!("a test wants `{operation}` to panic"));
@@ -453,7 +463,7 @@ impl Runtime for MemoryRuntime {
     async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
         self.state().looks += 1;
         let mut changes = self.changes.subscribe();
-        while self.state().hanging {
+        while self.state().answers == Answers::Hangs {
             // The sender is ours, so it lives.
             changes.changed().await.ok();
         }
