@@ -165,7 +165,13 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
-            match (&desired, self.look_and_tell(desired.as_deref(), &report).await) {
+            let look = self.look_and_tell(desired.as_deref(), &report);
+            let look = tokio::select! {
+                biased;
+                look = look => look,
+                never = flights.go_on(&self.edge) => match never {},
+            };
+            match (&desired, look) {
                 (_, Err(error)) => {
                     failures = failures.saturating_add(1);
                     let text = Chain(&error).to_string();

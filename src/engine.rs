@@ -422,26 +422,27 @@ impl Embedded {
             return Err(Error::TooLong { socket: second });
         }
         check_programs(&std::env::var_os("PATH").unwrap_or_default())?;
-        // Alive and silent: it starts, or hangs. A second one beside it would wait for its database for ever.
-        let started_before = self.pid();
         for directory in [self.root(), self.run.join("containerd")] {
             make_directory(&directory)?;
         }
         let config = self.root().join("config.toml");
         write_atomically(&config, self.config().as_bytes(), Durability::Boot)?;
-        let mut child = match started_before {
-            Some(_) => None,
-            None => Some(self.spawn(&config)?),
-        };
+        let mut child: Option<tokio::process::Child> = None;
         let deadline = linux::boot_time() + START_LIMIT;
         loop {
             if connect(&self.socket()).is_ok() {
                 return Ok(self.socket());
             }
-            if let Some(child) = &mut child
-                && !matches!(child.try_wait(), Ok(None))
-            {
-                return Err(Error::Ended { log: self.log(), tail: tail(&self.log()) });
+            match &mut child {
+                Some(child) => {
+                    if !matches!(child.try_wait(), Ok(None)) {
+                        return Err(Error::Ended { log: self.log(), tail: tail(&self.log()) });
+                    }
+                }
+                // One that is alive and silent starts, hangs or is just dying, whose sockets go first. A second one
+                // beside it would wait for its database for ever.
+                None if self.pid().is_some() => {}
+                None => child = Some(self.spawn(&config)?),
             }
             if linux::boot_time() > deadline {
                 return Err(Error::Silent { log: self.log(), tail: tail(&self.log()) });

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 use crate::backoff::{Failure, Strikes};
@@ -28,6 +28,9 @@ use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
 /// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
 pub const CONCURRENCY: usize = 8;
+
+/// To be one of those.
+pub(super) type Permit = OwnedSemaphorePermit;
 
 /// How long a process may take to die after SIGKILL, at each of the three ways of sending it.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -281,7 +284,7 @@ pub struct Edge<R, H> {
     pub log_directory: PathBuf,
     /// The kernel's name of this boot.
     pub boot_id: String,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     ledger: Mutex<()>,
     crash: Option<Arc<Crash>>,
     on_one_thread: bool,
@@ -296,7 +299,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         log_directory: PathBuf,
         boot_id: String,
     ) -> Self {
-        let permits = Semaphore::new(CONCURRENCY);
+        let permits = Arc::new(Semaphore::new(CONCURRENCY));
         let archives = Arc::new(Mutex::new(archives));
         Self {
             runtime,
@@ -384,24 +387,36 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         work.await.map_err(Into::into)
     }
 
-    /// Carries one step out.
-    pub(super) async fn carry_out(&self, step: &Step) -> Result<(), Error> {
+    /// Carries one step out, and returns the permit for what comes after it. `permit`: that of the step before it.
+    pub(super) async fn carry_out(
+        &self,
+        step: &Step,
+        permit: Option<Permit>,
+    ) -> (Result<(), Error>, Option<Permit>) {
         // Waiting for a process to end makes nothing, and must not keep others from being made.
-        let permit = match &step.action {
-            Action::Stop(_) => None,
-            Action::Import { .. }
-            | Action::Prepare(_)
-            | Action::Update(_)
-            | Action::Resume { .. }
-            | Action::Finish(_)
-            | Action::Start(_)
-            | Action::Publish { .. }
-            | Action::Clear { .. }
-            | Action::Remove { .. }
-            | Action::RemoveOrphan { .. }
-            | Action::Sweep(_) => self.permits.acquire().await.ok(),
+        let permit = match (&step.action, permit) {
+            (Action::Stop(_), _) => None,
+            (
+                Action::Import { .. }
+                | Action::Prepare(_)
+                | Action::Update(_)
+                | Action::Resume { .. }
+                | Action::Finish(_)
+                | Action::Start(_)
+                | Action::Publish { .. }
+                | Action::Clear { .. }
+                | Action::Remove { .. }
+                | Action::RemoveOrphan { .. }
+                | Action::Sweep(_),
+                None,
+            ) => Arc::clone(&self.permits).acquire_owned().await.ok(),
+            (_, permit) => permit,
         };
-        let result = match &step.action {
+        (self.act(step).await, permit)
+    }
+
+    async fn act(&self, step: &Step) -> Result<(), Error> {
+        match &step.action {
             Action::Import { image } => self.import(image).await,
             Action::Prepare(prepare) => self.prepare(prepare).await,
             Action::Update(it) => {
@@ -440,9 +455,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 self.remove(id).await
             }
             Action::Sweep(leftover) => self.sweep(leftover).await,
-        };
-        drop(permit);
-        result
+        }
     }
 
     async fn import(&self, image: &Image) -> Result<(), Error> {

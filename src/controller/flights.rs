@@ -3,7 +3,8 @@
 //! Does not say what is to be done. It keeps two steps from meeting at one thing, and lets go of each thing as soon as
 //! the last step that needs it has ended, however it ended.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::execute::{self, Edge, Error};
+use super::execute::{self, Edge, Error, Permit};
 use crate::backoff::Delays;
 use crate::desired::BootTime;
 use crate::host::Host;
@@ -90,6 +91,7 @@ struct Flight {
     dependants: Vec<Ticket>,
     keys: BTreeSet<Key>,
     begun: Option<Instant>,
+    ended: Option<Instant>,
     /// [`Cooling::edits`] when it was sent off.
     edits: u64,
 }
@@ -98,10 +100,12 @@ struct Flight {
 #[derive(Default)]
 pub(super) struct Flights {
     steps: BTreeMap<Ticket, Flight>,
-    running: JoinSet<Result<(), Error>>,
+    running: JoinSet<(Result<(), Error>, Option<Permit>)>,
     // By the task that carries a step out: a task that panics has nothing but its ID left.
     tickets: HashMap<tokio::task::Id, Ticket>,
     next: Ticket,
+    /// What has ended and is not seen to yet: nobody else may touch it before everything was looked at after that.
+    ended: VecDeque<(Ticket, Result<(), Error>)>,
     /// How many steps need each thing.
     busy: BTreeMap<Key, usize>,
     /// Busy things of which a step failed, and how the last of them did.
@@ -155,20 +159,75 @@ impl Flights {
                 *self.busy.entry(key.clone()).or_default() += 1;
             }
             let (step, dependants) = (Arc::new(step), Vec::new());
+            let (begun, ended) = (None, None);
             self.steps
-                .insert(ticket, Flight { step, requires, dependants, keys, begun: None, edits });
+                .insert(ticket, Flight { step, requires, dependants, keys, begun, ended, edits });
         }
-        self.begin(edge, ready);
+        self.begin(edge, ready, None);
     }
 
-    fn begin<R: Runtime, H: Host>(&mut self, edge: &Arc<Edge<R, H>>, ready: Vec<Ticket>) {
+    /// The first of them goes on with the permit of the step before it. Otherwise it would wait behind everything that
+    /// is to begin: everybody's preparation, which keeps the disk busy, would come before anybody's start, which keeps
+    /// the processors busy.
+    fn begin<R: Runtime, H: Host>(
+        &mut self,
+        edge: &Arc<Edge<R, H>>,
+        ready: Vec<Ticket>,
+        mut permit: Option<Permit>,
+    ) {
         for ticket in ready {
             let Some(flight) = self.steps.get_mut(&ticket) else { continue };
             flight.begun = Some(Instant::now());
             let (edge, step) = (Arc::clone(edge), Arc::clone(&flight.step));
-            let task = self.running.spawn(async move { edge.carry_out(&step).await });
+            let permit = permit.take();
+            let task = self.running.spawn(async move { edge.carry_out(&step, permit).await });
             self.tickets.insert(task.id(), ticket);
         }
+    }
+
+    /// Waits until a step has ended, and begins what waited for it alone. `None`: nothing is under way.
+    ///
+    /// Cancel-safe.
+    async fn next_ended<R: Runtime, H: Host>(&mut self, edge: &Arc<Edge<R, H>>) -> Option<()> {
+        let (task, result, permit) = match self.running.join_next_with_id().await? {
+            Ok((task, (result, permit))) => (task, result, permit),
+            Err(error) => {
+                warn!(error = %error, "a step ended unexpectedly");
+                (error.id(), Err(Error::Lost), None)
+            }
+        };
+        let Some(ticket) = self.tickets.remove(&task) else { return Some(()) };
+        if let Some(flight) = self.steps.get_mut(&ticket) {
+            flight.ended = Some(Instant::now());
+        }
+        let ready = if result.is_ok() { self.allowed_by(ticket) } else { Vec::new() };
+        self.begin(edge, ready, permit);
+        self.ended.push_back((ticket, result));
+        Some(())
+    }
+
+    /// The steps that can begin because this one has succeeded.
+    fn allowed_by(&mut self, ticket: Ticket) -> Vec<Ticket> {
+        let dependants = self.steps.get(&ticket).map(|it| it.dependants.clone());
+        let mut ready = Vec::new();
+        for dependant in dependants.unwrap_or_default() {
+            let Some(it) = self.steps.get_mut(&dependant) else { continue };
+            it.requires.remove(&ticket);
+            if it.requires.is_empty() {
+                ready.push(dependant);
+            }
+        }
+        ready
+    }
+
+    /// Goes on with what is under way, for as long as somebody looks at everything: what has ended meanwhile is seen
+    /// to by [`Self::landed`], so that no plan is made for it of what was seen before.
+    pub(super) async fn go_on<R: Runtime, H: Host>(
+        &mut self,
+        edge: &Arc<Edge<R, H>>,
+    ) -> Infallible {
+        while self.next_ended(edge).await.is_some() {}
+        std::future::pending().await
     }
 
     /// Sees to what has ended and what comes after it, until something is free that another plan may want, and then
@@ -182,6 +241,12 @@ impl Flights {
         soonest: Instant,
     ) {
         loop {
+            while let Some((ticket, result)) = self.ended.pop_front() {
+                if let Some(flight) = self.steps.get(&ticket) {
+                    edge.tell_step(&flight.step, &result);
+                }
+                self.land(ticket, result, cooling, edge.host.now());
+            }
             if self.freed && (self.is_empty() || Instant::now() >= soonest) {
                 return;
             }
@@ -190,48 +255,22 @@ impl Flights {
             }
             tokio::select! {
                 biased;
-                Some(ended) = self.running.join_next_with_id() => {
-                    let (task, result) = match ended {
-                        Ok((task, result)) => (task, result),
-                        Err(error) => {
-                            warn!(error = %error, "a step ended unexpectedly");
-                            (error.id(), Err(Error::Lost))
-                        }
-                    };
-                    if let Some(ticket) = self.tickets.remove(&task) {
-                        if let Some(flight) = self.steps.get(&ticket) {
-                            edge.tell_step(&flight.step, &result);
-                        }
-                        let ready = self.land(ticket, result, cooling, edge.host.now());
-                        self.begin(edge, ready);
-                    }
-                }
+                Some(()) = self.next_ended(edge) => {}
                 () = tokio::time::sleep_until(soonest), if self.freed => {}
             }
         }
     }
 
-    /// Returns the steps that can begin now.
     fn land(
         &mut self,
         ticket: Ticket,
         result: Result<(), Error>,
         cooling: &mut Cooling,
         now: BootTime,
-    ) -> Vec<Ticket> {
-        let Some(flight) = self.steps.remove(&ticket) else { return Vec::new() };
-        let mut ready = Vec::new();
+    ) {
+        let Some(flight) = self.steps.remove(&ticket) else { return };
         match result {
-            Ok(()) => {
-                report_done(&flight);
-                for dependant in &flight.dependants {
-                    let Some(it) = self.steps.get_mut(dependant) else { continue };
-                    it.requires.remove(&ticket);
-                    if it.requires.is_empty() {
-                        ready.push(*dependant);
-                    }
-                }
-            }
+            Ok(()) => report_done(&flight),
             Err(error) => {
                 let mut trouble = Trouble::of(&flight.step, &error);
                 trouble.edits = flight.edits;
@@ -246,7 +285,6 @@ impl Flights {
             }
         }
         self.release(&flight.keys, cooling, now);
-        ready
     }
 
     /// Forgets steps that cannot begin any more, and those that require them.
@@ -262,19 +300,24 @@ impl Flights {
     }
 
     fn release(&mut self, keys: &BTreeSet<Key>, cooling: &mut Cooling, now: BootTime) {
+        let mut freed = false;
+        let mut goes_on = false;
         for key in keys {
             let Some(count) = self.busy.get_mut(key) else { continue };
             *count -= 1;
             if *count > 0 {
+                goes_on |= matches!(key, Key::Workload(_));
                 continue;
             }
             self.busy.remove(key);
-            self.freed = true;
+            freed = true;
             match self.failed.remove(key) {
                 Some(trouble) => cooling.fail(key, trouble, now),
                 None => drop(cooling.after.remove(key)),
             }
         }
+        // Nobody else wants what a workload is done with while more is done to it.
+        self.freed |= freed && !goes_on;
     }
 
     /// Gives what is under way a moment to end by itself; what does not is repaired by the next controller.
@@ -420,7 +463,8 @@ fn report_failed(flight: &Flight, trouble: &Trouble, is_known: bool) {
 
 impl Flight {
     fn lasted(&self) -> u64 {
-        let lasted = self.begun.map_or(Duration::ZERO, |it| it.elapsed());
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        let lasted = self.begun.map_or(Duration::ZERO, |it| ended.duration_since(it));
         u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)
     }
 }

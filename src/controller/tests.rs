@@ -320,6 +320,60 @@ async fn a_workload_is_free_as_soon_as_its_own_steps_have_ended() {
     assert!(!flights.is_busy(&Key::Instance(b.id)));
 }
 
+fn sweep(workload: &str) -> Step {
+    Step {
+        name: Some(name(workload)),
+        action: Action::Sweep(Leftover::Lease(format!("evenkeel-import-{workload}"))),
+        cause: Cause::Added,
+        requires: Vec::new(),
+        pause: Duration::ZERO,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_step_begins_while_everything_is_looked_at_and_nobody_else_does() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    let id = it.id_of("a").await;
+    let crash = Crash::after(usize::MAX);
+    let edge = Arc::new(it.edge().with_crash(Arc::clone(&crash)));
+    let resume = Step { action: Action::Resume { id }, requires: vec![StepId(0)], ..sweep("a") };
+    let (mut flights, mut cooling) = (Flights::default(), Cooling::default());
+    flights.send(&edge, vec![(StepId(0), sweep("a")), (StepId(1), resume)], 0);
+    let look = tokio::time::sleep(Duration::from_secs(1));
+    tokio::select! {
+        () = look => {}
+        never = flights.go_on(&edge) => match never {},
+    }
+    assert_eq!(crash.passed(), ["sweep", "resume"]);
+    assert!(flights.is_busy(&Key::Workload(name("a"))), "what the look found is from before");
+    flights.landed(&edge, &mut cooling, tokio::time::Instant::now()).await;
+    assert!(!flights.is_busy(&Key::Workload(name("a"))) && flights.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_goes_on_before_others_begin() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    let id = it.id_of("a").await;
+    let crash = Crash::after(usize::MAX);
+    let edge = Arc::new(it.edge().with_crash(Arc::clone(&crash)));
+    // All permits but one are taken.
+    let mut taken = Vec::new();
+    for _ in 1..CONCURRENCY {
+        taken.push(edge.carry_out(&sweep("x"), None).await.1.unwrap());
+    }
+    let resume = Step { action: Action::Resume { id }, requires: vec![StepId(0)], ..sweep("a") };
+    let (mut flights, mut cooling) = (Flights::default(), Cooling::default());
+    flights.send(&edge, vec![(StepId(0), sweep("a")), (StepId(1), resume)], 0);
+    flights.send(&edge, vec![(StepId(0), sweep("b"))], 0);
+    while !flights.is_empty() {
+        flights.seen();
+        flights.landed(&edge, &mut cooling, tokio::time::Instant::now()).await;
+    }
+    assert_eq!(crash.passed()[CONCURRENCY - 1..], ["sweep", "resume", "sweep"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_runtime_does_not_end_is_killed_by_its_pid() {
     let mut it = Harness::with(&[("a", "")]).await;

@@ -246,14 +246,13 @@ impl<'a> Planner<'a> {
             self.desired.workloads.keys().chain(instances.keys().copied()).collect();
         for name in names {
             let mut all = instances.remove(name).unwrap_or_default();
-            // The one that runs stands for the workload, else the one that ran last; IDs make it one answer.
+            // The one that runs stands for the workload, else the one that ran last; IDs make it one answer. Times
+            // since boot can be compared within this boot only.
             all.sort_by_key(|it| {
-                (
-                    it.task.pid().is_some(),
-                    it.task != Task::None,
-                    it.run.as_ref().map(|run| run.at),
-                    it.id.clone(),
-                )
+                let run = it.run.as_ref();
+                let now = run.filter(|run| run.boot == self.observed.boot_id).map(|run| run.at);
+                let before = run.map(|run| run.started.as_str());
+                (it.task.pid().is_some(), it.task != Task::None, now, before, it.id.clone())
             });
             let current = all.pop();
             let wish = self.wish(name, current);
@@ -1453,11 +1452,11 @@ impl<'a> Planner<'a> {
                 .as_ref()
                 .filter(|it| it.boot == self.observed.boot_id)
                 .map(|it| it.at),
-            // What is replaced is not tried again, and a start that was cut off is no failure of the program.
+            // A start that was cut off is no failure of the program. What is replaced is tried again if its successor
+            // cannot start after all.
             strikes: if created
                 || was_stopped(current)
                 || is_ending(current)
-                || target.id != current.id
                 || self.ended_by_hand(name)
             {
                 0

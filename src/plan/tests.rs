@@ -179,6 +179,51 @@ fn the_decision_table_is_the_committed_one() {
     );
 }
 
+/// The look between create and start: what each expectation refuses, and by which reason.
+#[test]
+fn a_created_process_is_accepted_only_with_exactly_what_was_wanted() {
+    const HOST: View = View { ipc_ns: 1, shm: Some(10), shm_root: Some(1) };
+    let donor: InstanceId = "donor-0123456789".parse().unwrap();
+    // The donor publishes namespace 2 and device 20.
+    let published = |id: &InstanceId| {
+        if *id == donor { (Some(2), Some(20)) } else { (None, None) }
+    };
+    let stranger: InstanceId = "stranger-0123456789".parse().unwrap();
+    let of = |id: &InstanceId| ExpectNamespace::Of(id.clone());
+    let shm_of = |id: &InstanceId| ExpectShm::Of(id.clone());
+    let rows: [(ExpectNamespace, ExpectShm, u64, Option<u64>, Option<&str>); 22] = [
+        (ExpectNamespace::Own, ExpectShm::Own, 3, Some(30), None),
+        (ExpectNamespace::Own, ExpectShm::Own, 1, Some(30), Some("namespace-not-own")),
+        (ExpectNamespace::Own, ExpectShm::Own, 3, Some(10), Some("shm-not-own")),
+        (ExpectNamespace::Own, ExpectShm::Own, 3, None, Some("shm-not-own")),
+        (ExpectNamespace::Own, ExpectShm::Absent, 3, None, None),
+        (ExpectNamespace::Own, ExpectShm::Absent, 3, Some(30), Some("shm-unexpected")),
+        (ExpectNamespace::Own, ExpectShm::Absent, 3, Some(10), Some("shm-unexpected")),
+        (ExpectNamespace::Own, ExpectShm::Any, 3, None, None),
+        (ExpectNamespace::Own, ExpectShm::Any, 3, Some(10), None),
+        (ExpectNamespace::Own, ExpectShm::Any, 1, Some(30), Some("namespace-not-own")),
+        (ExpectNamespace::Host, ExpectShm::Host, 1, Some(10), None),
+        (ExpectNamespace::Host, ExpectShm::Host, 3, Some(10), Some("namespace-not-host")),
+        (ExpectNamespace::Host, ExpectShm::Host, 1, Some(30), Some("shm-not-host")),
+        (ExpectNamespace::Host, ExpectShm::Host, 1, None, Some("shm-not-host")),
+        (of(&donor), shm_of(&donor), 2, Some(20), None),
+        (of(&donor), shm_of(&donor), 3, Some(20), Some("donor-vanished")),
+        (of(&donor), shm_of(&donor), 1, Some(20), Some("donor-vanished")),
+        (of(&donor), shm_of(&donor), 2, Some(30), Some("mounts-not-shared")),
+        (of(&donor), shm_of(&donor), 2, None, Some("mounts-not-shared")),
+        // What is not published is nobody's, also when the process has nothing either.
+        (of(&stranger), shm_of(&donor), 2, Some(20), Some("donor-vanished")),
+        (of(&donor), shm_of(&stranger), 2, None, Some("mounts-not-shared")),
+        (ExpectNamespace::Own, shm_of(&donor), 3, Some(10), Some("mounts-not-shared")),
+    ];
+    for (namespace, shm, ipc_ns, device, reason) in rows {
+        let seen = View { ipc_ns, shm: device, shm_root: None };
+        let expect = Expect { namespace, shm };
+        let answer = accept(&expect, &seen, Some(&HOST), published);
+        assert_eq!(answer.map_err(|it| it.reason).err(), reason, "{expect:?} {seen:?}");
+    }
+}
+
 /// What is there, together where it makes no difference.
 fn rows_by_have(want: Want, every: &Sets) -> Vec<Sets> {
     let mut groups: Vec<(Sets, Vec<Decision>)> = Vec::new();
@@ -994,6 +1039,51 @@ fn an_ended_run_follows_its_policy() {
         let expected = if policy_word == "never" { Phase::Failed } else { Phase::BackingOff };
         assert_eq!(standing(&plan, "a").phase, expected, "{policy_word}, lost");
     }
+}
+
+#[test]
+fn a_failure_of_what_is_replaced_counts_when_its_successor_cannot_start() {
+    let mut observed = empty();
+    converge(&desired(&[("a", Some(""))]), &mut observed);
+    for instance in observed.instances.values_mut() {
+        instance.task = Task::Stopped { code: 3, at: String::new() };
+    }
+    // An edit acts at once, and what it replaces has failed all the same.
+    let plan =
+        diff(&desired(&[("a", Some(r#""args": ["x"]"#))]), &observed, &policy(), model::now());
+    assert!(plan.steps.iter().any(|it| it.action.verb() == "start"), "{plan}");
+    let finish = plan
+        .steps
+        .iter()
+        .find_map(|it| if let Action::Finish(finish) = &it.action { Some(finish) } else { None });
+    assert_eq!(finish.unwrap().strikes, 1);
+}
+
+#[test]
+fn after_a_reboot_the_instance_that_ran_since_stands_for_its_workload() {
+    let (first, second) = ([("a", Some(""))], [("a", Some(r#""args": ["x"]"#))]);
+    let mut observed = empty();
+    converge(&desired(&first), &mut observed);
+    let mut old = observed.instances.values().next().unwrap().clone();
+    old.task = Task::None;
+    old.view = None;
+    // A boot that had lasted for longer than this one has.
+    let run = old.run.as_mut().unwrap();
+    run.boot = "the one before".to_owned();
+    run.at = model::now() + Duration::from_secs(9999);
+    let run = run.n;
+    old.end = Some(End { n: run, code: 0, reason: STOPPED.to_owned(), ..End::default() });
+    let mut observed = empty();
+    converge(&desired(&second), &mut observed);
+    let new = observed.instances.values_mut().next().unwrap();
+    new.task = Task::None;
+    let id = new.id.clone();
+    observed.instances.insert(old.id.clone(), old);
+    let plan = diff(&desired(&second), &observed, &policy(), model::now());
+    // Its run ended unseen, and is not passed over for that of the old one.
+    assert_eq!(plan.steps[0].action.verb(), "finish", "{plan}");
+    assert_eq!(standing(&plan, "a").instance.as_ref(), Some(&id));
+    assert_eq!(standing(&plan, "a").phase, Phase::BackingOff);
 }
 
 #[test]

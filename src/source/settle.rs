@@ -31,7 +31,12 @@ use crate::desired::{BootTime, FileState, Root, Scan, Source};
 use crate::manifest::{self, Position, Problem, Reading, Severity};
 
 /// Between two reads that must agree, where it can be known that nobody has the file open for writing.
-pub(super) const QUIET: Duration = Duration::from_millis(50);
+///
+/// A half-written file that somebody has open never counts, however short this is. It is for a writer that is between
+/// two opens (`echo a > f; echo b >> f`), for whom a shell needs less than a millisecond, and starting a program a few.
+/// It is more than two ticks of the slowest clock that change times are read from (10 ms), so that a write after the
+/// first read shows in the second.
+pub(super) const QUIET: Duration = Duration::from_millis(25);
 
 /// Between two reads that must agree, where that cannot be known.
 pub(super) const UNKNOWN: Duration = Duration::from_secs(1);

@@ -82,6 +82,35 @@ async fn it_starts_again_after_it_was_killed() {
     assert_ne!(it.start().await, first);
 }
 
+/// A killed containerd gives up its sockets before it has ended.
+#[tokio::test]
+async fn it_starts_once_the_one_before_has_ended() {
+    let it = Running::new();
+    let mut dying = Command::new("sleep").arg("600").spawn().unwrap();
+    fs::create_dir_all(it.directory.path().join("run")).unwrap();
+    let started = evenkeel::host::linux::start_time(dying.id()).unwrap();
+    let boot_id = evenkeel::host::linux::boot_id().unwrap();
+    let text = format!(
+        r#"{{"pid":{},"startTime":{started},"bootId":"{boot_id}","since":""}}"#,
+        dying.id()
+    );
+    fs::write(it.directory.path().join("run/containerd.pid.json"), text).unwrap();
+    let engine = it.engine.clone();
+    let start = tokio::spawn(async move { engine.start().await });
+    // The first thing that a start makes after its look at what was before.
+    let config = it.engine.root().join("config.toml");
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !config.exists() {
+        assert!(Instant::now() < deadline, "the start waits");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(it.engine.find(), Found::Stopped, "nothing runs beside the one that dies");
+    dying.kill().unwrap();
+    dying.wait().unwrap();
+    start.await.unwrap().unwrap();
+    assert_ne!(it.pid(), dying.id());
+}
+
 #[tokio::test]
 async fn a_stranger_s_pid_is_not_ended() {
     let it = Running::new();

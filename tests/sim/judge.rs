@@ -85,6 +85,8 @@ pub(crate) struct Judge {
     believed_device: Option<u64>,
     good_since: Option<Instant>,
     runs: BTreeMap<InstanceId, Vec<Run>>,
+    /// Of those that have lost their container object, as long as that was believed to be there.
+    lost: Vec<Run>,
     failures: BTreeMap<String, Failures>,
     removals: Vec<(String, Instant)>,
     sizes: Vec<(usize, Instant)>,
@@ -237,6 +239,7 @@ impl Judge {
     pub(crate) fn rebooted(&mut self) {
         self.wishes.clear();
         self.runs.clear();
+        self.lost.clear();
         self.failures.clear();
         self.removals.clear();
         self.sizes.clear();
@@ -245,7 +248,11 @@ impl Judge {
     }
 
     pub(crate) fn lost(&mut self, id: &InstanceId, name: &str) {
-        self.runs.remove(id);
+        let at = Instant::now();
+        for mut run in self.runs.remove(id).into_iter().flatten() {
+            run.ended.get_or_insert(at);
+            self.lost.push(run);
+        }
         self.failures.remove(name);
         // With its object goes what would show whether it was done.
         for wish in self.wishes.get_mut(name).into_iter().flatten() {
@@ -568,7 +575,7 @@ impl Judge {
         let mine = container.task.pid().and_then(view);
         let since = self.since(at);
         // A donor that has just ended was there when the work began.
-        let mut theirs = self.runs.values().flatten().filter(|it| {
+        let mut theirs = self.runs.values().flatten().chain(&self.lost).filter(|it| {
             chain.contains(&it.name)
                 && it.started.is_some()
                 && it.ended.is_none_or(|ended| ended >= since)
@@ -848,7 +855,7 @@ impl Judge {
         match workload.spec.ipc(&container.defaults).mode {
             IpcMode::Container(donor) => {
                 let chain = chain(donor.as_str(), &objects);
-                let shared = self.runs.values().flatten().any(|it| {
+                let shared = self.runs.values().flatten().chain(&self.lost).any(|it| {
                     chain.contains(&it.name)
                         && it.started.is_some()
                         && it.ended.is_none_or(|it| it >= created)

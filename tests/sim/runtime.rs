@@ -67,6 +67,8 @@ struct State {
     failures: VecDeque<(String, When, bool)>,
     slow: VecDeque<(String, u64)>,
     kill_at_call: Option<usize>,
+    /// Nothing goes wrong any more, not even with a call that was to be the last of its controller.
+    calm: bool,
     judge: Judge,
     trace: Vec<String>,
 }
@@ -97,6 +99,7 @@ impl Shared {
             failures: VecDeque::new(),
             slow: VecDeque::new(),
             kill_at_call: None,
+            calm: false,
             judge: Judge::default(),
             trace: Vec::new(),
         };
@@ -156,6 +159,7 @@ impl Shared {
         state.failures.clear();
         state.slow.clear();
         state.kill_at_call = None;
+        state.calm = true;
     }
 
     /// A pid may be another process's from now on: the host looks at it anew.
@@ -265,7 +269,7 @@ impl SimRuntime {
             self.world.note(&format!("  {operation} {subject}{outcome}"));
             self.world.state().judge.after(operation, subject, result.is_ok(), memory, host);
         }
-        if dies {
+        if dies && !self.world.state().calm {
             self.world.note("  the controller dies");
             self.world.cut();
         }

@@ -1,6 +1,9 @@
 //! Donors and joiners.
 
 use super::*;
+use crate::host::memory::{MemoryHost, process_of};
+use crate::host::{Process, ProcessIpc, ProcessShm};
+use crate::status::Item;
 
 const DONOR: &str = r#""ipcMode": "shareable""#;
 const JOINER: &str = r#""ipcMode": "container:donor""#;
@@ -304,4 +307,60 @@ async fn a_joiner_whose_next_revision_cannot_start_follows_the_donor_that_it_has
         of.find_map(|it| it.view).expect("it runs")
     };
     assert_eq!(view("a"), view("donor"));
+}
+
+/// What the runtime makes of it is not what was asked for: the process is deleted, and nothing that it would have
+/// had stays.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_sees_something_else_is_never_started() {
+    type Distort = fn(Process) -> Option<Process>;
+    let cases: [(&str, Distort, &str); 8] = [
+        ("", |it| Some(Process { ipc: ProcessIpc::Host, ..it }), "namespace-not-own"),
+        ("", |it| Some(Process { shm: ProcessShm::Host, ..it }), "shm-not-own"),
+        ("", |_| None, "process-vanished"),
+        (
+            r#""ipcMode": "none""#,
+            |it| Some(Process { shm: ProcessShm::Own, ..it }),
+            "shm-unexpected",
+        ),
+        (
+            r#""ipcMode": "host""#,
+            |it| Some(Process { ipc: ProcessIpc::Own, ..it }),
+            "namespace-not-host",
+        ),
+        (r#""ipcMode": "host""#, |it| Some(Process { shm: ProcessShm::Own, ..it }), "shm-not-host"),
+        (DONOR, |it| Some(Process { shm: ProcessShm::Own, ..it }), "mounts-not-shared"),
+        (JOINER, |it| Some(Process { ipc: ProcessIpc::Own, ..it }), "donor-vanished"),
+    ];
+    for (spec, distort, reason) in cases {
+        let mut it = Harness::new();
+        let runtime = it.runtime.clone();
+        let seen = Arc::new(move |pid| {
+            let process = runtime.process(pid)?;
+            let made = process_of(&process.spec);
+            if process.id.as_str().starts_with("odd-") { distort(made) } else { Some(made) }
+        });
+        it.host = MemoryHost::new(it.run_directory().path(), seen).with_runtime_clock();
+        it.want("donor", DONOR);
+        it.want("odd", spec);
+        it.run();
+        let fails = |it: &Item| {
+            it.name == "odd" && it.start_failure.as_ref().is_some_and(|it| it.reason == reason)
+        };
+        it.until(reason, |it| it.items.iter().any(fails)).await;
+        it.until_running("donor").await;
+        it.after(5.0).await;
+        let calls = it.calls();
+        let count = |call: &str| calls.iter().filter(|it| *it == call).count();
+        assert_eq!(count("start task odd"), 0, "{reason}: {calls:#?}");
+        assert!(count("create task odd") > 1, "{reason}: it is tried again");
+        assert_eq!(count("create task odd"), count("delete task odd"), "{reason}");
+        // With its backoff, no faster: after 0.1, 0.3, 0.7, 1.5 and 3.1 s.
+        assert!(count("create task odd") < 8, "{reason}: {calls:#?}");
+        let facts = it.host.observe(&Ask::default()).unwrap();
+        let published: Vec<&str> = facts.published.keys().map(InstanceId::as_str).collect();
+        assert_eq!(published.len(), 1, "{reason}: {published:?}");
+        assert!(published[0].starts_with("donor-"), "{reason}: {published:?}");
+        assert_eq!(it.running().await, ["donor"], "{reason}");
+    }
 }

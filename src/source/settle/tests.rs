@@ -107,13 +107,13 @@ fn without_an_event_two_reads_must_agree_a_quiet_time_apart() {
         fs::write(bench.path("web.yaml"), WEB).unwrap();
         assert_eq!(documents(&bench.look()), None);
         assert_eq!(bench.tracker.due(bench.now), Some(bench.now + QUIET));
-        assert_eq!(documents(&bench.after(40).look()), None);
+        assert_eq!(documents(&bench.after(20).look()), None);
         if !inotify {
             // Another content starts the time anew.
             fs::write(bench.path("web.yaml"), format!("{WEB}---\n{WEB}")).unwrap();
-            assert_eq!(documents(&bench.after(20).look()), None);
+            assert_eq!(documents(&bench.after(10).look()), None);
         }
-        assert_eq!(documents(&bench.after(50).look()), Some(if inotify { 1 } else { 2 }));
+        assert_eq!(documents(&bench.after(25).look()), Some(if inotify { 1 } else { 2 }));
         assert_eq!(bench.tracker.due(bench.now), None);
     }
 }
