@@ -157,11 +157,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             {
                 // Whatever is under way: its end is in that one's hands now, and nothing is begun any more.
                 info!(by = by.pid, "`evenkeel shutdown` ends everything; this ends for it");
-                flights.finish_soon(&self.edge, &mut cooling).await;
-                if self.identity.is_some() {
-                    self.edge.tell_controller("controller-ended");
-                }
-                return Ended::Shutdown;
+                return self.leave(flights, &mut cooling).await;
             }
             let mut next = RESYNC;
             let mut held = false;
@@ -171,6 +167,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 biased;
                 look = look => look,
                 never = flights.go_on(&self.edge) => match never {},
+                // A look may wait for a runtime that hangs; who ends us does not.
+                () = &mut shutdown => return self.leave(flights, &mut cooling).await,
             };
             match (&desired, look) {
                 (_, Err(error)) => {
@@ -250,13 +248,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             // made anew from the plan. In order, so that equal worlds take equal ways; each arm leads to a look at all.
             wake = tokio::select! {
                 biased;
-                () = &mut shutdown => {
-                    flights.finish_soon(&self.edge, &mut cooling).await;
-                    if self.identity.is_some() {
-                        self.edge.tell_controller("controller-ended");
-                    }
-                    return Ended::Shutdown;
-                }
+                () = &mut shutdown => return self.leave(flights, &mut cooling).await,
                 changed = self.desired.changed(), if !manifests_end => {
                     // Read once and for all when the other end is gone.
                     manifests_end = changed.is_err();
@@ -272,6 +264,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         }
     }
 
+    async fn leave(&self, mut flights: Flights, cooling: &mut Cooling) -> Ended {
+        flights.finish_soon(&self.edge, cooling).await;
+        if self.identity.is_some() {
+            self.edge.tell_controller("controller-ended");
+        }
+        Ended::Shutdown
+    }
+
     fn plan(&self, desired: &DesiredState, look: &Look) -> Plan {
         match &self.goal {
             Goal::Keep | Goal::Converge { .. } => {
@@ -282,9 +282,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 plan::diff(desired, &look.observed, &policy, look.now).only(names)
             }
             Goal::Down { names } => plan::down(&look.observed, names.as_ref()),
-            Goal::Shutdown { until, why } => {
-                plan::shutdown(&look.observed, until.since(look.now), *why)
-            }
+            Goal::Shutdown { until, why } => plan::shutdown(&look.observed, look.now, *until, *why),
         }
     }
 
@@ -334,7 +332,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     observed.instances.values().map(|it| &it.task).chain(observed.orphans.values());
                 (!tasks.any(|it| *it == Task::Unknown)).then_some(Ended::Converged)
             }
-            Goal::Shutdown { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
+            // Refusals that come quickly are no reason to leave processes to the end of the machine.
+            Goal::Shutdown { until, .. } => (look.now >= *until && cooling.has_given_up(look.now))
+                .then_some(Ended::NotConverged),
             Goal::Converge { .. } | Goal::Hands { .. } => {
                 let wait = &matches!(self.goal, Goal::Converge { wait: true });
                 if !plan.is_empty() {

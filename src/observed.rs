@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,20 @@ pub struct Run {
     pub at: BootTime,
     /// Wall clock of the start, RFC 3339.
     pub started: String,
+}
+
+impl Run {
+    /// How long it lasted, in this boot: until `ended`, the wall clock at its end in RFC 3339, or `now` if nobody knows.
+    ///
+    /// What is noticed late has not lasted longer for that. A wall clock that was set meanwhile makes no run longer
+    /// than it can have been, and one that was set back before the start says nothing.
+    pub fn lasted(&self, now: BootTime, ended: Option<&str>) -> Duration {
+        let most = now.since(self.at);
+        let time = |text: &str| text.parse::<jiff::Timestamp>().ok();
+        let between =
+            ended.and_then(|ended| Some(time(ended)?.duration_since(time(&self.started)?)));
+        between.and_then(|it| Duration::try_from(it).ok()).map_or(most, |it| it.min(most))
+    }
 }
 
 /// Reasons of an [`End`]: the process ended by itself, was ended by us, or nobody knows.
@@ -331,4 +346,33 @@ pub struct Removal {
 pub struct Approval {
     pub name: Name,
     pub instance: InstanceId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_lasts_until_its_end_whoever_looks_when_and_whatever_the_clock_says() {
+        let seconds = |n| BootTime(Duration::from_secs(n));
+        let run = Run {
+            n: 1,
+            boot: String::new(),
+            at: seconds(100),
+            started: "2026-01-01T00:00:00.000Z".to_owned(),
+        };
+        let rows = [
+            (None, 160, 60),
+            (Some("2026-01-01T00:00:05Z"), 105, 5),
+            (Some("2026-01-01T00:00:05Z"), 160, 5),
+            (Some("2026-01-01T05:00:05+05:00"), 160, 5),
+            // The clock was set forward by a day while it ran; back by an hour; somebody wrote nonsense.
+            (Some("2026-01-02T00:00:05Z"), 105, 5),
+            (Some("2025-12-31T23:00:05Z"), 105, 5),
+            (Some("yesterday"), 105, 5),
+        ];
+        for (ended, now, lasted) in rows {
+            assert_eq!(run.lasted(seconds(now), ended), Duration::from_secs(lasted), "{ended:?}");
+        }
+    }
 }

@@ -130,7 +130,7 @@ pub enum Action {
     /// Removes a stopped instance with everything that it has.
     Remove { id: InstanceId, by_absence: Option<ByAbsence> },
     /// Kills and removes a task that has no container object.
-    RemoveOrphan { id: InstanceId },
+    RemoveOrphan { id: InstanceId, pid: Option<u32> },
     /// Removes what no instance owns.
     Sweep(Leftover),
 }
@@ -189,6 +189,8 @@ pub struct Finish {
     /// It was being ended on purpose, by one who did not get to write down that it has: as one that was stopped too.
     pub stopped: bool,
     pub started: Option<BootTime>,
+    /// How long it ran, as far as that is known.
+    pub lasted: Duration,
     /// Failures in a row after this one, and the name they are kept under.
     pub strikes: u32,
     /// Runs of the instance that failed so far, this one included if it did.
@@ -398,7 +400,7 @@ impl Action {
             | Self::Publish { id, .. }
             | Self::Clear { id }
             | Self::Remove { id, .. }
-            | Self::RemoveOrphan { id } => id.to_string(),
+            | Self::RemoveOrphan { id, .. } => id.to_string(),
             Self::Sweep(leftover) => leftover.to_string(),
         }
     }
@@ -415,7 +417,7 @@ impl Action {
             | Self::Publish { id, .. }
             | Self::Clear { id }
             | Self::Remove { id, .. }
-            | Self::RemoveOrphan { id } => Some(id),
+            | Self::RemoveOrphan { id, .. } => Some(id),
             Self::Import { .. } | Self::Sweep(_) => None,
         }
     }

@@ -44,6 +44,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A process that may take for ever to end is sent its signal again after this time.
 const ASK_AGAIN: Duration = Duration::from_hours(1);
 
+/// What could not be sent its signal is killed after this time, as Docker does.
+const UNASKED: Duration = Duration::from_secs(2);
+
 /// Every effect boundary, in the order in which a start, a replacement and a removal pass them.
 pub const EFFECTS: &[&str] = &[
     "import",
@@ -448,9 +451,9 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 }
                 self.remove(id).await
             }
-            Action::RemoveOrphan { id } => {
+            Action::RemoveOrphan { id, pid } => {
                 self.effect("orphan/object", self.runtime.readopt(id)).await?;
-                self.kill(id, None).await?;
+                self.kill(id, *pid).await?;
                 self.effect("orphan/task", self.runtime.delete_task(id)).await?;
                 self.remove(id).await
             }
@@ -668,10 +671,6 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn stop(&self, stop: &StopInstance) -> Result<(), Error> {
         let id = &stop.id;
-        if stop.paused {
-            // A paused process would not see the signal before it is resumed.
-            self.effect("stop/resume", self.runtime.resume_task(id)).await?;
-        }
         if stop.note && stop.run > 0 {
             // Who dies after the signal leaves an end that would be taken for the program's own.
             let update = Update { ending: Some(stop.run), ..Update::default() };
@@ -681,17 +680,24 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             StopTimeout::After(span) => span.0,
             StopTimeout::Never => ASK_AGAIN,
         };
-        let mut ended = None;
-        if !limit.is_zero() {
-            self.effect("stop/signal", self.runtime.kill(id, stop.signal, false)).await?;
-            ended = self.runtime.wait(id, limit).await?;
-        }
-        let ended = match ended {
-            Some(task) => task,
-            None if stop.timeout == StopTimeout::Never => {
+        let ended = match self.ask_to_end(stop, limit).await {
+            Ok(Some(task)) => task,
+            Ok(None) if stop.timeout == StopTimeout::Never => {
                 return Err(Error::StillRuns { id: id.clone() });
             }
-            None => self.kill(id, stop.pid).await?,
+            Ok(None) => self.kill(id, stop.pid).await?,
+            // Nobody knows whether it runs, or it may take its time.
+            Err(error) if error.is_unreachable() || stop.timeout == StopTimeout::Never => {
+                return Err(error);
+            }
+            // What cannot be asked cannot end by itself: a runtime whose own state is gone refuses for ever.
+            Err(error) => {
+                warn!(id = %id, error = %Chain(&error), "failed to ask it to end; it is killed");
+                match self.runtime.wait(id, limit.min(UNASKED)).await {
+                    Ok(Some(task)) => task,
+                    Ok(None) | Err(_) => self.kill(id, stop.pid).await?,
+                }
+            }
         };
         let (code, at) = match ended {
             Task::Stopped { code, at } => (code, at),
@@ -703,7 +709,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Task::Unknown => (255, self.host.wall_clock()),
         };
         if stop.run > 0 {
-            let lasted_ms = self.lasted(stop.started);
+            let lasted_ms = stop.started.map_or(0, |it| milliseconds(self.host.now().since(it)));
             let (reason, failures) = (STOPPED.to_owned(), stop.failures);
             let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
             let update = Update { end: Some(end), ..Update::default() };
@@ -713,6 +719,24 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         self.link(&mut cleanup, "stop/task", self.runtime.delete_task(id)).await;
         self.link(&mut cleanup, "stop/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
+    }
+
+    /// The stop signal, and its time to act; none without a time.
+    async fn ask_to_end(
+        &self,
+        stop: &StopInstance,
+        limit: Duration,
+    ) -> Result<Option<Task>, Error> {
+        let id = &stop.id;
+        if stop.paused {
+            // A paused process sees no signal before it is resumed, on some kernels not even SIGKILL.
+            self.effect("stop/resume", self.runtime.resume_task(id)).await?;
+        }
+        if limit.is_zero() {
+            return Ok(None);
+        }
+        self.effect("stop/signal", self.runtime.kill(id, stop.signal, false)).await?;
+        Ok(self.runtime.wait(id, limit).await?)
     }
 
     /// SIGKILL to the main process, then to all of them, then to the process itself: its shim may answer no more, and
@@ -768,7 +792,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 }
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
-            let lasted_ms = if finish.never_ran { 0 } else { self.lasted(finish.started) };
+            let lasted_ms = if finish.never_ran { 0 } else { milliseconds(finish.lasted) };
             let (reason, failures) = (reason.to_owned(), finish.failures);
             let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
             let update = Update { end: Some(end), ..Update::default() };
@@ -777,12 +801,6 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         self.link(&mut cleanup, "finish/task", self.runtime.delete_task(id)).await;
         self.link(&mut cleanup, "finish/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
-    }
-
-    fn lasted(&self, started: Option<crate::desired::BootTime>) -> u64 {
-        started.map_or(0, |it| {
-            u64::try_from(self.host.now().since(it).as_millis()).unwrap_or(u64::MAX)
-        })
     }
 
     async fn remove(&self, id: &InstanceId) -> Result<(), Error> {
@@ -886,6 +904,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let host = Arc::clone(&self.host);
         Ok(self.blocking(move || verb(&host, argument)).await??)
     }
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Error {

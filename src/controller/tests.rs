@@ -409,6 +409,69 @@ async fn what_the_runtime_does_not_end_is_killed_by_its_pid() {
     assert_eq!(it.host.killed(), BTreeSet::from([pid]));
 }
 
+/// A runtime whose own state is gone refuses for ever; asking again and again would be all that is done.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_asked_to_end_is_killed_by_its_pid() {
+    let mut it = Harness::with(&[("a", r#""stop": {"timeout": "20s"}"#)]).await;
+    let (id, pid) = (it.id_of("a").await, it.pid_of("a").await);
+    it.runtime.refuse_signals(&id);
+    let asked = it.clock();
+    it.want("a", r#""stop": {"timeout": "20s"}, "state": "stopped""#);
+    while it.host.killed().is_empty() {
+        it.after(0.1).await;
+    }
+    assert_eq!(it.host.killed(), BTreeSet::from([pid]));
+    assert!((2000..20_000).contains(&(it.clock() - asked)), "{}", it.clock() - asked);
+    it.runtime.exit(&id, 137);
+    it.until("it is stopped", |it| it.items.iter().any(|it| it.phase == Phase::Stopped)).await;
+    let calls = it.calls();
+    assert_eq!(calls.iter().filter(|it| *it == "signal task a").count(), 3, "{calls:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_take_for_ever_is_not_killed_because_it_cannot_be_asked() {
+    let never = r#""stop": {"timeout": "never"}"#;
+    let mut it = Harness::with(&[("a", never)]).await;
+    it.runtime.refuse_signals(&it.id_of("a").await);
+    it.want("a", &format!(r#"{never}, "state": "stopped""#));
+    it.until_reason("a", "stop-failed").await;
+    it.after(600.0).await;
+    assert_eq!(it.running().await, ["a"]);
+    assert_eq!(it.host.killed(), BTreeSet::new());
+}
+
+/// Like any other, by its pid if need be.
+#[tokio::test(start_paused = true)]
+async fn a_task_without_its_container_object_is_killed_by_its_pid() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    let (id, pid) = (it.id_of("a").await, it.pid_of("a").await);
+    it.runtime.refuse_signals(&id);
+    it.runtime.lose_container(&id);
+    while it.host.killed().is_empty() {
+        it.after(0.1).await;
+    }
+    assert_eq!(it.host.killed(), BTreeSet::from([pid]));
+    it.runtime.exit(&id, 137);
+    it.until("another one runs", |it| {
+        it.items
+            .iter()
+            .any(|it| it.instance.as_ref().is_some_and(|it| it.pid.is_some_and(|it| it != pid)))
+    })
+    .await;
+}
+
+/// Whoever ends us does not wait for a runtime that hangs.
+#[tokio::test(start_paused = true)]
+async fn the_end_is_heard_in_the_middle_of_a_look() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.runtime.set_hanging(true);
+    it.want("b", "");
+    it.after(1.0).await;
+    let asked = it.clock();
+    assert_eq!(it.end().await, Ended::Shutdown);
+    assert!(it.clock() - asked < 1000, "{}", it.clock() - asked);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_step_that_fails_after_an_edit_keeps_the_edit_from_nothing() {
     let mut it = Harness::with(&[("a", "")]).await;

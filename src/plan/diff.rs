@@ -66,7 +66,12 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     for (id, task) in &observed.orphans {
         let chosen = stems.as_ref().is_none_or(|stems| stems.contains(id.stem()));
         if chosen && *task != Task::Unknown {
-            plan.push(None, Action::RemoveOrphan { id: id.clone() }, Cause::Down, Vec::new());
+            plan.push(
+                None,
+                Action::RemoveOrphan { id: id.clone(), pid: task.pid() },
+                Cause::Down,
+                Vec::new(),
+            );
         }
     }
     if names.is_none() {
@@ -227,7 +232,7 @@ impl<'a> Planner<'a> {
             }
             // One after the other, so that whoever waits for the last has waited for all.
             let before = self.orphans.get(id.stem()).copied().flatten();
-            let remove = Action::RemoveOrphan { id: id.clone() };
+            let remove = Action::RemoveOrphan { id: id.clone(), pid: task.pid() };
             let step = self.plan.push(None, remove, Cause::Orphaned, before.into_iter().collect());
             self.orphans
                 .entry(id.stem())
@@ -1124,7 +1129,7 @@ impl<'a> Planner<'a> {
             .run
             .as_ref()
             .filter(|it| it.boot == self.observed.boot_id)
-            .map(|it| self.now.since(it.at));
+            .map(|it| it.lasted(self.now, ended_at(current)));
         // Counted already, by one who did not get to the end of it.
         if let Some(before) = before
             && before.run.is_some()
@@ -1434,6 +1439,7 @@ impl<'a> Planner<'a> {
             | Task::Unknown => None,
         };
         let cause = if created { Cause::Interrupted } else { ended(current) };
+        let run = current.run.as_ref().filter(|it| it.boot == self.observed.boot_id);
         let finish = Finish {
             id: current.id.clone(),
             revision: current.revision.clone(),
@@ -1447,11 +1453,8 @@ impl<'a> Planner<'a> {
             exit,
             never_ran: created,
             stopped: is_ending(current),
-            started: current
-                .run
-                .as_ref()
-                .filter(|it| it.boot == self.observed.boot_id)
-                .map(|it| it.at),
+            started: run.map(|it| it.at),
+            lasted: run.map_or(Duration::ZERO, |it| it.lasted(self.now, ended_at(current))),
             // A start that was cut off is no failure of the program. What is replaced is tried again if its successor
             // cannot start after all.
             strikes: if created
@@ -1755,6 +1758,18 @@ fn stop_of(instance: &Instance) -> StopInstance {
         note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
         started: instance.run.as_ref().map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
+    }
+}
+
+/// When the process ended that is still known.
+fn ended_at(instance: &Instance) -> Option<&str> {
+    match &instance.task {
+        Task::Stopped { at, .. } => Some(at),
+        Task::None
+        | Task::Created { .. }
+        | Task::Running { .. }
+        | Task::Paused { .. }
+        | Task::Unknown => None,
     }
 }
 

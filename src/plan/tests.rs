@@ -476,7 +476,7 @@ mod model {
                     instance.published.ns = true;
                     instance.published.ns_inode = instance.view.map(|it| it.ipc_ns);
                 }
-                Action::RemoveOrphan { id } => drop(observed.orphans.remove(id)),
+                Action::RemoveOrphan { id, .. } => drop(observed.orphans.remove(id)),
                 Action::Sweep(Leftover::Hand(name, hand)) => {
                     assert_eq!(observed.hands.remove(name).as_ref(), Some(hand), "{plan}");
                 }
@@ -1115,7 +1115,7 @@ fn a_task_without_its_container_object_ends_before_its_workload_starts() {
     let orphan: InstanceId = "a-0123456789".parse().unwrap();
     observed.orphans.insert(orphan.clone(), crate::observed::Task::Running { pid: 7 });
     let plan = diff(&wanted, &observed, &policy(), model::now());
-    assert_eq!(plan.steps[0].action, Action::RemoveOrphan { id: orphan.clone() });
+    assert_eq!(plan.steps[0].action, Action::RemoveOrphan { id: orphan.clone(), pid: Some(7) });
     for step in plan.steps.iter().filter(|it| it.action.verb() == "prepare") {
         let is_its = step.name == Some("a".parse().unwrap());
         assert_eq!(step.requires == [StepId(0)], is_its, "{plan}");

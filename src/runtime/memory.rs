@@ -48,10 +48,13 @@ struct State {
     images: BTreeMap<String, Image>,
     blobs: BTreeSet<String>,
     unreachable: bool,
+    hanging: bool,
     /// Programs that end by themselves as soon as they start.
     endings: BTreeMap<Name, u32>,
     /// Instances that end by SIGKILL only.
     stubborn: BTreeSet<InstanceId>,
+    /// Whose runtime refuses every signal.
+    unreachable_by_signals: BTreeSet<InstanceId>,
     /// `None`: the call panics.
     failures: VecDeque<(&'static str, Option<ErrorKind>)>,
     silent: bool,
@@ -61,7 +64,8 @@ struct State {
     /// A pid that is free is used again at once, as a busy box may do it.
     reuses_pids: bool,
     /// Seconds of a clock that moves with each end of a task.
-    clock: i64,
+    /// When the model was made, by tokio's clock: what its wall clock counts from.
+    began: Instant,
 }
 
 /// A container object.
@@ -101,15 +105,17 @@ impl Default for MemoryRuntime {
             images: BTreeMap::new(),
             blobs: BTreeSet::new(),
             unreachable: false,
+            hanging: false,
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
+            unreachable_by_signals: BTreeSet::new(),
             failures: VecDeque::new(),
             silent: false,
             calls: Vec::new(),
             looks: 0,
             next_pid: FIRST_PID,
             reuses_pids: false,
-            clock: 946_684_800,
+            began: Instant::now(),
         };
         Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0) }
     }
@@ -169,6 +175,11 @@ impl MemoryRuntime {
         self.state().stubborn.insert(id.clone());
     }
 
+    /// From now on no signal can be sent to that instance, as when runc has lost its state of it.
+    pub fn refuse_signals(&self, id: &InstanceId) {
+        self.state().unreachable_by_signals.insert(id.clone());
+    }
+
     /// Stops all processes of a task for a moment, as somebody else may.
     pub fn pause(&self, id: &InstanceId) {
         self.change(|state| {
@@ -210,6 +221,11 @@ impl MemoryRuntime {
         if !unreachable {
             self.hint();
         }
+    }
+
+    /// While it hangs, nobody who looks gets an answer.
+    pub fn set_hanging(&self, hanging: bool) {
+        self.change(|state| state.hanging = hanging);
     }
 
     /// Removes a container object behind our back; its task and its snapshot stay.
@@ -326,6 +342,9 @@ impl MemoryRuntime {
     }
 }
 
+/// 2026-01-01T01:00:00Z, when the clock of a host in memory begins.
+const BEGINNING_MS: i64 = 1_767_229_200_000;
+
 /// Why the model refuses.
 #[derive(Debug, thiserror::Error)]
 #[error("{1}")]
@@ -344,9 +363,7 @@ const NOT_OURS: Refusal = Refusal(
 
 impl State {
     fn end(&mut self, id: &InstanceId, code: u32) {
-        self.clock += 1;
-        let at =
-            jiff::Timestamp::from_second(self.clock).map(|it| it.to_string()).unwrap_or_default();
+        let at = self.wall_clock();
         if let Some(it) = self.tasks.get_mut(id)
             && !matches!(it.task, Task::Stopped { .. })
         {
@@ -355,6 +372,13 @@ impl State {
             let of = self.execs.iter_mut().filter(|(key, end)| key.0 == *id && end.is_none());
             of.for_each(|(_, end)| *end = Some(137));
         }
+    }
+
+    /// That of a host in memory that was made at the same time and has never been rebooted.
+    fn wall_clock(&self) -> String {
+        let millis = i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let time = jiff::Timestamp::from_millisecond(BEGINNING_MS.saturating_add(millis));
+        format!("{:.3}", time.unwrap_or_default())
     }
 
     fn end_exec(&mut self, id: &InstanceId, key: &str, code: u32) {
@@ -428,6 +452,11 @@ impl State {
 impl Runtime for MemoryRuntime {
     async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
         self.state().looks += 1;
+        let mut changes = self.changes.subscribe();
+        while self.state().hanging {
+            // The sender is ours, so it lives.
+            changes.changed().await.ok();
+        }
         self.look(verb::OBSERVE, "the model", |state| {
             let mut objects = Objects { leases: state.leases.clone(), ..Objects::default() };
             for (id, object) in &state.containers {
@@ -660,6 +689,9 @@ impl Runtime for MemoryRuntime {
         self.perform(verb::KILL, id.as_str(), |state| {
             if !matches!(state.task(id), Task::None | Task::Stopped { .. }) {
                 state.reach(id)?;
+                if state.unreachable_by_signals.contains(id) {
+                    return Err(Refusal(ErrorKind::Refused, "a test wants it"));
+                }
                 state.signal(id, signal);
             }
             Ok(())

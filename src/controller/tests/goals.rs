@@ -217,7 +217,7 @@ async fn down_is_not_done_while_a_task_without_an_object_does_not_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_replacement_that_is_tried_again_says_what_has_changed() {
     let mut it = Harness::with(&[("a", "")]).await;
-    it.runtime.fail_next(verb::KILL, ErrorKind::Refused);
+    it.runtime.refuse_signals(&it.id_of("a").await);
     it.want("a", r#""args": ["x"]"#);
     it.until_reason("a", "stop-failed").await;
     let plan = it.plan().await;

@@ -78,6 +78,30 @@ async fn no_strike_is_lost_or_counted_twice_when_noting_an_end_is_cut_off() {
     assert_delays(&starts[1..6], &DELAYS[1..5]);
 }
 
+/// Nobody looked for a while: the run has not lasted longer for that.
+#[tokio::test(start_paused = true)]
+async fn a_short_run_is_short_however_late_its_end_is_noticed() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(1));
+    it.want("a", "");
+    it.run();
+    // Just before the start after 6.4 s.
+    it.after(12.5).await;
+    let count = it.look().await.strikes[&name("a")].count;
+    it.exit_on_start("a", None);
+    it.until_running("a").await;
+    it.kill().await;
+    it.after(0.2).await;
+    it.exit("a", 1).await;
+    it.after(60.0).await;
+    it.run();
+    it.until("it is noticed", |it| it.items[0].phase == Phase::BackingOff).await;
+    it.idle().await;
+    assert_eq!(it.look().await.strikes[&name("a")].count, count + 1);
+    let lasted = it.instance("a").await.end.unwrap().lasted_ms;
+    assert!((100..1000).contains(&lasted), "{lasted}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_run_of_ten_seconds_starts_the_delays_anew() {
     let mut it = Harness::new();

@@ -140,6 +140,25 @@ async fn an_idle_controller_notices_within_a_second_that_everything_is_to_end() 
     assert_eq!(it.running().await, ["a"]);
 }
 
+/// Refusals that come quickly do not use up the time that there is.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_is_tried_until_the_time_is_up() {
+    for (answers_after, ended) in [(20, Ended::Converged), (600, Ended::NotConverged)] {
+        let mut it = Harness::with(&[("a", "")]).await;
+        it.kill().await;
+        let id = it.id_of("a").await;
+        it.runtime.refuse_signals(&id);
+        let runtime = it.runtime.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(answers_after)).await;
+            runtime.exit(&id, 137);
+        });
+        assert_eq!(shut_down(&mut it, 60).await, ended);
+        let least = answers_after.min(60) * 1000;
+        assert!((least..least + 60_000).contains(&it.clock()), "{}", it.clock());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_does_not_answer_is_not_taken_for_ended() {
     let mut it = Harness::with(&[("a", ""), ("b", "")]).await;

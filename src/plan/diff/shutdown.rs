@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{donor_of, donors_last, ended, has_ended, is_ending, stop_of, was_stopped};
+use crate::desired::BootTime;
 use crate::observed::{Instance, ObservedState, Task};
 use crate::plan::{Action, Cause, Finish, MachineEnd, Plan, StepId};
 use crate::workload::{Name, Span, StopTimeout};
@@ -13,11 +14,17 @@ use crate::workload::{Name, Span, StopTimeout};
 const NEXT: Duration = Duration::from_millis(1);
 
 /// Plans the end of every process of ours, joiners before what they join. Each has its own time to end, and none more
-/// than what is `left`; then it is killed. All objects stay, and every end is written down as one that somebody
+/// than what is left of the whole; then it is killed. All objects stay, and every end is written down as one that somebody
 /// wanted, so that the next controller starts everything again.
 ///
 /// Hands and failures stay as they are: it is not a person's stop of a workload, and no run failed.
-pub fn shutdown(observed: &ObservedState, left: Duration, why: Option<MachineEnd>) -> Plan {
+pub fn shutdown(
+    observed: &ObservedState,
+    now: BootTime,
+    until: BootTime,
+    why: Option<MachineEnd>,
+) -> Plan {
+    let left = until.since(now);
     let mut plan = Plan::default();
     let instances: Vec<&Instance> = observed.instances.values().collect();
     let mut joiners: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
@@ -44,7 +51,7 @@ pub fn shutdown(observed: &ObservedState, left: Duration, why: Option<MachineEnd
             }
             // Its code would be lost with the machine.
             Task::Stopped { code, at } => {
-                let finish = finish(instance, *code, at);
+                let finish = finish(instance, now, *code, at);
                 plan.push(name, Action::Finish(finish), ended(instance), Vec::new());
             }
             // Nothing can be done about what does not answer; whoever asked is told.
@@ -53,14 +60,14 @@ pub fn shutdown(observed: &ObservedState, left: Duration, why: Option<MachineEnd
     }
     for (id, task) in &observed.orphans {
         if *task != Task::Unknown {
-            let remove = Action::RemoveOrphan { id: id.clone() };
+            let remove = Action::RemoveOrphan { id: id.clone(), pid: task.pid() };
             plan.push(None, remove, Cause::Shutdown(why), Vec::new());
         }
     }
     plan
 }
 
-fn finish(instance: &Instance, code: u32, at: &str) -> Finish {
+fn finish(instance: &Instance, now: BootTime, code: u32, at: &str) -> Finish {
     let run = instance.run.as_ref();
     let n = run.map_or(1, |it| it.n);
     let before = instance.end.as_ref().map_or(0, |it| it.failures);
@@ -73,6 +80,7 @@ fn finish(instance: &Instance, code: u32, at: &str) -> Finish {
         never_ran: false,
         stopped: is_ending(instance),
         started: run.map(|it| it.at),
+        lasted: run.map_or(Duration::ZERO, |it| it.lasted(now, Some(at))),
         strikes: 0,
         failures: before.saturating_add(u32::from(is_new && code != 0 && !is_ending(instance))),
     }
