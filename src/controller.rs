@@ -135,6 +135,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut read: Option<Arc<DesiredState>> = None;
         let mut standings = None;
         if self.identity.is_some() {
+            self.edge.run.sweep_execs();
             self.edge.tell_controller("controller-started");
         }
         tokio::pin!(shutdown);

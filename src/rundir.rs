@@ -122,6 +122,17 @@ impl fmt::Display for Holder {
     }
 }
 
+fn exec_prefix(holder: &Holder) -> String {
+    format!("exec-{}-{}-", holder.pid, holder.start_time)
+}
+
+/// Pid and start time of who made the directory of that name.
+fn exec_maker(name: &str) -> Option<(u32, u64)> {
+    let mut parts = name.strip_prefix("exec-")?.splitn(3, '-');
+    let maker = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().map(|_| maker)
+}
+
 /// Whose a process beside an instance's program is; stands beside its FIFOs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecOwner {
@@ -412,6 +423,32 @@ impl RunDirectory {
         entries.filter_map(owner).collect()
     }
 
+    /// Makes the directory of one, 0700. Its name says who makes it, as long as no file in it does.
+    pub fn make_exec(&self, holder: &Holder) -> Result<tempfile::TempDir, Error> {
+        let path = self.exec_directory();
+        make_directory(&path)?;
+        let made = tempfile::Builder::new().prefix(&exec_prefix(holder)).tempdir_in(&path);
+        made.map_err(|cause| Error { operation: "make a directory in", path, cause })
+    }
+
+    /// Removes what commands have left that were killed before they wrote down whose it was: there is no process of
+    /// theirs yet. What does not succeed is tried by the next one.
+    pub fn sweep_execs(&self) {
+        let entries = fs::read_dir(self.exec_directory()).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            let maker = name.to_str().and_then(exec_maker);
+            let is_left = maker.is_some_and(|(pid, start)| linux::start_time(pid) != Some(start));
+            // The maker is dead, so no owner comes any more.
+            if is_left
+                && fs::symlink_metadata(entry.path().join(OWNER))
+                    .is_err_and(|it| it.kind() == io::ErrorKind::NotFound)
+            {
+                drop(fs::remove_dir_all(entry.path()));
+            }
+        }
+    }
+
     /// Forgets one that is gone.
     pub fn remove_exec(&self, key: &str) -> Result<(), Error> {
         let path = self.exec_directory().join(key);
@@ -691,6 +728,25 @@ mod tests {
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_a_command_left_that_was_killed_before_it_named_itself_is_swept() {
+        let (_directory, run) = fresh();
+        let this = Holder::this().unwrap();
+        let dead = Holder { start_time: this.start_time + 1, ..this.clone() };
+        let left = run.make_exec(&dead).unwrap().keep();
+        // Its process may live, and only whoever can end it may forget it.
+        let owned = run.make_exec(&dead).unwrap();
+        let key = owned.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let instance = "a-0123456789".parse().unwrap();
+        run.set_exec_owner(&key, &ExecOwner { instance, holder: dead }).unwrap();
+        let begun = run.make_exec(&this).unwrap();
+        let foreign = run.exec_directory().join("exec-foreign");
+        fs::create_dir(&foreign).unwrap();
+        run.sweep_execs();
+        assert!(!left.exists());
+        assert!(owned.path().exists() && begun.path().exists() && foreign.exists());
     }
 
     fn strikes(count: u32) -> Strikes {

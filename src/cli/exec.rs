@@ -23,7 +23,7 @@ use super::connect::{self, Connection};
 use super::{Context, Failure};
 use crate::observed::Task;
 use crate::refusal::classify;
-use crate::rundir::{self, ExecOwner, Holder, RunDirectory};
+use crate::rundir::{ExecOwner, Holder, RunDirectory};
 use crate::runtime::{Error, ErrorKind, Exec, Runtime as _, Streams, Tell};
 use crate::status::{Chain, Exit};
 use crate::workload::{AbsolutePath, InstanceId, Name, Signal, User};
@@ -167,6 +167,7 @@ pub(super) async fn running(connection: &Connection, name: &Name) -> Result<Inst
 /// next one.
 async fn sweep(connection: &Connection) {
     let run = &connection.edge.run;
+    run.sweep_execs();
     for (key, owner) in run.execs() {
         if !owner.holder.is_alive()
             && connection.edge.runtime.delete_exec(&owner.instance, &key).await.is_ok()
@@ -202,18 +203,12 @@ impl Session {
         interactive: bool,
         tty: bool,
     ) -> Result<Self, Failure> {
-        let base = run.exec_directory();
         let failed = |what: &Path, error: io::Error| {
             let message = format!("failed to make `{}`: {error}", what.display());
             Failure::new(Exit::Environment, message)
         };
-        rundir::make_directory(&base).map_err(|error| Failure::environment(&error))?;
-        // 0700, as temporary directories are.
-        let directory = tempfile::Builder::new()
-            .prefix("exec-")
-            .tempdir_in(&base)
-            .map_err(|error| failed(&base, error))?;
-        let holder = Holder::this().map_err(|error| failed(directory.path(), error))?;
+        let holder = Holder::this().map_err(|error| failed(&run.exec_directory(), error))?;
+        let directory = run.make_exec(&holder).map_err(|error| Failure::environment(&error))?;
         let name = directory.path().file_name().map(OsString::from).unwrap_or_default();
         let key = name.into_string().unwrap_or_default();
         run.set_exec_owner(&key, &ExecOwner { instance: id.clone(), holder })

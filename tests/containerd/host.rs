@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -732,13 +732,18 @@ fn only_a_process_in_the_cgroup_of_its_instance_is_killed() {
     let root = roots.iter().find(|it| it.join("cgroup.procs").exists()).unwrap();
     let parent = root.join(format!("evenkeel-host-{}", std::process::id()));
     std::fs::create_dir_all(parent.join("a-1")).unwrap();
-    let mut child = command(&["sleep", "600"]).spawn().unwrap();
+    let mut cat = command(&["cat"]);
+    let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::fs::write(parent.join("a-1/cgroup.procs"), child.id().to_string()).unwrap();
     // Another instance's, and one whose name begins like that.
     for other in ["b-1", "a-11", "a"] {
         it.host.kill(child.id(), &id(other)).unwrap();
     }
-    assert!(evenkeel::host::linux::start_time(child.id()).is_some());
+    // A process that was killed may be listed for a while, but answers no more.
+    let asked = child.stdin.as_mut().unwrap().write_all(b"x");
+    let mut answer = Vec::new();
+    child.stdout.as_mut().unwrap().take(1).read_to_end(&mut answer).unwrap();
+    let is_alive = asked.is_ok() && answer == b"x";
     it.host.kill(child.id(), &id("a-1")).unwrap();
     let ended = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9));
@@ -746,6 +751,7 @@ fn only_a_process_in_the_cgroup_of_its_instance_is_killed() {
     it.host.kill(child.id(), &id("a-1")).unwrap();
     std::fs::remove_dir(parent.join("a-1")).unwrap();
     std::fs::remove_dir(parent).unwrap();
+    assert!(is_alive, "it was killed as another instance's");
 }
 
 #[test]

@@ -323,8 +323,9 @@ impl Rig {
         self.directory.join("containerd.log")
     }
 
-    /// The shim of an instance.
+    /// The shim of an instance. Who asks may kill it, so its socket is remembered.
     pub(crate) fn shim(&self, id: &str) -> u32 {
+        sweep::remember_sockets(&self.directory);
         let socket = self.socket().into_os_string().into_string().unwrap();
         let is_shim = |args: &[String]| {
             let after = |flag: &str| args.iter().skip_while(|it| *it != flag).nth(1);

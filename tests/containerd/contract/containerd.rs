@@ -1,5 +1,6 @@
 //! What the model has no part in: images in containerd's own terms, the log's program, and engines side by side.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use evenkeel::workload::Signal;
 
 use super::real::Real;
 use super::{Harness as _, LEASE, SOON, create, create_task, kind, new_instance, observe, run};
+use crate::program::eventually;
 use crate::rig::{Engine, NAMESPACE, Rig, busybox, sweep};
 
 /// The image by that name in the archives of a directory, stored but for its record.
@@ -226,6 +228,13 @@ async fn a_rig_takes_everything_with_it() {
         let created = new_instance(&real, "created");
         create(&real, &created).await;
         let created = create_task(&real, &created.id).await;
+        let (lost, lost_pid) = run(&real, "lost").await;
+        let mut sockets = sweep::shim_sockets(real.rig.dir());
+        assert_eq!(sockets.len(), 5);
+        // containerd cleans up after this one, and leaves its socket.
+        sweep::signal(real.rig.shim(lost.id.as_str()), rustix::process::Signal::KILL);
+        let is_gone = || (sweep::shim_sockets_of_bundles(real.rig.dir()).len() == 4).then_some(());
+        eventually("containerd has cleaned up", is_gone);
         real.rig.stop_containerd();
         real.hang(&hung.id, true).await;
         sweep::signal(real.rig.shim(shimless.id.as_str()), rustix::process::Signal::KILL);
@@ -233,9 +242,11 @@ async fn a_rig_takes_everything_with_it() {
         drop(real);
         assert!(!directory.exists());
         assert_eq!(sweep::mounts_below(&directory), Vec::<PathBuf>::new());
-        for pid in [running, hung_pid, shimless_pid, created] {
+        for pid in [running, hung_pid, shimless_pid, created, lost_pid] {
             assert!(!sweep::is_alive(pid));
         }
+        sockets.retain(|it| it.exists());
+        assert_eq!(sockets, BTreeSet::new());
     }
 }
 
@@ -250,7 +261,7 @@ async fn a_containerd_that_is_not_there_is_named() {
         log_program: PathBuf::from("/bin/false"),
     };
     let client = Containerd::new(settings).unwrap();
-    let error = client.observe(&std::collections::BTreeSet::new()).await.unwrap_err();
+    let error = client.observe(&BTreeSet::new()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable);
     let cause = error.cause.unwrap().to_string();
     assert!(

@@ -16,6 +16,9 @@ pub(crate) const PREFIX: &str = "evenkeel-rig-";
 /// The file that says whose a rig is: pid and start time.
 const OWNER: &str = "owner";
 
+/// The file that keeps the names of shims' sockets.
+const SOCKETS: &str = "sockets";
+
 /// Tries of removing what does not go at once, 50 ms apart: a killed process may take seconds to be reaped.
 const TRIES: u32 = 400;
 
@@ -174,18 +177,32 @@ fn stat(pid: u32) -> Option<Vec<String>> {
     Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Sockets of shims are not below the rig, and a killed shim leaves its own.
-fn shim_sockets(directory: &Path) -> BTreeSet<PathBuf> {
-    let mut sockets = BTreeSet::new();
-    for file in files(&directory.join("containerd-state"), &["address", "bootstrap.json"]) {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let paths = text.split("unix://").skip(1);
-        sockets.extend(
-            paths.map(|it| PathBuf::from(it.split(['"', '\n']).next().unwrap_or_default())),
-        );
-    }
-    sockets.retain(|path| path.starts_with("/run/containerd/s"));
+/// Sockets of shims are not below the rig, and a killed shim leaves its own. When containerd cleans up after it, nothing
+/// but our own note still says which.
+pub(crate) fn shim_sockets(directory: &Path) -> BTreeSet<PathBuf> {
+    let mut sockets = shim_sockets_of_bundles(directory);
+    sockets.extend(sockets_in(&directory.join(SOCKETS)));
     sockets
+}
+
+/// Of shims that containerd still knows.
+pub(crate) fn shim_sockets_of_bundles(directory: &Path) -> BTreeSet<PathBuf> {
+    let notes = files(&directory.join("containerd-state"), &["address", "bootstrap.json"]);
+    notes.iter().flat_map(|it| sockets_in(it)).collect()
+}
+
+fn sockets_in(file: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let paths = text.split("unix://").skip(1);
+    let paths = paths.map(|it| PathBuf::from(it.split(['"', '\n']).next().unwrap_or_default()));
+    paths.filter(|it| it.starts_with("/run/containerd/s")).collect()
+}
+
+/// Notes the sockets of the rig's present shims, before one of them is killed.
+pub(crate) fn remember_sockets(directory: &Path) {
+    let sockets = shim_sockets(directory);
+    let lines = sockets.iter().map(|it| format!("unix://{}\n", it.display()));
+    std::fs::write(directory.join(SOCKETS), lines.collect::<String>()).unwrap();
 }
 
 /// Where the cgroups of a rig's containers and of those of the sites beside it are, in every hierarchy.
