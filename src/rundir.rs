@@ -40,6 +40,12 @@ const EVENTS: &str = "events";
 /// Who ends everything now.
 const SHUTDOWN: &str = "shutdown.json";
 
+/// In which boot the lock was last taken.
+const BOOT: &str = "boot.json";
+
+/// What does not outlive a boot, and does not say by itself of which it is.
+const OF_ONE_BOOT: [&str; 4] = ["strikes", "removals.json", "approvals", "holds"];
+
 /// Where strikes, approvals, holds, the lock and the status are. Making one touches nothing.
 #[derive(Debug)]
 pub struct RunDirectory {
@@ -215,7 +221,33 @@ impl RunDirectory {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(format!("{text}\n").as_bytes()))
             .map_err(failed)?;
+        self.forget_other_boots()?;
         Ok(Lock { file })
+    }
+
+    /// A reboot empties a run directory on a tmpfs; on a disk, what counts in time since boot would be taken for this
+    /// boot's, and a delay could last as long as the box was up before.
+    fn forget_other_boots(&self) -> Result<(), Error> {
+        let path = self.path.join(BOOT);
+        let failed = |cause| Error { operation: "compare the boot in", path: path.clone(), cause };
+        let boot_id = linux::boot_id().map_err(failed)?;
+        let before: Option<String> = self.read(&path)?;
+        if before.as_ref() == Some(&boot_id) {
+            return Ok(());
+        }
+        // Noted last: who is killed in between forgets the rest, of which nothing is this boot's yet.
+        for what in OF_ONE_BOOT.iter().filter(|_| before.is_some()) {
+            let path = self.path.join(what);
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error { operation: "forget", path, cause: error });
+                }
+                _ => {}
+            }
+        }
+        write_json(&path, &boot_id)
     }
 
     /// Who holds the lock now; `None`: nobody. Leaves it as it is.
@@ -728,6 +760,43 @@ mod tests {
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_counts_in_time_since_boot_does_not_outlive_the_boot_on_a_disk_either() {
+        let (_directory, run) = fresh();
+        let removal = Removal {
+            source: Source::new(Path::new("/"), Path::new("/m")),
+            name: name("a"),
+            at: BootTime(Duration::from_secs(1)),
+            of: 4,
+        };
+        let strikes = Strikes {
+            revision: Revision::recorded("0123456789abcdef"),
+            count: 3,
+            at: BootTime(Duration::from_hours(720)),
+            run: None,
+            failure: None,
+        };
+        let set = || {
+            run.set_strikes(&name("a"), Some(&strikes)).unwrap();
+            run.set_removals(std::slice::from_ref(&removal)).unwrap();
+            run.approve("0123abcd", &BTreeSet::new()).unwrap();
+        };
+        let left = || {
+            let (strikes, removals) = (run.strikes().unwrap().len(), run.removals().unwrap().len());
+            (strikes, removals, run.approvals().unwrap().len())
+        };
+        drop(run.lock().unwrap());
+        set();
+        drop(run.lock().unwrap());
+        assert_eq!(left(), (1, 1, 1), "a restart of the controller forgets nothing");
+        write_json(&run.path.join(BOOT), &"another").unwrap();
+        drop(run.lock().unwrap());
+        assert_eq!(left(), (0, 0, 0));
+        set();
+        drop(run.lock().unwrap());
+        assert_eq!(left(), (1, 1, 1), "once");
     }
 
     #[test]

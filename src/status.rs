@@ -401,10 +401,11 @@ fn item(
     let origin = wanted.map(|it| &it.origin).or(instance.map(|it| &it.origin));
     // What is under way is told as such: it is not there yet.
     let acts = by_name.steps.get(name).into_iter().flatten().map(|it| it.action.verb());
-    let (mut starts, mut stops) = (false, false);
+    let (mut starts, mut stops, mut cleans) = (false, false, false);
     for verb in acts {
         starts |= matches!(verb, "start" | "prepare" | "import" | "resume");
         stops |= matches!(verb, "stop" | "remove");
+        cleans |= matches!(verb, "finish" | "clear");
     }
     let running = instance.is_some_and(|it| it.task.pid().is_some());
     // What runs and was told to end is waited for, whatever comes after it.
@@ -414,6 +415,8 @@ fn item(
         Phase::Running | Phase::Stopped if ends => Phase::Stopping,
         Phase::Running if starts => Phase::Starting,
         Phase::Stopped if stops && running => Phase::Stopping,
+        // Who waits for the end of a run finds its code, and nothing of it in the way, when he is told.
+        Phase::Completed | Phase::Failed | Phase::Stopped if cleans => Phase::Stopping,
         Phase::Running
         | Phase::Starting
         | Phase::Waiting
@@ -435,7 +438,10 @@ fn item(
         phase,
         reason: standing.reason.to_owned(),
         message: standing.message.clone(),
-        up_to_date: standing.up_to_date && !starts && !stops,
+        up_to_date: standing.up_to_date
+            && !starts
+            && !stops
+            && !(cleans && phase == Phase::Stopping),
         instance: instance.map(|it| InstanceStatus {
             id: it.id.to_string(),
             pid: live,

@@ -78,6 +78,32 @@ async fn no_strike_is_lost_or_counted_twice_when_noting_an_end_is_cut_off() {
     assert_delays(&starts[1..6], &DELAYS[1..5]);
 }
 
+/// Who waits for the end of a job reads its code, and finds nothing of it in the way.
+#[tokio::test(start_paused = true)]
+async fn an_end_is_told_once_everything_of_the_run_is_cleaned_up() {
+    for (code, phase) in [(0, Phase::Completed), (3, Phase::Failed)] {
+        let mut it =
+            Harness::with(&[("a", r#""ipcMode": "shareable", "restart": {"policy": "never"}"#)])
+                .await;
+        it.exit("a", code).await;
+        let before = it.runtime.clone();
+        it.until("it has ended", |it| {
+            let item = &it.items[0];
+            let exit = item.last_exit.as_ref().map(|it| it.code);
+            assert!(item.phase != phase || exit == Some(code), "{item:#?}");
+            item.phase == phase
+        })
+        .await;
+        let facts = it.host.observe(&Ask::default()).unwrap();
+        assert_eq!(facts.published.len(), 0);
+        let id = it.id_of("a").await;
+        assert_eq!(
+            before.wait(&id, Duration::ZERO).await.unwrap(),
+            Some(crate::observed::Task::None)
+        );
+    }
+}
+
 /// Nobody looked for a while: the run has not lasted longer for that.
 #[tokio::test(start_paused = true)]
 async fn a_short_run_is_short_however_late_its_end_is_noticed() {
