@@ -81,26 +81,25 @@ async fn no_strike_is_lost_or_counted_twice_when_noting_an_end_is_cut_off() {
 /// Who waits for the end of a job reads its code, and finds nothing of it in the way.
 #[tokio::test(start_paused = true)]
 async fn an_end_is_told_once_everything_of_the_run_is_cleaned_up() {
+    const JOB: &str = r#""ipcMode": "shareable", "restart": {"policy": "never"}"#;
     for (code, phase) in [(0, Phase::Completed), (3, Phase::Failed)] {
-        let mut it =
-            Harness::with(&[("a", r#""ipcMode": "shareable", "restart": {"policy": "never"}"#)])
-                .await;
+        let mut it = Harness::with(&[("a", JOB)]).await;
+        it.kill().await;
         it.exit("a", code).await;
-        let before = it.runtime.clone();
-        it.until("it has ended", |it| {
-            let item = &it.items[0];
-            let exit = item.last_exit.as_ref().map(|it| it.code);
-            assert!(item.phase != phase || exit == Some(code), "{item:#?}");
-            item.phase == phase
-        })
-        .await;
-        let facts = it.host.observe(&Ask::default()).unwrap();
-        assert_eq!(facts.published.len(), 0);
-        let id = it.id_of("a").await;
-        assert_eq!(
-            before.wait(&id, Duration::ZERO).await.unwrap(),
-            Some(crate::observed::Task::None)
-        );
+        // It does not get further than to write down the end.
+        let crash = Crash::after(2);
+        it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+        it.after(5.0).await;
+        assert_eq!(crash.passed(), ["finish/strikes", "finish/end"]);
+        let item = it.item("a");
+        assert_eq!((item.phase, item.up_to_date), (Phase::Stopping, false));
+        it.kill().await;
+        it.run();
+        it.until("it has ended", |it| it.items[0].phase == phase).await;
+        let item = it.item("a");
+        assert_eq!((item.last_exit.unwrap().code, item.up_to_date), (code, true));
+        assert_eq!(it.host.observe(&Ask::default()).unwrap().published.len(), 0);
+        assert_eq!(it.instance("a").await.task, crate::observed::Task::None);
     }
 }
 
