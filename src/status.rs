@@ -428,6 +428,7 @@ fn item(
         | Phase::Completed
         | Phase::Failed => standing.phase,
     };
+    let is_being_cleaned_up = cleans && phase == Phase::Stopping;
     let run = instance.and_then(|it| it.run.as_ref());
     let strikes = observed.strikes.get(name);
     let live = instance.and_then(|it| it.task.pid());
@@ -438,10 +439,7 @@ fn item(
         phase,
         reason: standing.reason.to_owned(),
         message: standing.message.clone(),
-        up_to_date: standing.up_to_date
-            && !starts
-            && !stops
-            && !(cleans && phase == Phase::Stopping),
+        up_to_date: standing.up_to_date && !starts && !stops && !is_being_cleaned_up,
         instance: instance.map(|it| InstanceStatus {
             id: it.id.to_string(),
             pid: live,
