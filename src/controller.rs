@@ -15,7 +15,7 @@ use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
 use crate::observed::{Approval, Exec, Hand, Instance, Leftover, ObservedState, Removal, Task};
-use crate::plan::{self, MachineEnd, Phase, Plan, Policy, Step, StepId};
+use crate::plan::{self, Action, MachineEnd, Phase, Plan, Policy, Step, StepId};
 use crate::rundir::{ExecOwner, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
@@ -288,6 +288,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
 
     /// Sends off every connected part of the plan that touches nothing which is under way.
     fn dispatch(&self, plan: &Plan, flights: &mut Flights, cooling: &Cooling, at: BootTime) {
+        // At the end of the machine each plan says what is left from now, and not what there is from the signal on.
+        if !matches!(self.goal, Goal::Shutdown { .. }) {
+            for step in &plan.steps {
+                if let Action::Stop(stop) = &step.action {
+                    self.edge.hasten(stop);
+                }
+            }
+        }
         for part in parts(plan) {
             let waits = |key: &Key| flights.is_busy(key) || cooling.is_cooling(key, at);
             let waits = |step: &Step| {

@@ -924,6 +924,18 @@ pub enum StopTimeout {
     Never,
 }
 
+impl StopTimeout {
+    /// The one that is over first.
+    #[must_use]
+    pub fn sooner(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::After(one), Self::After(two)) => Self::After(Span(one.0.min(two.0))),
+            (Self::After(one), Self::Never) | (Self::Never, Self::After(one)) => Self::After(one),
+            (Self::Never, Self::Never) => Self::Never,
+        }
+    }
+}
+
 impl FromStr for StopTimeout {
     type Err = Invalid;
 

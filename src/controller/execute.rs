@@ -3,12 +3,14 @@
 //! Decides nothing and looks nothing up: a step carries all that it needs. A failed step stops those that require it,
 //! never others.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::backoff::{Failure, Strikes};
@@ -289,6 +291,8 @@ pub struct Edge<R, H> {
     pub boot_id: String,
     permits: Arc<Semaphore>,
     ledger: Mutex<()>,
+    /// How long each stop that is under way may take, by its instance.
+    stops: watch::Sender<BTreeMap<InstanceId, StopTimeout>>,
     crash: Option<Arc<Crash>>,
     on_one_thread: bool,
 }
@@ -313,6 +317,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             boot_id,
             permits,
             ledger: Mutex::new(()),
+            stops: watch::Sender::default(),
             crash: None,
             on_one_thread: false,
         }
@@ -669,31 +674,49 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         counted
     }
 
+    /// Lets a stop that is under way end sooner than it was to; never later.
+    pub(super) fn hasten(&self, stop: &StopInstance) {
+        self.stops.send_if_modified(|stops| {
+            let Some(timeout) = stops.get_mut(&stop.id) else { return false };
+            let sooner = timeout.sooner(stop.timeout);
+            std::mem::replace(timeout, sooner) != sooner
+        });
+    }
+
     async fn stop(&self, stop: &StopInstance) -> Result<(), Error> {
+        let id = &stop.id;
+        self.stops.send_modify(|it| {
+            it.insert(id.clone(), stop.timeout);
+        });
+        let stopped = self.stop_in_time(stop).await;
+        self.stops.send_if_modified(|it| {
+            it.remove(id);
+            false
+        });
+        stopped
+    }
+
+    async fn stop_in_time(&self, stop: &StopInstance) -> Result<(), Error> {
         let id = &stop.id;
         if stop.note && stop.run > 0 {
             // Who dies after the signal leaves an end that would be taken for the program's own.
             let update = Update { ending: Some(stop.run), ..Update::default() };
             self.effect("stop/note", self.runtime.update(id, &update)).await?;
         }
-        let limit = match stop.timeout {
-            StopTimeout::After(span) => span.0,
-            StopTimeout::Never => ASK_AGAIN,
-        };
-        let ended = match self.ask_to_end(stop, limit).await {
+        let ended = match self.ask_to_end(stop).await {
             Ok(Some(task)) => task,
-            Ok(None) if stop.timeout == StopTimeout::Never => {
+            Ok(None) if self.may_take_for_ever(stop) => {
                 return Err(Error::StillRuns { id: id.clone() });
             }
             Ok(None) => self.kill(id, stop.pid).await?,
             // Nobody knows whether it runs, or it may take its time.
-            Err(error) if error.is_unreachable() || stop.timeout == StopTimeout::Never => {
+            Err(error) if error.is_unreachable() || self.may_take_for_ever(stop) => {
                 return Err(error);
             }
             // What cannot be asked cannot end by itself: a runtime whose own state is gone refuses for ever.
             Err(error) => {
                 warn!(id = %id, error = %Chain(&error), "failed to ask it to end; it is killed");
-                match self.runtime.wait(id, limit.min(UNASKED)).await {
+                match self.runtime.wait(id, self.limit(stop).min(UNASKED)).await {
                     Ok(Some(task)) => task,
                     Ok(None) | Err(_) => self.kill(id, stop.pid).await?,
                 }
@@ -721,22 +744,44 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         cleanup.done(id)
     }
 
+    /// How long it may take by now.
+    fn timeout(&self, stop: &StopInstance) -> StopTimeout {
+        self.stops.borrow().get(&stop.id).copied().unwrap_or(stop.timeout)
+    }
+
+    fn may_take_for_ever(&self, stop: &StopInstance) -> bool {
+        self.timeout(stop) == StopTimeout::Never
+    }
+
+    fn limit(&self, stop: &StopInstance) -> Duration {
+        match self.timeout(stop) {
+            StopTimeout::After(span) => span.0,
+            StopTimeout::Never => ASK_AGAIN,
+        }
+    }
+
     /// The stop signal, and its time to act; none without a time.
-    async fn ask_to_end(
-        &self,
-        stop: &StopInstance,
-        limit: Duration,
-    ) -> Result<Option<Task>, Error> {
+    async fn ask_to_end(&self, stop: &StopInstance) -> Result<Option<Task>, Error> {
         let id = &stop.id;
         if stop.paused {
             // A paused process sees no signal before it is resumed, on some kernels not even SIGKILL.
             self.effect("stop/resume", self.runtime.resume_task(id)).await?;
         }
-        if limit.is_zero() {
+        let mut stops = self.stops.subscribe();
+        if self.limit(stop).is_zero() {
             return Ok(None);
         }
         self.effect("stop/signal", self.runtime.kill(id, stop.signal, false)).await?;
-        Ok(self.runtime.wait(id, limit).await?)
+        let asked = Instant::now();
+        loop {
+            stops.borrow_and_update();
+            let left = self.limit(stop).saturating_sub(asked.elapsed());
+            tokio::select! {
+                biased;
+                ended = self.runtime.wait(id, left) => return Ok(ended?),
+                Ok(()) = stops.changed() => {}
+            }
+        }
     }
 
     /// SIGKILL to the main process, then to all of them, then to the process itself: its shim may answer no more, and

@@ -13,7 +13,7 @@ mod shutdown;
 
 use super::*;
 use crate::observed::{HandKind, ImagePlace};
-use crate::plan::{Action, Cause, StopInstance};
+use crate::plan::{Cause, StopInstance};
 use crate::runtime::{ErrorKind, verb};
 use crate::workload::{Signal, Span, StopTimeout};
 use harness::*;
@@ -438,6 +438,47 @@ async fn what_may_take_for_ever_is_not_killed_because_it_cannot_be_asked() {
     it.after(600.0).await;
     assert_eq!(it.running().await, ["a"]);
     assert_eq!(it.host.killed(), BTreeSet::new());
+}
+
+/// What runs and may take for ever would keep every newer manifest waiting for as long.
+#[tokio::test(start_paused = true)]
+async fn a_newer_manifest_cuts_short_a_stop_that_is_under_way_and_does_not_prolong_it() {
+    let with = |args: &str, timeout: &str| {
+        format!(r#""args": ["{args}"], "stop": {{"timeout": "{timeout}"}}"#)
+    };
+    let mut it = Harness::with(&[("a", &with("0", "never"))]).await;
+    let (id, pid) = (it.id_of("a").await, it.pid_of("a").await);
+    it.runtime.ignore_signals(&id);
+    it.want("a", &with("1", "never"));
+    it.after(600.0).await;
+    assert_eq!(it.pid_of("a").await, pid);
+    // From its signal on, which was long ago.
+    let asked = it.clock();
+    it.want("a", &with("1", "700s"));
+    it.after(90.0).await;
+    assert_eq!(it.pid_of("a").await, pid);
+    it.want("a", &with("1", "1h"));
+    it.until_running("a").await;
+    assert!((90_000..110_000).contains(&(it.clock() - asked)), "{}", it.clock() - asked);
+    let calls = it.calls();
+    assert_eq!(calls.iter().filter(|it| *it == "signal task a").count(), 2, "{calls:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_manifest_says_how_long_what_it_replaces_may_take_at_most() {
+    for (old, new, least) in [("never", "2s", 2000), ("60s", "2s", 2000), ("2s", "60s", 2000)] {
+        let with = |args: &str, timeout: &str| {
+            format!(r#""args": ["{args}"], "stop": {{"timeout": "{timeout}"}}"#)
+        };
+        let mut it = Harness::with(&[("a", &with("0", old))]).await;
+        it.runtime.ignore_signals(&it.id_of("a").await);
+        let edited = it.clock();
+        it.want("a", &with("1", new));
+        it.idle().await;
+        it.until_running("a").await;
+        let took = it.clock() - edited;
+        assert!((least..least + 1500).contains(&took), "{old} {new}: {took}");
+    }
 }
 
 /// Like any other, by its pid if need be.

@@ -1401,7 +1401,13 @@ impl<'a> Planner<'a> {
         cause: &Cause,
         requires: Vec<StepId>,
     ) -> StepId {
-        let stop = stop_of(current);
+        let mut stop = stop_of(current);
+        // What runs has promised its program a time. A newer manifest may cut that short, which is the only way out of
+        // `never`, and does not prolong it.
+        let newer = self.desired.workloads.get(name).and_then(|it| it.workload.as_ref());
+        if let Some(timeout) = newer.and_then(|it| it.spec.stop.timeout) {
+            stop.timeout = stop.timeout.sooner(timeout);
+        }
         self.plan.push(Some(name), Action::Stop(stop), cause.clone(), requires)
     }
 
