@@ -40,9 +40,6 @@ const EVENTS: &str = "events";
 /// Who ends everything now.
 const SHUTDOWN: &str = "shutdown.json";
 
-/// In which boot the lock was last taken.
-const BOOT: &str = "boot.json";
-
 /// What does not outlive a boot, and does not say by itself of which it is.
 const OF_ONE_BOOT: [&str; 4] = ["strikes", "removals.json", "approvals", "holds"];
 
@@ -151,13 +148,29 @@ pub struct ExecOwner {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    boot: OfBoot,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // This process may live on: nobody is to take it for the holder because somebody looks just now.
-        self.file.set_len(0).ok();
+        let text = serde_json::to_string(&self.boot).unwrap_or_default();
+        write_in_place(&mut self.file, &text).ok();
     }
+}
+
+/// What a lock's file says of its last holder: in which boot that was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfBoot {
+    boot_id: String,
+}
+
+/// Not by a new file: the lock is on this one, not on its name.
+fn write_in_place(file: &mut File, text: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(format!("{text}\n").as_bytes())
 }
 
 /// See [`RunDirectory::hands_stamp`].
@@ -215,39 +228,31 @@ impl RunDirectory {
             Held::Ours => {}
             Held::By(by) => return Err(LockError::Locked { path: self.path.clone(), by }),
         }
-        // Written in place: the lock is on this file, not on its name.
-        let text = Holder::this().and_then(|it| Ok(serde_json::to_string(&it)?)).map_err(failed)?;
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(format!("{text}\n").as_bytes()))
-            .map_err(failed)?;
-        self.forget_other_boots()?;
-        Ok(Lock { file })
+        let this = Holder::this().map_err(failed)?;
+        let boot = OfBoot { boot_id: this.boot_id.clone() };
+        if read_json::<OfBoot>(&mut file).is_some_and(|it| it != boot) {
+            self.forget_other_boots()?;
+        }
+        let text = serde_json::to_string(&this).map_err(|error| failed(error.into()))?;
+        write_in_place(&mut file, &text).map_err(failed)?;
+        Ok(Lock { file, boot })
     }
 
     /// A reboot empties a run directory on a tmpfs; on a disk, what counts in time since boot would be taken for this
     /// boot's, and a delay could last as long as the box was up before.
     fn forget_other_boots(&self) -> Result<(), Error> {
-        let path = self.path.join(BOOT);
-        let failed = |cause| Error { operation: "compare the boot in", path: path.clone(), cause };
-        let boot_id = linux::boot_id().map_err(failed)?;
-        let before: Option<String> = self.read(&path)?;
-        if before.as_ref() == Some(&boot_id) {
-            return Ok(());
-        }
-        // Noted last: who is killed in between forgets the rest, of which nothing is this boot's yet.
-        for what in OF_ONE_BOOT.iter().filter(|_| before.is_some()) {
+        for what in OF_ONE_BOOT {
             let path = self.path.join(what);
             let removed =
                 if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error { operation: "forget", path, cause: error });
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error { operation: "forget", path, cause });
                 }
                 _ => {}
             }
         }
-        write_json(&path, &boot_id)
+        Ok(())
     }
 
     /// Who holds the lock now; `None`: nobody. Leaves it as it is.
@@ -642,10 +647,14 @@ fn hold(file: &mut File, how: FlockOperation) -> io::Result<Held> {
 
 /// What a held lock's file says. Between lock and write it names the holder before, which is dead.
 fn read_holder(file: &mut File) -> Option<Holder> {
+    read_json(file).filter(Holder::is_alive)
+}
+
+fn read_json<T: DeserializeOwned>(file: &mut File) -> Option<T> {
     let mut text = String::new();
     file.rewind().ok()?;
     file.take(LARGEST).read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok().filter(Holder::is_alive)
+    serde_json::from_str(&text).ok()
 }
 
 /// What a person asked for; `None`: the file is gone.
@@ -791,7 +800,13 @@ mod tests {
         set();
         drop(run.lock().unwrap());
         assert_eq!(left(), (1, 1, 1), "a restart of the controller forgets nothing");
-        write_json(&run.path.join(BOOT), &"another").unwrap();
+        let other = |text: &str| fs::write(run.path.join("lock"), text).unwrap();
+        other(r#"{"bootId":"another"}"#);
+        drop(run.lock().unwrap());
+        assert_eq!(left(), (0, 0, 0));
+        // One that was killed with the machine.
+        set();
+        other(r#"{"pid":1,"startTime":2,"bootId":"another","since":""}"#);
         drop(run.lock().unwrap());
         assert_eq!(left(), (0, 0, 0));
         set();
