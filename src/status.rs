@@ -7,6 +7,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Failure;
 use crate::desired::{BootTime, DesiredState, Origin};
 use crate::manifest::{Problem, Severity};
 use crate::observed::{End, Instance, ObservedState};
@@ -221,6 +222,27 @@ pub struct FailureStatus {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub advice: String,
     pub at: String,
+}
+
+impl From<&Failure> for FailureStatus {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            code: failure.code,
+            reason: failure.reason.clone(),
+            message: failure.message.clone(),
+            advice: refusal::of(&failure.reason).advice.to_owned(),
+            at: failure.at.clone(),
+        }
+    }
+}
+
+/// Of a start that failed: the words of that are not kept, but their sense.
+impl From<&End> for FailureStatus {
+    fn from(end: &End) -> Self {
+        let message = format!("its last start failed: {}", end.reason);
+        let advice = refusal::of(&end.reason).advice.to_owned();
+        Self { code: end.code, reason: end.reason.clone(), message, advice, at: end.at.clone() }
+    }
 }
 
 /// A problem as `validate --output json` prints it.
@@ -466,12 +488,10 @@ fn item(
         start_failure: strikes
             .and_then(|it| it.failure.as_ref())
             .filter(|_| live.is_none() || !standing.up_to_date)
-            .map(|it| FailureStatus {
-                code: it.code,
-                reason: it.reason.clone(),
-                message: it.message.clone(),
-                advice: refusal::of(&it.reason).advice.to_owned(),
-                at: it.at.clone(),
+            .map(FailureStatus::from)
+            // After a reboot only the container knows.
+            .or_else(|| {
+                end.filter(|it| live.is_none() && it.is_failed_start()).map(FailureStatus::from)
             }),
         next_retry_at: standing.until.and_then(|it| around.wall_clock_of.get(&it).cloned()),
         problems: by_name

@@ -563,6 +563,17 @@ async fn a_failed_start_of_what_is_removed_on_exit_is_cleaned_up_and_told() {
     assert_cleared(&it, "start-failed", 128).await;
     let item = it.item("a");
     assert_eq!((item.phase, item.start_failure.unwrap().code), (Phase::Failed, 128));
+    // After a reboot too, when only the container knows.
+    it.kill().await;
+    it.runtime.reboot();
+    it.host.reboot();
+    it.run_directory().set_strikes(&name("a"), None).unwrap();
+    it.run();
+    it.until("it is told again", |it| it.items.iter().any(|it| it.phase == Phase::Failed)).await;
+    let failure = it.item("a").start_failure.unwrap();
+    assert_eq!((failure.code, failure.reason.as_str()), (128, "start-failed"));
+    assert!(!failure.advice.is_empty());
+    assert_eq!(it.starts("a").len(), 1);
     // With `onBoot` it is made anew for each boot.
     let mut it = Harness::new();
     it.exit_on_start("a", Some(0));
