@@ -578,6 +578,7 @@ async fn assemble<R: Runtime, H: Host>(
             ask.paths.insert(source.as_path().to_owned());
         }
     }
+    ask.runtime.clone_from(&objects.process);
     ask.pids = objects.containers.iter().filter_map(|it| it.task.pid()).collect();
     let missing: BTreeSet<String> =
         images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
@@ -604,6 +605,8 @@ async fn assemble<R: Runtime, H: Host>(
         images: objects.images.clone(),
         mount_sources: facts.paths.clone(),
         mounts_not_shared,
+        missing_programs: facts.means.missing_programs.clone(),
+        cgroup_fault: facts.means.cgroup_fault.clone(),
         strikes: records.strikes,
         removals: records.removals,
         approvals: records.approvals,

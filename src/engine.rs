@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
-use crate::host::linux;
+use crate::host::{linux, means};
 use crate::rundir::{self, Durability, Holder, make_directory, write_atomically};
 
 /// The system's socket, unless the configuration names another one.
@@ -337,7 +337,7 @@ fn hint(programs: &[&str]) -> String {
     let mut packages: Vec<&str> = Vec::new();
     for program in programs {
         // The shim comes with containerd.
-        let package = if *program == "runc" { "runc" } else { "containerd" };
+        let package = if *program == means::RUNC { "runc" } else { "containerd" };
         if !packages.contains(&package) {
             packages.push(package);
         }
@@ -347,15 +347,12 @@ fn hint(programs: &[&str]) -> String {
 }
 
 /// The programs that containers need.
-pub const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "runc"];
+pub const PROGRAMS: [&str; 3] = ["containerd", means::SHIM, means::RUNC];
 
 /// Says which of [`PROGRAMS`] are not on the `PATH`.
 pub fn check_programs(path: &std::ffi::OsStr) -> Result<(), Error> {
     let there = |program: &str| {
-        std::env::split_paths(path).any(|directory| {
-            let found = rustix::fs::access(directory.join(program), rustix::fs::Access::EXEC_OK);
-            found.is_ok() && directory.join(program).is_file()
-        })
+        means::find(None, std::env::split_paths(path), program).is_ok_and(|it| it.is_some())
     };
     let programs: Vec<&'static str> = PROGRAMS.into_iter().filter(|it| !there(it)).collect();
     if programs.is_empty() { Ok(()) } else { Err(Error::Missing { programs }) }

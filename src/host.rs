@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::desired::BootTime;
-use crate::observed::{FileKind, Published, View};
+use crate::observed::{FileKind, Published, RuntimeProcess, View};
 use crate::workload::{Bytes, InstanceId};
 
 pub mod linux;
+pub mod means;
 pub mod memory;
 pub mod mountinfo;
 mod probe;
@@ -68,6 +69,8 @@ pub struct Ask {
     pub paths: BTreeSet<PathBuf>,
     /// Processes of running tasks.
     pub pids: BTreeSet<u32>,
+    /// The container runtime.
+    pub runtime: Option<RuntimeProcess>,
 }
 
 /// What [`Host::observe`] found.
@@ -80,6 +83,16 @@ pub struct Facts {
     pub views: BTreeMap<u32, View>,
     /// The host's own: /dev/shm and IPC namespace of the controller, which `host` mode shares.
     pub host_view: Option<View>,
+    pub means: Means,
+}
+
+/// What the runtime is known to lack, without which it can start no container. What is not known is not missing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Means {
+    /// Programs that it does not find where it looks for them.
+    pub missing_programs: BTreeSet<&'static str>,
+    /// Why no container can have a cgroup.
+    pub cgroup_fault: Option<String>,
 }
 
 /// How a process of a model was made: what an OCI spec's IPC parts ask for.

@@ -31,6 +31,10 @@ pub struct ObservedState {
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
     /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
     pub mounts_not_shared: Option<String>,
+    /// Programs without which the runtime can start no container, and which it does not find.
+    pub missing_programs: BTreeSet<&'static str>,
+    /// Why no container can have a cgroup, if that is known.
+    pub cgroup_fault: Option<String>,
     /// Failures in a row and when the next try is due.
     pub strikes: BTreeMap<Name, Strikes>,
     /// Removals by absence in the last ten minutes.
@@ -43,6 +47,14 @@ pub struct ObservedState {
     pub broken_hands: BTreeMap<PathBuf, String>,
     /// Processes beside instances' programs whose commands live.
     pub execs: BTreeMap<InstanceId, Vec<Exec>>,
+}
+
+/// The process of the container runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeProcess {
+    pub pid: u32,
+    /// Where it looks for programs before it follows its `PATH`.
+    pub directories: Vec<PathBuf>,
 }
 
 /// One container of ours.

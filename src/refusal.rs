@@ -99,11 +99,12 @@ pub fn of(name: &str) -> Reason {
 }
 
 /// What each layer puts in front of the text of the layer below it.
-const WRAPPINGS: [&str; 13] = [
+const WRAPPINGS: [&str; 14] = [
     // containerd and its shim
     "failed to create shim task: ",
     "failed to create shim: ",
     "failed to start shim: ",
+    "start failed: ",
     "failed to resolve runtime path: ",
     "OCI runtime create failed: ",
     "OCI runtime start failed: ",
@@ -230,6 +231,8 @@ const BEGINNINGS: [(Phase, &[&str]); 9] = [
         &[
             "unable to retrieve OCI runtime error ",
             "runtime \"",
+            // What the shim printed, which is nothing when it could not be executed, stands before the colon.
+            ": fork/exec ",
             "can't get final child's PID from pipe",
         ],
     ),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 pub use crate::content::{Blob, NewImage};
 use crate::desired::Origin;
-use crate::observed::{End, Image, Run, Task};
+use crate::observed::{End, Image, Run, RuntimeProcess, Task};
 pub use crate::oci::Exec;
 use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Signal, Workload};
 
@@ -193,6 +193,8 @@ pub struct Objects {
     pub snapshots: BTreeSet<String>,
     /// Of those asked for.
     pub images: BTreeMap<String, Image>,
+    /// The runtime itself; `None`: it is no process that can be seen from here.
+    pub process: Option<RuntimeProcess>,
 }
 
 /// A container object of ours.

@@ -2,8 +2,10 @@
 //!
 //! Looks and asks, each within a deadline. It starts no engine, makes no file and tries nothing that leaves a trace.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,7 +17,8 @@ use super::{Context, Failure};
 use crate::config::Settings;
 use crate::engine::{Engine, Found};
 use crate::host::linux::LinuxHost;
-use crate::host::{Host as _, mountinfo};
+use crate::host::{Host as _, means, mountinfo};
+use crate::observed::RuntimeProcess;
 use crate::rundir::RunDirectory;
 use crate::runtime::containerd::Containerd;
 use crate::status::{Chain, Exit, Status};
@@ -132,11 +135,11 @@ async fn checks(settings: &Settings) -> Vec<Check> {
     checks.push(run_directory(&settings.run_directory, &mounts));
     checks.push(state_directory(&settings.state_directory));
     checks.extend(controller(settings));
-    checks.push(cgroups(&mounts));
+    checks.push(cgroups(means::cgroups_among(&mounts)));
     match connect::decide(settings) {
         Err(failure) => {
             checks.push(Check::problem("engine", failure.message, ""));
-            checks.push(runc(false).await);
+            checks.push(runc(means::RUNC, false).await);
         }
         Ok(decided) => engine(settings, &decided, &mounts, &mut checks).await,
     }
@@ -320,31 +323,13 @@ fn controller(settings: &Settings) -> Vec<Check> {
     checks
 }
 
-/// Whether containers can have cgroups of ours: looked at, not tried.
-fn cgroups(mounts: &[mountinfo::Mount]) -> Check {
+/// Whether containers can have cgroups: looked at, not tried.
+fn cgroups(found: Result<&'static str, String>) -> Check {
     let name = "cgroup";
-    let advice = "mount cgroups at /sys/fs/cgroup, writable";
-    let root = Path::new("/sys/fs/cgroup");
-    let below = |kind: &str| -> Vec<PathBuf> {
-        let found = mounts.iter().filter(|it| it.kind == kind && it.point.starts_with(root));
-        found.map(|it| it.point.clone()).collect()
-    };
-    let (unified, split) = (below("cgroup2"), below("cgroup"));
-    let (version, hierarchies) = match (unified.iter().any(|it| it == root), split.is_empty()) {
-        (true, _) => ("v2", unified),
-        (false, false) if unified.is_empty() => ("v1", split),
-        (false, false) => ("v1, hybrid", split),
-        (false, true) => {
-            return Check::problem(name, "nothing is mounted at /sys/fs/cgroup", advice);
-        }
-    };
-    for path in &hierarchies {
-        if let Err(error) = rustix::fs::access(path, rustix::fs::Access::WRITE_OK) {
-            let message = format!("{version}: `{}` cannot be written to: {error}", path.display());
-            return Check::problem(name, message, advice);
-        }
+    match found {
+        Ok(version) => Check::ok(name, format_args!("{version}, writable")),
+        Err(why) => Check::problem(name, why, "mount cgroups at /sys/fs/cgroup, writable"),
     }
-    Check::ok(name, format_args!("{version}, writable"))
 }
 
 async fn engine(
@@ -361,10 +346,10 @@ async fn engine(
     checks.push(Check::ok("engine", format_args!("{}: {reason}", engine.as_str())));
     let is_embedded = engine == Engine::Embedded;
     let found = if is_embedded { Some(decided.embedded.find()) } else { None };
-    checks.push(runc(is_embedded).await);
     let stopped = "`evenkeel run` or `evenkeel apply` starts it";
     match found {
         Some(state @ (Found::Never | Found::Stopped)) => {
+            checks.push(runc(means::RUNC, true).await);
             let path = std::env::var_os("PATH").unwrap_or_default();
             checks.push(match crate::engine::check_programs(&path) {
                 Err(error) => Check::problem("containerd", Chain(&error), ""),
@@ -378,7 +363,10 @@ async fn engine(
             let snapshotter = decided.recorded.as_ref().map(|it| it.snapshotter.clone());
             match reached(settings, decided, snapshotter, mounts).await {
                 Ok(found) => checks.extend(found),
-                Err(check) => checks.push(check),
+                Err(check) => {
+                    checks.push(runc(means::RUNC, is_embedded).await);
+                    checks.push(check);
+                }
             }
         }
     }
@@ -407,12 +395,14 @@ async fn reached(
         .and_then(|it| Containerd::new(it).map_err(|error| silent(&Chain(&error))))?;
     let ask = async {
         let peer = client.peer_pid().await?;
+        let process = client.process().await;
         let version = client.version().await?;
         let owner = client.owner().await?;
         let fault = client.fault_of_snapshotter().await?;
-        Ok::<_, crate::runtime::Error>((peer, version, owner, fault))
+        Ok::<_, crate::runtime::Error>((peer, process, version, owner, fault))
     };
-    let (peer, version, owner, fault) = match tokio::time::timeout(ENGINE_LIMIT, ask).await {
+    let (peer, process, version, owner, fault) = match tokio::time::timeout(ENGINE_LIMIT, ask).await
+    {
         Ok(Ok(answers)) => answers,
         Ok(Err(error)) => return Err(silent(&Chain(&error))),
         Err(_) => {
@@ -431,6 +421,7 @@ async fn reached(
     } else {
         Check::ok("containerd", format_args!("{version} at {shown}"))
     }];
+    checks.extend(means_of(process.as_ref(), decided.decision.engine).await);
     checks.push(owned(settings, owner.as_deref()));
     checks.push(match fault {
         None => Check::ok("snapshotter", snapshotter),
@@ -519,10 +510,40 @@ fn owned(settings: &Settings, label: Option<&str>) -> Check {
     }
 }
 
-/// runc's version. The one that a system containerd starts may be another one than ours.
-async fn runc(is_needed: bool) -> Check {
+/// What a containerd that runs needs to start a container, as far as it can be seen in its process.
+async fn means_of(process: Option<&RuntimeProcess>, engine: Engine) -> Vec<Check> {
+    let known = process.and_then(|it| Some((it, means::programs(it, &BTreeSet::new()).ok()?)));
+    let Some((process, programs)) = known else {
+        return vec![runc(means::RUNC, engine == Engine::Embedded).await];
+    };
+    let mut checks = Vec::new();
+    if let Some(found) = means::cgroups(process).filter(Result::is_err) {
+        checks.push(cgroups(found));
+    }
+    let missing = |name, package| {
+        let advice = format!("install {package}; no container starts without it");
+        Check::problem(name, "it is nowhere where containerd looks for it", advice)
+    };
+    checks.push(match programs.shim {
+        Some(path) => Check::ok("shim", path.display()),
+        None => missing("shim", "containerd's shim for runc"),
+    });
+    checks.push(match programs.runc {
+        Some(path) => {
+            // In its root, should that be another one.
+            let path = path.strip_prefix("/").unwrap_or(&path).to_owned();
+            let path = Path::new("/proc").join(process.pid.to_string()).join("root").join(path);
+            runc(path, true).await
+        }
+        None => missing("runc", "it"),
+    });
+    checks
+}
+
+/// runc's version.
+async fn runc(program: impl AsRef<OsStr>, is_needed: bool) -> Check {
     let name = "runc";
-    let mut command = tokio::process::Command::new(name);
+    let mut command = tokio::process::Command::new(program);
     command.arg("--version").stdin(std::process::Stdio::null()).kill_on_drop(true);
     let why = match tokio::time::timeout(PROGRAM_LIMIT, command.output()).await {
         Ok(Ok(output)) if output.status.success() => {

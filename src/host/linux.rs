@@ -22,7 +22,7 @@ use rustix::time::ClockId;
 
 use super::mountinfo::{self, Mount};
 use super::probe::Probe;
-use super::{Ask, Error, Facts, Host};
+use super::{Ask, Error, Facts, Host, means};
 use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, PublishedPaths, View, published_paths};
 use crate::workload::{Bytes, DEV_SHM, InstanceId};
@@ -204,7 +204,8 @@ impl Host for LinuxHost {
         let views =
             ask.pids.iter().filter_map(|pid| Some((*pid, self.view(*pid).ok()??))).collect();
         let host_view = self.view(std::process::id())?;
-        Ok(Facts { boot_id, published, paths, views, host_view })
+        let means = ask.runtime.as_ref().map(|it| means::of(it, &ask.pids)).unwrap_or_default();
+        Ok(Facts { boot_id, published, paths, views, host_view, means })
     }
 
     fn publish_shm(&self, id: &InstanceId, size: Bytes) -> Result<(), Error> {

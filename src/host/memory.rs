@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::{Ask, Error, Facts, Host, Process, ProcessIpc, ProcessShm};
+use super::{Ask, Error, Facts, Host, Means, Process, ProcessIpc, ProcessShm};
 use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, View, published_paths};
 use crate::workload::{Bytes, InstanceId};
@@ -74,6 +74,7 @@ struct State {
     views: BTreeMap<u32, View>,
     killed: BTreeSet<u32>,
     mounts_shared: Result<(), String>,
+    means: Means,
     failures: BTreeMap<&'static str, io::ErrorKind>,
 }
 
@@ -113,6 +114,7 @@ impl MemoryHost {
             views: BTreeMap::new(),
             killed: BTreeSet::new(),
             mounts_shared: Ok(()),
+            means: Means::default(),
             failures: BTreeMap::new(),
         };
         Self { run: run.to_owned(), processes, state: Arc::new(Mutex::new(state)) }
@@ -151,6 +153,11 @@ impl MemoryHost {
     /// What [`Host::mounts_shared_with`] answers from now on.
     pub fn set_mounts_shared(&self, answer: Result<(), String>) {
         self.state().mounts_shared = answer;
+    }
+
+    /// What the runtime lacks from now on.
+    pub fn set_means(&self, means: Means) {
+        self.state().means = means;
     }
 
     /// Mounts one more tmpfs on an instance's `shm`, as a crash or an older program may have left it.
@@ -293,6 +300,7 @@ impl Host for MemoryHost {
             paths: ask.paths.iter().filter_map(kind).collect(),
             views,
             host_view: Some(View { ipc_ns: HOST_IPC, shm: Some(HOST_SHM), shm_root: Some(1) }),
+            means: state.means.clone(),
         })
     }
 

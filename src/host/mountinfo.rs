@@ -24,6 +24,8 @@ pub struct Mount {
     pub kind: String,
     /// The name that was given as its source.
     pub source: OsString,
+    /// Those of its file system, for all places where it is mounted: `rw,memory`.
+    pub super_options: String,
 }
 
 impl Mount {
@@ -50,9 +52,10 @@ fn line(line: &[u8]) -> Option<Mount> {
     let propagation = fields.by_ref().take_while(|field| *field != b"-").map(text).collect();
     let kind = text(fields.next()?);
     let source = OsString::from_vec(unescape(fields.next()?));
+    let super_options = fields.next().map(text).unwrap_or_default();
     let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
     let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
-    Some(Mount { device, root, point, options, propagation, kind, source })
+    Some(Mount { device, root, point, options, propagation, kind, source, super_options })
 }
 
 fn text(field: &[u8]) -> String {
@@ -97,6 +100,7 @@ mod tests {
         assert_eq!(mounts[0].kind, "ext3");
         assert_eq!(mounts[0].source, "/dev/root");
         assert_eq!(mounts[0].propagation, ["master:1", "shared:7"]);
+        assert_eq!(mounts[0].super_options, "rw,errors=continue");
         assert_eq!(mounts[0].namespace(), None);
         assert_eq!((mounts[1].kind.as_str(), mounts[1].namespace()), ("nsfs", Some(4_026_532_252)));
         assert!(mounts[1].propagation.is_empty());

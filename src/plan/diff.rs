@@ -719,6 +719,19 @@ impl<'a> Planner<'a> {
                 "a task of it has no container object, and the runtime does not say how that task is".to_owned(),
             );
         }
+        if !self.observed.missing_programs.is_empty() {
+            let programs: Vec<_> =
+                self.observed.missing_programs.iter().map(|it| format!("`{it}`")).collect();
+            let (programs, is) =
+                (programs.join(" and "), if programs.len() == 1 { "is" } else { "are" });
+            return no(
+                "runtime-missing",
+                format!("{programs} {is} nowhere where containerd looks for programs"),
+            );
+        }
+        if let Some(why) = &self.observed.cgroup_fault {
+            return no("cgroup-failed", format!("no container can have a cgroup: {why}"));
+        }
         let image = match &target.image {
             Some(image) if !self.is_to_be_made_from_what_is_gone(target, image) => image,
             Some(image) if self.observed.images.contains_key(&image.name) => {

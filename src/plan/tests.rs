@@ -856,6 +856,60 @@ fn a_bind_source_that_does_not_answer_holds_a_start_and_nothing_that_runs() {
 }
 
 #[test]
+fn a_runtime_that_could_start_nothing_holds_every_start_and_nothing_that_runs() {
+    let lacks = |programs: &[&'static str], cgroup: Option<&str>| {
+        (programs.iter().copied().collect(), cgroup.map(str::to_owned))
+    };
+    for ((programs, cgroup), reason, message) in [
+        (
+            lacks(&["containerd-shim-runc-v2", "runc"], Some("`/x` is mounted read-only")),
+            "runtime-missing",
+            "`containerd-shim-runc-v2` and `runc` are nowhere where containerd looks for programs",
+        ),
+        (
+            lacks(&["runc"], None),
+            "runtime-missing",
+            "`runc` is nowhere where containerd looks for programs",
+        ),
+        (
+            lacks(&[], Some("`/x` is mounted read-only")),
+            "cgroup-failed",
+            "no container can have a cgroup: `/x` is mounted read-only",
+        ),
+    ] {
+        let ends = r#""ipcMode": "shareable""#;
+        let joins = r#""ipcMode": "container:donor""#;
+        let before = [("donor", Some(ends)), ("joiner", Some(joins)), ("gone", Some(""))];
+        let mut observed = empty();
+        converge(&desired(&before), &mut observed);
+        observed.missing_programs = programs;
+        observed.cgroup_fault = cgroup;
+        let same = diff(&desired(&before), &observed, &policy(), model::now());
+        assert!(same.is_empty(), "{same}");
+        let edited = r#""ipcMode": "shareable", "args": ["x"]"#;
+        let after = [
+            ("donor", Some(edited)),
+            ("joiner", Some(joins)),
+            ("gone", Some(r#""state": "stopped""#)),
+            ("new", Some("")),
+        ];
+        let plan = diff(&desired(&after), &observed, &policy(), model::now());
+        for name in ["donor", "new"] {
+            let standing = standing(&plan, name);
+            assert_eq!((standing.reason, standing.message.as_str()), (reason, message), "{name}");
+        }
+        // Ending something needs none of it.
+        assert!(plan.steps.iter().all(|it| it.name == Some("gone".parse().unwrap())), "{plan}");
+        assert!(plan.steps.iter().any(|it| matches!(it.action, Action::Stop(_))), "{plan}");
+        // It is there again.
+        observed.missing_programs.clear();
+        observed.cgroup_fault = None;
+        converge(&desired(&after), &mut observed);
+        assert_eq!(running(&observed), ["donor", "joiner", "new"]);
+    }
+}
+
+#[test]
 fn who_only_wants_to_join_a_donor_and_cannot_start_does_not_hold_it() {
     let private = [PAIR[0], ("joiner", Some(r#""ipcMode": "private""#))];
     let joiner = r#""ipcMode": "container:donor", "mounts": [{"type": "bind", "source": "/data", "target": "/x"}]"#;

@@ -35,7 +35,7 @@ use super::{
     Tell, Update, verb,
 };
 use crate::content::chain_ids;
-use crate::observed::Task;
+use crate::observed::{RuntimeProcess, Task};
 use crate::workload::{InstanceId, Signal};
 
 mod about;
@@ -94,6 +94,8 @@ pub struct Containerd {
     store: Store,
     /// What `prepare_snapshot` was told, so that the first `create_task` need not ask again.
     mounts: Mutex<BTreeMap<InstanceId, Vec<Mount>>>,
+    /// As it was last asked: what it says of itself does not change while it lives.
+    process: Mutex<Option<RuntimeProcess>>,
 }
 
 impl Containerd {
@@ -107,6 +109,7 @@ impl Containerd {
             tasks: Arc::new(Tasks::new(link.clone(), changes)),
             store: Store::new(link.clone(), settings.snapshotter.clone()),
             mounts: Mutex::default(),
+            process: Mutex::default(),
             link,
             settings,
         })
@@ -127,6 +130,19 @@ impl Containerd {
             connect.await.map_err(|late| unreachable(late.into()))?.map_err(unreachable)?;
         let pid = stream.peer_cred().map_err(unreachable)?.pid();
         Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0))
+    }
+
+    /// The process that listens on the socket, and where it looks for programs. `None`: not known.
+    pub async fn process(&self) -> Option<RuntimeProcess> {
+        let pid = self.peer_pid().await.ok()??;
+        let lock = || self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().as_ref().filter(|it| it.pid == pid) {
+            return Some(known.clone());
+        }
+        let directories = about::directories(&self.link).await.ok()?;
+        let process = RuntimeProcess { pid, directories };
+        *lock() = Some(process.clone());
+        Some(process)
     }
 
     /// Which evenkeel works in our containerd namespace; `None`: nobody has yet.
@@ -219,12 +235,13 @@ impl Containerd {
     }
 
     async fn look(&self, names: &BTreeSet<String>) -> Result<Objects, Fault> {
-        let (containers, listed, leases, (snapshots, ours), records) = tokio::try_join!(
+        let (containers, listed, leases, (snapshots, ours), records, process) = tokio::try_join!(
             self.containers(),
             self.tasks.list(),
             self.leases(),
             self.snapshots(),
             self.store.records(names),
+            async { Ok(self.process().await) },
         )?;
         let images = self.store.usable(records, &snapshots).await?;
         let ids: BTreeSet<String> = containers.iter().map(|it| it.id.clone()).collect();
@@ -234,7 +251,7 @@ impl Containerd {
             // Tasks without a container object can be listed only: the last list has to do.
             Listed::Stalled => (self.tasks.each(&ids).await?, self.tasks.known()),
         };
-        let mut objects = Objects { leases, images, ..Objects::default() };
+        let mut objects = Objects { leases, images, process, ..Objects::default() };
         for record in &containers {
             let task = tasks.remove(&record.id).unwrap_or_default();
             match record::read(record) {

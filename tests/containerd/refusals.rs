@@ -4,12 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use evenkeel::desired::{Origin, Source};
+use evenkeel::host::means;
+use evenkeel::observed::Image;
 use evenkeel::refusal;
+use evenkeel::runtime::containerd::Containerd;
 use evenkeel::runtime::{LogTarget, NewInstance, Runtime as _, Update};
 use evenkeel::workload::{InstanceId, IpcDefaults, Workload};
 use serde_json::{Value, json};
 
-use crate::rig::{Engine, Rig};
+use crate::rig::{Around, Engine, Rig, SEALED};
 
 /// A start that fails: what it is called, what is different from a good spec, and what comes of it.
 struct Row {
@@ -122,41 +125,84 @@ fn spec(rig: &Rig, id: &InstanceId, row: &Row) -> Value {
 async fn d15_what_runc_says_about_a_failed_start_gives_its_reason_and_code() {
     for engine in Engine::all() {
         let rig = Rig::start_on(&engine).await;
-        let image = rig.load_image().await;
-        let client = rig.client();
         for row in rows(&rig.dir().join("")) {
-            let workload = json!({ "name": row.name, "spec": { "image": "busybox" } });
-            let workload: Workload = serde_json::from_value(workload).unwrap();
-            let revision = workload.revision(&image.digest);
-            let instance = NewInstance {
-                id: InstanceId::new(&workload.name, &revision),
-                revision,
-                origin: Origin {
-                    source: Source::new(Path::new("/"), Path::new("/manifests")),
-                    file: PathBuf::from("a.yaml"),
-                    document: 0,
-                },
-                workload,
-                defaults: IpcDefaults::default(),
-                image: image.clone(),
-            };
-            let id = &instance.id;
-            client.lease("evenkeel-test").await.unwrap();
-            client.prepare_snapshot("evenkeel-test", &instance).await.unwrap();
-            client.create("evenkeel-test", &instance).await.unwrap();
-            client.remove_lease("evenkeel-test").await.unwrap();
-            let spec = serde_json::from_value(spec(&rig, id, &row)).unwrap();
-            let update = Update { spec: Some(Box::new(spec)), ..Update::default() };
-            client.update(id, &update).await.unwrap();
-            let error = client.create_task(id, &LogTarget::None).await.expect_err(row.name);
-            let text = error.cause.as_ref().unwrap().to_string();
-            println!("{engine} {}: {text}", row.name);
-            let found = refusal::classify(&text);
-            assert_eq!((found.name, found.code), (row.reason, row.code), "{engine}: {text}");
-            assert!(text.contains(row.says), "{}: {text}", row.name);
-            client.delete_task(id).await.unwrap();
-            client.remove(id).await.unwrap();
+            refused(&rig, &row).await;
         }
+        rig.assert_clean();
+    }
+}
+
+/// A container that is to be started.
+async fn made(rig: &Rig, client: &Containerd, image: &Image, row: &Row) -> NewInstance {
+    let workload = json!({ "name": row.name, "spec": { "image": "busybox" } });
+    let workload: Workload = serde_json::from_value(workload).unwrap();
+    let revision = workload.revision(&image.digest);
+    let instance = NewInstance {
+        id: InstanceId::new(&workload.name, &revision),
+        revision,
+        origin: Origin {
+            source: Source::new(Path::new("/"), Path::new("/manifests")),
+            file: PathBuf::from("a.yaml"),
+            document: 0,
+        },
+        workload,
+        defaults: IpcDefaults::default(),
+        image: image.clone(),
+    };
+    let id = &instance.id;
+    client.lease("evenkeel-test").await.unwrap();
+    client.prepare_snapshot("evenkeel-test", &instance).await.unwrap();
+    client.create("evenkeel-test", &instance).await.unwrap();
+    client.remove_lease("evenkeel-test").await.unwrap();
+    let spec = serde_json::from_value(spec(rig, id, row)).unwrap();
+    let update = Update { spec: Some(Box::new(spec)), ..Update::default() };
+    client.update(id, &update).await.unwrap();
+    instance
+}
+
+/// What a start fails with, which may be nothing of the container itself.
+async fn refused(rig: &Rig, row: &Row) {
+    let image = rig.load_image().await;
+    let client = rig.client();
+    let id = made(rig, &client, &image, row).await.id;
+    let error = client.create_task(&id, &LogTarget::None).await.expect_err(row.name);
+    let text = error.cause.as_ref().unwrap().to_string();
+    let engine = rig.engine();
+    println!("{engine} {}: {text}", row.name);
+    let found = refusal::classify(&text);
+    assert_eq!((found.name, found.code), (row.reason, row.code), "{engine}: {text}");
+    assert!(text.contains(row.says), "{}: {text}", row.name);
+    client.delete_task(&id).await.unwrap();
+    client.remove(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d15_what_containerd_says_without_runc_or_its_shim_gives_its_reason_and_code() {
+    let sleep = ["sleep", "60"];
+    let row = |name, says| row(name, &sleep, 128, "runtime-missing", says);
+    for engine in Engine::all() {
+        let rig = Rig::start_around(&engine, Around::OwnPrograms).await;
+        let (shim, runc) = (rig.programs().join(means::SHIM), rig.programs().join(means::RUNC));
+        fs::remove_file(&shim).unwrap();
+        refused(&rig, &row("no-shim", "binary not installed")).await;
+        rig.link(means::SHIM, &rig.programs());
+        fs::remove_file(&runc).unwrap();
+        refused(&rig, &row("no-runc", "\"runc\": executable file not found in $PATH")).await;
+        // It has seen the shim once, and does not look for it again.
+        rig.link(means::RUNC, &rig.programs());
+        fs::remove_file(&shim).unwrap();
+        rig.link(means::SHIM, &rig.more_programs());
+        refused(&rig, &row("no-shim-any-more", "fork/exec")).await;
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d15_what_runc_says_about_cgroups_that_it_cannot_write_to_gives_its_reason_and_code() {
+    for engine in Engine::all() {
+        let rig = Rig::start_around(&engine, Around::SealedCgroups).await;
+        let row = row("sealed", &["sleep", "60"], 128, "cgroup-failed", SEALED);
+        refused(&rig, &row).await;
         rig.assert_clean();
     }
 }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use containerd_client::services::v1::version_client::VersionClient;
+use evenkeel::host::means;
 use evenkeel::image::Archives;
 use evenkeel::observed::Image;
 use evenkeel::runtime::containerd::{Containerd, Settings};
@@ -21,6 +22,9 @@ pub(crate) mod usage;
 
 /// The namespace that the program uses unless told.
 pub(crate) const NAMESPACE: &str = "evenkeel";
+
+/// See [`Around::SealedCgroups`].
+pub(crate) const SEALED: &str = "/sys/fs/cgroup/pids";
 
 /// Generous: with all tests at once on two cores, containerd takes a few seconds to come up.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -81,6 +85,12 @@ impl Engine {
             .unwrap()
     }
 
+    /// One of its programs.
+    pub(crate) fn find(&self, program: &str) -> PathBuf {
+        let found = means::find(None, std::env::split_paths(&self.path()), program).unwrap();
+        found.unwrap_or_else(|| panic!("{program} is missing"))
+    }
+
     /// Whether a restart makes it forget the tasks that have ended: since 1.7.
     pub(crate) fn forgets_tasks(&self) -> bool {
         let version = self.version();
@@ -112,10 +122,22 @@ impl std::fmt::Display for Engine {
     }
 }
 
+/// What a containerd finds around itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Around {
+    /// What all of the box find.
+    Everything,
+    /// Shim and runc as links in [`Rig::programs`], and in no other place where it looks; see [`Rig::more_programs`].
+    OwnPrograms,
+    /// A mount namespace of its own, in which a hierarchy of cgroups is read-only.
+    SealedCgroups,
+}
+
 /// A running containerd and the directories of a program that uses it.
 pub(crate) struct Rig {
     directory: PathBuf,
     engine: Engine,
+    around: Around,
     containerd: Option<Child>,
 }
 
@@ -126,19 +148,34 @@ impl Rig {
     }
 
     pub(crate) async fn start_on(engine: &Engine) -> Self {
+        Self::start_around(engine, Around::Everything).await
+    }
+
+    pub(crate) async fn start_around(engine: &Engine, around: Around) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "tests with a real containerd have to run as root"
         );
         sweep::stale();
         let directory = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir().unwrap().keep();
-        let mut rig = Self { directory, engine: engine.clone(), containerd: None };
+        let mut rig = Self { directory, engine: engine.clone(), around, containerd: None };
         sweep::claim(&rig.directory);
         for directory in [rig.run_dir(), rig.state_dir().join("images"), rig.manifests_dir()] {
             std::fs::create_dir_all(directory).unwrap();
         }
         std::fs::write(rig.archive(), busybox::archive()).unwrap();
         std::fs::write(rig.directory.join("config.toml"), rig.configuration()).unwrap();
+        if around == Around::OwnPrograms {
+            for directory in [rig.programs(), rig.more_programs(), rig.directory.join("own")] {
+                std::fs::create_dir(directory).unwrap();
+            }
+            for program in [means::SHIM, means::RUNC] {
+                rig.link(program, &rig.programs());
+            }
+            // A copy, as it looks beside the file that it is.
+            let own = rig.directory.join("own/containerd");
+            std::fs::copy(engine.find("containerd"), own).unwrap();
+        }
         rig.start_containerd().await;
         rig
     }
@@ -146,6 +183,11 @@ impl Rig {
     /// Everything of the rig is below it.
     pub(crate) fn dir(&self) -> &Path {
         &self.directory
+    }
+
+    /// Before it is started again.
+    pub(crate) fn surround(&mut self, around: Around) {
+        self.around = around;
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -171,6 +213,21 @@ impl Rig {
     /// The image archive with busybox, as `busybox`.
     pub(crate) fn archive(&self) -> PathBuf {
         self.state_dir().join("images/busybox.tar")
+    }
+
+    /// The first directory of the `PATH` of a containerd [`Around::OwnPrograms`].
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.directory.join("programs")
+    }
+
+    /// The second one, which is empty.
+    pub(crate) fn more_programs(&self) -> PathBuf {
+        self.directory.join("more-programs")
+    }
+
+    /// Puts a program of the engine into a directory.
+    pub(crate) fn link(&self, program: &str, directory: &Path) {
+        std::os::unix::fs::symlink(self.engine.find(program), directory.join(program)).unwrap();
     }
 
     /// Where the containers' cgroups go in specs that a test writes itself.
@@ -287,11 +344,25 @@ impl Rig {
     pub(crate) async fn start_containerd(&mut self) {
         use std::os::unix::process::CommandExt as _;
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new("containerd");
+        let mut path = self.engine.path();
+        let mut command = match self.around {
+            Around::Everything => Command::new("containerd"),
+            Around::OwnPrograms => {
+                path = std::env::join_paths([self.programs(), self.more_programs()]).unwrap();
+                Command::new(self.directory.join("own/containerd"))
+            }
+            Around::SealedCgroups => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+                command.arg("mount -o remount,bind,ro \"$0\" && exec containerd \"$@\"");
+                command.arg(SEALED);
+                command
+            }
+        };
         command
             .arg("--config")
             .arg(self.directory.join("config.toml"))
-            .env("PATH", self.engine.path())
+            .env("PATH", path)
             // A Ctrl-C meant for the tests must not end it before the rig does.
             .process_group(0)
             .stdin(Stdio::null())

@@ -1,5 +1,6 @@
 //! What containerd says about itself.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use containerd_client::services::v1::PluginsRequest;
@@ -12,6 +13,20 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) async fn version(link: &Link) -> Result<String, Fault> {
     Ok(link.answer(LIMIT, link.version().version(())).await?.version)
+}
+
+/// Where containerd looks for programs before it follows its `PATH`: its plugin `opt` puts a directory in front,
+/// which its environment does not show.
+pub(super) async fn directories(link: &Link) -> Result<Vec<PathBuf>, Fault> {
+    let filters =
+        vec![format!("{},{}", filter("type", "io.containerd.internal.v1"), filter("id", "opt"))];
+    let answer =
+        link.answer(LIMIT, link.introspection().plugins(PluginsRequest { filters })).await?;
+    let mut opt = answer.plugins.into_iter().filter(|it| it.id == "opt");
+    Ok(opt
+        .find_map(|it| Some(Path::new(it.exports.get("path")?).join("bin")))
+        .into_iter()
+        .collect())
 }
 
 /// Why a plugin cannot be used, if it cannot.
