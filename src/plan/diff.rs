@@ -680,11 +680,13 @@ impl<'a> Planner<'a> {
                 workload: (**workload).clone(),
                 calls_off_stop: false,
             };
+            // Once it is written down, nobody knows of the edit any more.
+            let forget = self.forget_strikes(name);
             self.plan.push(
                 Some(name),
                 Action::Update(Box::new(relabel)),
                 Cause::Updated(fields),
-                Vec::new(),
+                forget.into_iter().collect(),
             );
         }
     }
@@ -1453,8 +1455,10 @@ impl<'a> Planner<'a> {
         name: &Name,
         current: &'a Instance,
         target: &Target<'a>,
-        requires: Vec<StepId>,
+        mut requires: Vec<StepId>,
     ) -> StepId {
+        // What this run counts is counted after that.
+        requires.extend(self.forget_strikes(name));
         let created = matches!(current.task, Task::Created { .. });
         let exit = match &current.task {
             Task::Stopped { code, at } => Some((*code, at.clone())),

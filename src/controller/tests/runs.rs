@@ -357,6 +357,74 @@ async fn an_edit_starts_a_crash_loop_without_a_delay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_in_place_is_tried_at_once_and_its_delays_begin_anew() {
+    let edits = [
+        (r#""log": {"maxSize": "64Ki"}"#, [100, 200]),
+        (r#""stop": {"timeout": "1s"}"#, [100, 200]),
+        (r#""restart": {"policy": "on-failure"}"#, [100, 200]),
+        (r#""restart": {"backoff": {"initial": "2s", "factor": 3}}"#, [2000, 6000]),
+    ];
+    for (spec, delays) in edits {
+        for is_start_that_fails in [false, true] {
+            let mut it = Harness::new();
+            it.exit_on_start("a", Some(1));
+            it.want("a", "");
+            it.run();
+            it.after(60.0).await;
+            if is_start_that_fails {
+                it.runtime.fail_next(verb::CREATE_TASK, ErrorKind::Refused);
+            }
+            // The next try is after 102 s, and the one after it after 162.
+            it.after(50.0).await;
+            it.until("it waits", |it| it.items[0].phase == Phase::BackingOff).await;
+            let is_failed = it.item("a").start_failure.is_some();
+            assert_eq!(is_failed, is_start_that_fails);
+            let id = it.id_of("a").await;
+            let edited = it.clock();
+            it.want("a", spec);
+            it.after(30.0).await;
+            assert_eq!(it.id_of("a").await, id, "{spec} is in place");
+            let starts = it.starts("a");
+            let since: Vec<u64> = starts.into_iter().filter(|it| *it >= edited).collect();
+            assert!(since[0] - edited < 100, "{spec}: {edited} {since:?}");
+            assert_delays(&since[..3], &delays);
+        }
+    }
+}
+
+/// What has run to its end stays there unless the policy says something else now.
+#[tokio::test(start_paused = true)]
+async fn an_edit_in_place_goes_by_the_new_policy() {
+    let never = r#""restart": {"policy": "never"}"#;
+    let twice = r#""restart": {"policy": "on-failure", "maxRetries": 1}"#;
+    let often = r#""restart": {"policy": "on-failure", "maxRetries": 50}"#;
+    let (always, log) = ("", r#", "log": {"maxFiles": 7}"#);
+    for (before, code, edit, phase, runs_again) in [
+        (never, 0, format!("{never}{log}"), Phase::Completed, false),
+        (never, 1, format!("{never}{log}"), Phase::Failed, false),
+        (never, 1, always.to_owned(), Phase::BackingOff, true),
+        (never, 0, always.to_owned(), Phase::BackingOff, true),
+        (twice, 1, format!("{twice}{log}"), Phase::Failed, false),
+        (twice, 1, often.to_owned(), Phase::BackingOff, true),
+        (always, 1, never.to_owned(), Phase::Failed, false),
+        (always, 0, never.to_owned(), Phase::Completed, false),
+    ] {
+        let mut it = Harness::new();
+        it.exit_on_start("a", Some(code));
+        it.want("a", before);
+        it.run();
+        it.after(60.0).await;
+        let edited = it.clock();
+        it.want("a", &edit);
+        it.after(2.0).await;
+        let row = format!("{before} {code} → {edit}");
+        assert_eq!(it.item("a").phase, phase, "{row}");
+        let again = it.starts("a").into_iter().any(|it| it >= edited);
+        assert_eq!(again, runs_again, "{row}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_edit_to_what_cannot_start_leaves_what_runs_and_says_why() {
     for (spec, reason) in [
         (r#""image": "nowhere:1""#, "image-missing"),

@@ -84,11 +84,23 @@ impl<'a> Planner<'a> {
         (is_run && !has_begun && !has_failed).then_some(hand)
     }
 
-    /// Failures in a row of a workload that count: a person who asks for another try forgets them.
+    /// Failures in a row of a workload that count: a person who asks for another try forgets them, and so does one who
+    /// edits its manifest.
     pub(super) fn strikes(&self, name: &Name) -> Option<&'a Strikes> {
         let forgotten =
             self.asked(name).is_some_and(|it| matches!(it.kind, HandKind::Start | HandKind::Retry));
-        self.observed.strikes.get(name).filter(|_| !forgotten)
+        self.observed.strikes.get(name).filter(|_| !forgotten && !self.is_edited_in_place(name))
+    }
+
+    /// Whether its manifest says something else than it was last applied with, without asking for another instance.
+    /// One that does is another wish, which has no failures yet.
+    fn is_edited_in_place(&self, name: &Name) -> bool {
+        let (Some(case), Some(target)) = (self.cases.get(name), self.targets.get(name)) else {
+            return false;
+        };
+        let is_target = |it: &&Instance| target.instance.is_some_and(|to| to.id == it.id);
+        let edited = |it: &Instance| it.workload.as_ref() != Some(&target.workload);
+        case.current.filter(is_target).is_some_and(edited)
     }
 
     /// Whether the end of a run is a person's doing and no failure: it was stopped, or is to run anew, and whoever
@@ -168,8 +180,12 @@ impl<'a> Planner<'a> {
         if self.strikes(name).is_some() || !self.observed.strikes.contains_key(name) {
             return None;
         }
-        let cause = self.cause_by_hand(name)?;
         let sweep = Action::Sweep(Leftover::Strikes(name.clone()));
+        if let Some(planned) = self.plan.steps.iter().position(|it| it.action == sweep) {
+            return Some(StepId(planned));
+        }
+        let edit = || Cause::Updated(vec!["manifest".to_owned()]);
+        let cause = self.cause_by_hand(name).unwrap_or_else(edit);
         Some(self.plan.push(Some(name), sweep, cause, Vec::new()))
     }
 
