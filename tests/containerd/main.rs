@@ -20,6 +20,7 @@ mod ipc;
 mod lifecycle;
 mod log;
 mod looking;
+mod others;
 mod program;
 mod refusals;
 mod rig;
