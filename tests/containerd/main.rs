@@ -22,6 +22,7 @@ mod log;
 mod looking;
 mod others;
 mod program;
+mod reboot;
 mod refusals;
 mod rig;
 mod rigs;

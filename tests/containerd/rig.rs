@@ -15,6 +15,7 @@ use evenkeel::runtime::containerd::{Containerd, Settings};
 use evenkeel::runtime::{NewImage, Runtime as _};
 use tonic::transport::{Channel, Endpoint};
 
+pub(crate) mod boot;
 pub(crate) mod busybox;
 pub(crate) mod sweep;
 pub(crate) mod usage;
@@ -117,6 +118,7 @@ pub(crate) struct Rig {
     directory: PathBuf,
     engine: Engine,
     containerd: Option<Child>,
+    boot: Option<boot::Boot>,
 }
 
 impl Rig {
@@ -132,7 +134,7 @@ impl Rig {
         );
         sweep::stale();
         let directory = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir().unwrap().keep();
-        let mut rig = Self { directory, engine: engine.clone(), containerd: None };
+        let mut rig = Self { directory, engine: engine.clone(), containerd: None, boot: None };
         sweep::claim(&rig.directory);
         for directory in [rig.run_dir(), rig.state_dir().join("images"), rig.manifests_dir()] {
             std::fs::create_dir_all(directory).unwrap();
@@ -287,8 +289,11 @@ impl Rig {
     pub(crate) async fn start_containerd(&mut self) {
         use std::os::unix::process::CommandExt as _;
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new("containerd");
+        let mut words = self.boot.as_ref().map(boot::Boot::words).unwrap_or_default();
+        words.push("containerd".to_owned());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .arg("--config")
             .arg(self.directory.join("config.toml"))
             .env("PATH", self.engine.path())
@@ -316,6 +321,33 @@ impl Rig {
                 self.engine
             );
         }
+    }
+
+    /// From now on containerd, and the program that is returned, run in a boot of their own; what ran before has to be
+    /// gone. It is not the first one, but for its clock, if `up` is less than before.
+    pub(crate) fn boot(&mut self, id: &str, up: Duration) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let boot = boot::Boot::start(&self.directory, id, up);
+        let program = self.directory.join(format!("evenkeel-{id}"));
+        let words = boot.words().join(" ");
+        let script = format!("#!/bin/sh\nexec {words} {} \"$@\"\n", env!("CARGO_BIN_EXE_evenkeel"));
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.boot = Some(boot);
+        program
+    }
+
+    /// Ends everything of the rig at once, and takes away what a machine keeps in memory only.
+    pub(crate) fn cut_power(&mut self) {
+        sweep::remember_sockets(&self.directory);
+        sweep::end(&self.directory);
+        self.kill_containerd();
+        self.boot = None;
+        for it in [self.run_dir(), self.directory.join("containerd-state")] {
+            std::fs::remove_dir_all(it).unwrap();
+        }
+        std::fs::remove_file(self.socket()).unwrap();
+        std::fs::create_dir(self.run_dir()).unwrap();
     }
 
     /// What containerd logged.
