@@ -94,23 +94,24 @@ pub const EFFECTS: &[&str] = &[
     "sweep",
 ];
 
-/// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last.
+/// With the feature `abort-after-effect`, the n-th effect (`EVENKEEL_ABORT_AFTER=n`) is the last, or the first of that
+/// name.
 #[cfg(feature = "abort-after-effect")]
 fn abort_after(effect: &'static str) {
     use std::sync::atomic::AtomicU64;
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
-    let limit =
-        std::env::var("EVENKEEL_ABORT_AFTER").ok().and_then(|text| text.parse::<u64>().ok());
-    if limit == Some(passed) {
+    let limit = std::env::var("EVENKEEL_ABORT_AFTER").unwrap_or_default();
+    if limit == effect || limit.parse() == Ok(passed) {
         warn!(effect, passed, "aborting as asked");
         std::process::abort();
     }
 }
 
 /// With the same feature, the file that `EVENKEEL_FAIL` names makes effects fail: `3 undone lost` lets two pass, does
-/// not make the third and says that it was refused, and makes the fourth and says that nobody answered. The file is
-/// gone once all of that has happened.
+/// not make the third and says that it was refused, and makes the fourth and says that nobody answered. A name in
+/// place of the number lets all pass that come before the first of that name. The file is gone once all of that has
+/// happened.
 #[cfg(feature = "abort-after-effect")]
 mod fault {
     use std::sync::{Mutex, PoisonError};
@@ -136,14 +137,15 @@ mod fault {
         }
     }
 
-    /// What is to become of the next effect.
-    pub(super) fn next() -> Option<Fault> {
+    /// What is to become of this effect, which is the next one.
+    pub(super) fn next(effect: &str) -> Option<Fault> {
         static ONE: Mutex<()> = Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let path = std::path::PathBuf::from(std::env::var_os("EVENKEEL_FAIL")?);
         let text = std::fs::read_to_string(&path).ok()?;
         let mut words = text.split_whitespace();
-        let n: u64 = words.next()?.parse().ok()?;
+        let first = words.next()?;
+        let n: u64 = if first == effect { 1 } else { first.parse().ok()? };
         let mut rest: Vec<&str> = words.collect();
         let fault = if n > 1 || rest.is_empty() {
             None
@@ -385,7 +387,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     ) -> Result<T, Error> {
         debug_assert!(EFFECTS.contains(&effect), "an effect has a name in the list");
         #[cfg(feature = "abort-after-effect")]
-        if let Some(fault) = fault::next() {
+        if let Some(fault) = fault::next(effect) {
             warn!(effect, ?fault, "failing as asked");
             if fault != fault::Fault::Undone {
                 work.await.map_err(Into::into)?;

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
@@ -14,8 +14,10 @@ use containerd_client::services::v1::snapshots::{Kind, ListSnapshotsRequest};
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{ListContainersRequest, ListRequest, ListTasksRequest};
 use evenkeel::config::cgroup_parent;
+use evenkeel::controller::EFFECTS;
 
-use crate::program::{Site, eventually, manifest, sleeper};
+use crate::others::{self, request};
+use crate::program::{Done, Site, eventually, manifest, sleeper};
 use crate::rig::{Rig, sweep};
 
 /// Most of the time of a try is spent waiting: for the second that a workload has to run before it is believed.
@@ -26,16 +28,44 @@ const MOST: usize = 60;
 
 /// What is done before the command that is killed, and what it is to do.
 struct Walk {
-    name: &'static str,
+    name: String,
     /// Manifests that are applied before.
     before: Vec<(&'static str, String)>,
+    /// What somebody else does then.
+    meddling: fn(&Site),
+    /// What that person takes away afterwards.
+    tidying: fn(&Site),
     /// Manifests from then on; those that are only in `before` are removed.
     after: Vec<(&'static str, String)>,
     command: &'static str,
     /// For what the command is, else `apply` sets right what a killed one left.
     of: Option<&'static str>,
+    /// What it ends with.
+    exits: i32,
+    /// It is killed after these alone; without any, after each one up to its end.
+    at: &'static [&'static str],
     /// At least so many effects, so that none is lost unnoticed.
     effects: usize,
+}
+
+fn walk(
+    name: impl Into<String>,
+    before: Vec<(&'static str, String)>,
+    after: Vec<(&'static str, String)>,
+    effects: usize,
+) -> Walk {
+    Walk {
+        name: name.into(),
+        before,
+        meddling: |_| {},
+        tidying: |_| {},
+        after,
+        command: "apply",
+        of: None,
+        exits: 0,
+        at: &[],
+        effects,
+    }
 }
 
 fn walks() -> Vec<Walk> {
@@ -47,19 +77,11 @@ fn walks() -> Vec<Walk> {
         (name, text + "  env: [{name: OTHER, value: \"1\"}]\n")
     };
     let job = || ("job", manifest("job", "command: [\"true\"]\nrestart: {policy: never}"));
-    let walk = |name, before, after, effects| Walk {
-        name,
-        before,
-        after,
-        command: "apply",
-        of: None,
-        effects,
-    };
     let by_hand = |name, command, effects| {
         let all = || vec![donor(), joiner()];
         Walk { command, of: Some("donor"), ..walk(name, all(), all(), effects) }
     };
-    vec![
+    let mut walks = vec![
         walk("start", vec![], vec![private()], 9),
         walk("start-shared", vec![], vec![donor(), joiner()], 19),
         walk("replace", vec![private()], vec![other(private())], 15),
@@ -74,6 +96,103 @@ fn walks() -> Vec<Walk> {
         by_hand("stop-by-hand", "stop", 4),
         by_hand("restart-by-hand", "restart", 10),
         by_hand("renew-by-hand", "restart --fresh", 15),
+    ];
+    walks.extend(["private", "shareable", "container:giver"].into_iter().flat_map(in_mode));
+    walks.extend(meddled());
+    walks
+}
+
+/// Runs that end, starts that fail, what has to be killed, and what has lost its container object.
+fn in_mode(mode: &'static str) -> Vec<Walk> {
+    let joins = mode.starts_with("container:");
+    let with = |text: Option<String>| {
+        let text = text.map(|it| ("a", format!("{it}\n  ipcMode: {mode}\n")));
+        let giver = ("giver", sleeper("giver") + "  ipcMode: shareable\n");
+        text.into_iter().chain(joins.then_some(giver)).collect::<Vec<_>>()
+    };
+    let name = |what: &str| format!("{what}-{}", mode.split(':').next().unwrap());
+    let fails =
+        manifest("a", "command: [sh, -c, exit 3]\nrestart: {policy: never}\nremoveOnExit: true");
+    let is_refused = manifest("a", "command: [/nowhere]\nrestart: {policy: never}");
+    let deaf = manifest("a", "command: [sleep, \"36000\"]\nstop: {timeout: 10ms}");
+    let stopped = format!("{deaf}\n  state: stopped");
+    vec![
+        Walk {
+            exits: 4,
+            at: &[
+                "finish/strikes",
+                "finish/end",
+                "finish/task",
+                "finish/unpublish",
+                "clear/unpublish",
+                "clear/snapshot",
+                "clear/logs",
+            ],
+            ..walk(name("end"), with(None), with(Some(fails)), 0)
+        },
+        Walk {
+            exits: 4,
+            at: if mode == "shareable" {
+                &["undo/task", "undo/unpublish", "failed/strikes", "failed/end"]
+            } else {
+                &["undo/task", "failed/strikes", "failed/end"]
+            },
+            ..walk(name("refused"), with(None), with(Some(is_refused)), 0)
+        },
+        Walk { at: &["stop/kill"], ..walk(name("kill"), with(Some(deaf)), with(Some(stopped)), 0) },
+        Walk {
+            meddling: |site| others::forget_container(site, "a"),
+            at: &["orphan/object", "stop/kill", "orphan/task"],
+            ..walk(name("orphan"), with(Some(sleeper("a"))), with(Some(sleeper("a"))), 0)
+        },
+    ]
+}
+
+/// What somebody else has had a hand in, and what happens to instances that stay.
+fn meddled() -> Vec<Walk> {
+    let a = |more: &str| vec![("a", sleeper("a") + more)];
+    vec![
+        Walk {
+            meddling: |site| others::pause(site, "a"),
+            at: &["resume"],
+            ..walk("resume", a(""), a(""), 0)
+        },
+        Walk {
+            meddling: |site| others::pause(site, "a"),
+            at: &["stop/resume"],
+            ..walk("stop-paused", a(""), a("  state: stopped\n"), 0)
+        },
+        Walk {
+            meddling: |site| others::forget_in_runc(site, "a"),
+            tidying: others::remove_cgroups,
+            at: &["stop/pid"],
+            ..walk("stop-lost", a(""), a("  state: stopped\n"), 0)
+        },
+        Walk {
+            meddling: |site| others::unpin(site, "a"),
+            at: &["publish"],
+            ..walk("publish", a("  ipcMode: shareable\n"), a("  ipcMode: shareable\n"), 0)
+        },
+        Walk {
+            meddling: |site| drop(others::leave_logs(site)),
+            at: &["sweep"],
+            ..walk("sweep", a(""), a(""), 0)
+        },
+        Walk {
+            at: &["update"],
+            ..walk("update", a(""), a("  restart: {policy: on-failure}\n"), 0)
+        },
+        Walk {
+            // What an earlier try has made.
+            meddling: |site| drop(std::fs::remove_dir(site.dir().with_file_name("made"))),
+            at: &["start/directory"],
+            ..walk(
+                "directory",
+                vec![],
+                a("  mounts: [{type: bind, source: SITES/made, target: /made, create: true}]\n"),
+                0,
+            )
+        },
     ]
 }
 
@@ -82,36 +201,44 @@ impl Walk {
         self.command.split(' ').chain(self.of).collect()
     }
 
-    /// One try: the `n`-th effect is the last one, or none is without `n`. Whether the command came to its end, and
-    /// what there is after the next one.
-    fn run(&self, rig: &Rig, aborting: &Path, n: Option<usize>) -> (bool, Vec<String>) {
-        let name = n.map_or_else(|| self.name.to_owned(), |n| format!("{}-{n}", self.name));
+    /// One try: that effect, by its number or its name, is the last one, or none is without it. The effect that was
+    /// the last one, unless the command came to its end before, and what there is after the next one.
+    fn run(&self, rig: &Rig, aborting: &Path, last: Option<&str>) -> (Option<String>, Vec<String>) {
+        let name = last.map_or_else(
+            || self.name.clone(),
+            |it| format!("{}-{}", self.name, it.replace('/', "-")),
+        );
         let site = Site::beside(rig, &name);
         site.configure("removeAfter: 200ms\npruneLimit: 100\n");
+        let sites = site.dir().parent().unwrap().to_str().unwrap();
+        let write = |(file, text): &(&str, String)| {
+            site.write(&format!("{file}.yaml"), &text.replace("SITES", sites));
+        };
         if !self.before.is_empty() {
-            self.before.iter().for_each(|(file, text)| site.write(&format!("{file}.yaml"), text));
+            self.before.iter().for_each(write);
             site.apply();
         }
+        (self.meddling)(&site);
         for (file, _) in &self.before {
             if !self.after.iter().any(|it| it.0 == *file) {
                 site.remove(&format!("{file}.yaml"));
             }
         }
-        self.after.iter().for_each(|(file, text)| site.write(&format!("{file}.yaml"), text));
+        self.after.iter().for_each(write);
 
-        let mut ended = true;
-        if let Some(n) = n {
-            let killed =
-                site.clone().with_program(aborting).with("EVENKEEL_ABORT_AFTER", n.to_string());
-            let done = killed.run(&self.words());
-            ended = done.code.is_some();
-            if ended {
-                done.exits(0);
+        let mut effect = None;
+        if let Some(last) = last {
+            let site = site.clone().with_program(aborting).with("EVENKEEL_ABORT_AFTER", last);
+            let done = site.run(&self.words());
+            if done.code.is_some() {
+                done.exits(self.exits);
+            } else {
+                effect = Some(last_effect(&done));
             }
         }
         // What a person asked for is done by whoever comes next.
-        if self.of.is_none() || n.is_none() {
-            site.run(&self.words()).exits(0);
+        if self.of.is_none() || last.is_none() {
+            site.run(&self.words()).exits(self.exits);
         }
         if self.of.is_some() {
             site.apply();
@@ -119,13 +246,34 @@ impl Walk {
         if self.command != "down" {
             site.plan_is_empty();
         }
-        let found = inventory(rig, &site);
+        (self.tidying)(&site);
+        let mut found = inventory(rig, &site);
+        found.extend(said(&site));
         // What is there after it can be removed, all of it.
         site.run(&["down"]).exits(0);
         let left = left_after_down(rig, &site);
         assert_eq!(left, Vec::<String>::new(), "{name}: left after down");
-        (ended, found)
+        (effect, found)
     }
+}
+
+/// How everything stands, and how what ended or did not start did so.
+fn said(site: &Site) -> Vec<String> {
+    let items = site.status().items;
+    let words = items.iter().map(|it| {
+        let end = it.last_exit.as_ref().map(|it| (it.code, &it.reason));
+        let failure = it.start_failure.as_ref().map(|it| (it.code, &it.reason));
+        let (name, phase, reason) = (&it.name, it.phase, &it.reason);
+        format!("said: {name} {phase} {} {reason} {end:?} {failure:?}", it.up_to_date)
+    });
+    words.collect()
+}
+
+/// The effect after which a command says that it was killed.
+fn last_effect(done: &Done) -> String {
+    let line = done.err.lines().find(|it| it.contains("aborting as asked"));
+    let effect = line.and_then(|it| it.split_once("effect=\"")?.1.split('"').next());
+    effect.unwrap_or_else(|| panic!("killed by somebody else: {done:?}")).to_owned()
 }
 
 /// Everything of a site on this machine, in words that are the same for equal sites.
@@ -213,11 +361,6 @@ fn processes(site: &Site) -> Vec<String> {
 
 /// What containerd has in a namespace, but for images and what belongs to them.
 async fn objects(rig: &Rig, namespace: &str) -> Vec<String> {
-    fn request<T>(namespace: &str, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request.metadata_mut().insert("containerd-namespace", namespace.parse().unwrap());
-        request
-    }
     let channel = rig.channel();
     let mut found = Vec::new();
     let list = request(namespace, ListContainersRequest::default());
@@ -296,74 +439,91 @@ pub(crate) fn aborting_program() -> PathBuf {
     own.join("debug/evenkeel")
 }
 
-#[tokio::test]
-async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
-    let aborting = aborting_program();
-    let rig = Rig::start().await;
-    let walks = walks();
-    let references: Vec<Vec<String>> = {
-        let found: Vec<Mutex<Vec<String>>> = walks.iter().map(|_| Mutex::default()).collect();
-        std::thread::scope(|scope| {
-            for (walk, found) in walks.iter().zip(&found) {
-                let (rig, aborting) = (&rig, &aborting);
-                scope.spawn(move || *found.lock().unwrap() = walk.run(rig, aborting, None).1);
-            }
-        });
-        found.into_iter().map(|it| it.into_inner().unwrap()).collect()
-    };
-    // Tries of all walks, those with few effects first; a walk is over with the first that comes to its end.
-    let over: Vec<(AtomicBool, AtomicUsize)> =
-        walks.iter().map(|_| (AtomicBool::new(false), AtomicUsize::new(0))).collect();
-    let next = AtomicUsize::new(0);
-    let problems = Mutex::new(Vec::new());
+/// Does all of this, some of it at once; in order, but for that.
+fn at_once<T: Send>(all: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let all = Mutex::new(all);
+    let next = || all.lock().unwrap().next();
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::SeqCst);
-                    let (n, index) = (at / walks.len() + 1, at % walks.len());
-                    if n > MOST {
-                        return;
-                    }
-                    let (is_over, effects) = &over[index];
-                    if is_over.load(Ordering::SeqCst) {
-                        continue;
-                    }
-                    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        walks[index].run(&rig, &aborting, Some(n))
-                    }));
-                    let name = walks[index].name;
-                    let mut problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
-                    match tried {
-                        Ok((ended, found)) => {
-                            if found != references[index] {
-                                problems.push(format!(
-                                    "{name} after {n}: {}",
-                                    difference(&references[index], &found)
-                                ));
-                            }
-                            if ended {
-                                is_over.store(true, Ordering::SeqCst);
-                            } else {
-                                effects.fetch_max(n, Ordering::SeqCst);
-                            }
-                        }
-                        Err(_) => problems.push(format!("{name} after {n}: see above")),
-                    }
+                while let Some(one) = next() {
+                    work(one);
                 }
             });
         }
     });
+}
+
+#[tokio::test]
+async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
+    let aborting = aborting_program();
+    let rig = Rig::start().await;
+    let only = std::env::var("EVENKEEL_WALK").ok();
+    let mut walks = walks();
+    walks.retain(|it| only.as_ref().is_none_or(|only| it.name.starts_with(only)));
+    let references: Vec<OnceLock<Vec<String>>> = walks.iter().map(|_| OnceLock::new()).collect();
+    at_once(walks.iter().zip(&references), |(walk, reference)| {
+        reference.set(walk.run(&rig, &aborting, None).1).unwrap();
+    });
+
+    // Those that are killed at a named effect, then the others, those with few effects first; such a walk is over with
+    // the first that comes to its end.
+    let numbers: Vec<String> = (1..=MOST).map(|it| it.to_string()).collect();
+    let all = walks.iter().enumerate();
+    let by_name = all.clone().flat_map(|(n, walk)| walk.at.iter().map(move |last| (n, *last)));
+    let by_number = numbers.iter().flat_map(|last| {
+        let numbered = all.clone().filter(|(_, walk)| walk.at.is_empty());
+        numbered.map(move |(n, _)| (n, last.as_str()))
+    });
+    let over: Vec<(AtomicBool, AtomicUsize)> =
+        walks.iter().map(|_| (AtomicBool::new(false), AtomicUsize::new(0))).collect();
+    let problems = Mutex::new(Vec::new());
+    let walked = Mutex::new(BTreeSet::new());
+    at_once(by_name.chain(by_number), |(index, last)| {
+        let (walk, (is_over, effects)) = (&walks[index], &over[index]);
+        if is_over.load(Ordering::SeqCst) {
+            return;
+        }
+        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            walk.run(&rig, &aborting, Some(last))
+        }));
+        let mut problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problem = |text: &str| problems.push(format!("{} after {last}: {text}", walk.name));
+        let Ok((effect, found)) = tried else { return problem("see above") };
+        let reference = references[index].get().unwrap();
+        if found != *reference {
+            problem(&difference(reference, &found));
+        }
+        match effect {
+            Some(effect) => {
+                effects.fetch_max(last.parse().unwrap_or_default(), Ordering::SeqCst);
+                walked.lock().unwrap().insert(effect);
+            }
+            None if walk.at.is_empty() => is_over.store(true, Ordering::SeqCst),
+            None => problem("it never gets there"),
+        }
+    });
     assert_eq!(problems.into_inner().unwrap(), Vec::<String>::new());
     for (walk, (is_over, _)) in walks.iter().zip(&over) {
-        assert!(is_over.load(Ordering::SeqCst), "{} does not come to its end", walk.name);
+        let comes_to_its_end = is_over.load(Ordering::SeqCst) || !walk.at.is_empty();
+        assert!(comes_to_its_end, "{} does not come to its end", walk.name);
     }
     // What is passed without a crash has not been walked.
-    let passed: Vec<_> =
-        walks.iter().zip(over).map(|(walk, it)| (walk.name, it.1.into_inner())).collect();
-    let expected: Vec<_> = walks.iter().map(|it| (it.name, it.effects)).collect();
-    assert!(passed.iter().zip(&expected).all(|(it, least)| it.1 >= least.1), "{passed:?}");
+    let few = walks.iter().zip(over).map(|(walk, it)| (walk, it.1.into_inner()));
+    let few: Vec<_> =
+        few.filter(|(walk, n)| *n < walk.effects).map(|(walk, n)| (&walk.name, n)).collect();
+    assert!(few.is_empty(), "{few:?}");
+    if only.is_none() {
+        assert_all_were_walked(&walked.into_inner().unwrap());
+    }
     rig.assert_clean();
+}
+
+/// A new effect has to be walked too.
+#[track_caller]
+pub(crate) fn assert_all_were_walked(walked: &BTreeSet<String>) {
+    let left: Vec<_> = EFFECTS.iter().filter(|it| !walked.contains(**it)).collect();
+    assert!(left.is_empty(), "no walk comes to {left:?}");
 }
 
 pub(crate) fn difference(wanted: &[String], found: &[String]) -> String {

@@ -3,14 +3,17 @@
 //! A lane is an installation with a controller of its own that walks a circle of changes, again and again; on each
 //! round another effect of each change fails. All lanes share one containerd.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use evenkeel::status::Status;
 use rustix::process::Signal;
 
-use crate::crash::{aborting_program, difference, inventory, left_after_down};
+use crate::crash::{
+    aborting_program, assert_all_were_walked, difference, inventory, left_after_down,
+};
+use crate::others;
 use crate::program::{Site, eventually, manifest, pause};
 use crate::rig::{Rig, sweep};
 
@@ -36,9 +39,21 @@ struct Leg {
     /// The first effect that fails, and how many further on the next one is.
     first: usize,
     step: usize,
+    /// These fail instead, each once.
+    at: Option<&'static [&'static str]>,
 }
 
 impl Leg {
+    fn at(self, effects: &'static [&'static str]) -> Self {
+        Self { at: Some(effects), ..self }
+    }
+
+    /// The effect that fails in a round, by number or name; `None`: all have.
+    fn effect(&self, round: usize) -> Option<String> {
+        let named = |at: &[&str]| at.get(round).map(|it| (*it).to_owned());
+        self.at.map_or_else(|| Some((self.first + round * self.step).to_string()), named)
+    }
+
     /// Every second effect only: the others fail elsewhere.
     fn every_second(self, first: usize) -> Self {
         Self { first, step: 2, ..self }
@@ -51,7 +66,7 @@ fn leg(
     effects: usize,
     change: impl Fn(&Site) + Send + Sync + 'static,
 ) -> Leg {
-    Leg { name, change: Box::new(change), renewed, effects, first: 1, step: 1 }
+    Leg { name, change: Box::new(change), renewed, effects, first: 1, step: 1, at: None }
 }
 
 /// One that runs for ever, as this mode says, and is tried again soon; `more` lines of its spec.
@@ -87,6 +102,85 @@ fn by_hand(words: &'static [&'static str]) -> impl Fn(&Site) + Send + Sync {
     move |site| drop(site.run(words))
 }
 
+/// Ends with a failure, as this mode says, and leaves nothing.
+fn job(mode: &'static str, command: &'static str) -> impl Fn(&Site) + Send + Sync {
+    let rest = "restart: {policy: never, backoff: {initial: 10ms, max: 100ms}}\nremoveOnExit: true";
+    move |site| {
+        let text = manifest("job", &format!("command: {command}\n{rest}\nipcMode: {mode}"));
+        site.write("job.yaml", &text);
+    }
+}
+
+const FINISH: &[&str] = &[
+    "finish/strikes",
+    "finish/end",
+    "finish/task",
+    "finish/unpublish",
+    "clear/unpublish",
+    "clear/snapshot",
+    "clear/logs",
+];
+
+/// A run that ends and a start that is refused.
+fn ends(mode: &'static str, undo: &'static [&'static str]) -> Vec<Leg> {
+    vec![
+        leg("end", &[], 0, job(mode, "[sh, -c, exit 3]")).at(FINISH),
+        leg("remove", &[], 0, away(&["job"])).at(&[]),
+        leg("refused", &[], 0, job(mode, "[/nowhere]")).at(undo),
+        leg("remove", &[], 0, away(&["job"])).at(&[]),
+    ]
+}
+
+/// What somebody else has a hand in, and what is changed where it stands.
+fn meddled(mode: &'static str) -> Vec<Leg> {
+    vec![
+        leg("orphan", &["a"], 0, |site| others::forget_container(site, "a")).at(&[
+            "orphan/object",
+            "stop/kill",
+            "orphan/task",
+        ]),
+        leg("paused", &[], 0, |site| others::pause(site, "a")).at(&["resume"]),
+        leg("update", &[], 0, put("a", mode, "  stop: {timeout: 11ms}\n")).at(&["update"]),
+        leg("back", &[], 0, put("a", mode, DEAF)).at(&[]),
+    ]
+}
+
+/// What needs more than a workload of some mode.
+fn others_things() -> Vec<Leg> {
+    let image = |site: &Site| {
+        others::forget_images(site);
+        put("b", "private", "")(site);
+    };
+    let directory = |site: &Site| {
+        let made = site.dir().join("made");
+        drop(std::fs::remove_dir(&made));
+        let mount =
+            format!("{{type: bind, source: {}, target: /made, create: true}}", made.display());
+        site.write("b.yaml", &sleeper("b", "private", &format!("  mounts: [{mount}]\n")));
+    };
+    // Nothing tells of these, and the next look that needs no hint is far away.
+    let look = |site: &Site| {
+        let controller = status(site).unwrap().controller.unwrap();
+        sweep::signal(controller.pid, Signal::HUP);
+    };
+    let unpin = move |site: &Site| {
+        others::unpin(site, "giver");
+        look(site);
+    };
+    let leave = move |site: &Site| {
+        others::leave_logs(site);
+        look(site);
+    };
+    vec![
+        leg("unpinned", &[], 0, unpin).at(&["publish"]),
+        leg("leftover", &[], 0, leave).at(&["sweep"]),
+        leg("image", &["b"], 0, image).at(&["import"]),
+        leg("remove", &[], 0, away(&["b"])).at(&[]),
+        leg("directory", &["b"], 0, directory).at(&["start/directory"]),
+        leg("remove", &[], 0, away(&["b"])).at(&[]),
+    ]
+}
+
 /// The circles: where each begins, and its changes, the last of which leads back there.
 fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
     let donor = |more| put("donor", "shareable", more);
@@ -98,7 +192,7 @@ fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
         }
     };
     let nothing = || leg("nothing", &[], 0, |_| {});
-    vec![
+    let mut lanes = vec![
         (
             "private",
             nothing(),
@@ -157,7 +251,19 @@ fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
             leg("start", &["donor"], 0, donor("")),
             vec![leg("renew", &["donor"], 16, by_hand(&["restart", "--fresh", "donor"]))],
         ),
-    ]
+        ("kept", nothing(), others_things()),
+    ];
+    let modes = [("own", "private"), ("shown", "shareable"), ("joined", "container:giver")];
+    lanes.extend(modes.map(|(name, mode)| {
+        let undo: &[_] = if mode == "shareable" {
+            &["undo/task", "undo/unpublish", "failed/strikes", "failed/end"]
+        } else {
+            &["undo/task", "failed/strikes", "failed/end"]
+        };
+        let legs = ends(mode, undo).into_iter().chain(meddled(mode)).collect();
+        (name, leg("start", &["a"], 0, put("a", mode, DEAF)), legs)
+    }));
+    lanes
 }
 
 /// What the controller says: the processes of what runs.
@@ -207,13 +313,20 @@ impl Lane<'_> {
     }
 
     /// Makes the change of a leg and waits for what has to come of it. Whether the fault has happened by then.
-    fn walk(&self, at: usize, fault: Option<(usize, &str)>) -> Result<bool, String> {
+    fn walk(&self, at: usize, fault: Option<(&str, &str)>) -> Result<bool, String> {
         let wanted = self.after.get(at);
-        if let Some((n, kinds)) = fault {
-            crate::program::write(&self.fault(), &format!("{n} {kinds}"));
+        if let Some((effect, kinds)) = fault {
+            crate::program::write(&self.fault(), &format!("{effect} {kinds}"));
         }
         let reached = change(&self.site, &self.legs[at], || {
             let Some((things, words)) = wanted else { return Ok(()) };
+            if let Some((effect, kinds)) = fault
+                && self.legs[at].at.is_some()
+                && std::fs::read_to_string(self.fault())
+                    .is_ok_and(|it| it == format!("{effect} {kinds}"))
+            {
+                return Err(format!("it does not come to {effect}"));
+            }
             let found = said(&self.site);
             if found != *words {
                 return Err(found.join("\n"));
@@ -251,14 +364,17 @@ impl Lane<'_> {
                 if over[at] && self.after[at] == self.after[before] {
                     continue;
                 }
-                let n = leg.first + round / kinds * leg.step;
-                let fault = FAULTS[(n + at + round % kinds) % FAULTS.len()];
-                let fault = (!over[at]).then_some((n, fault));
+                let n = round / kinds;
+                let effect = leg.effect(n).filter(|_| !over[at]);
+                let fault = FAULTS[(n * leg.step + at + round % kinds) % FAULTS.len()];
+                let fault = effect.as_deref().map(|it| (it, fault));
                 let happened = self
                     .walk(at, fault)
                     .map_err(|it| format!("{} with {fault:?}: {it}", leg.name))?;
                 over[at] |= !happened;
-                effects[at] = if happened { n } else { effects[at] };
+                if happened && leg.at.is_none() {
+                    effects[at] = leg.first + n * leg.step;
+                }
             }
         }
         Err("it does not come to its end".to_owned())
@@ -318,8 +434,20 @@ fn change(
     Err(format!("did not get there: {why}"))
 }
 
-/// A lane from nothing to nothing.
-fn lane(rig: &Rig, program: &Path, name: &str, begin: &Leg, legs: Vec<Leg>) -> Result<(), String> {
+/// The effects that a program says it has let fail.
+fn failed(log: &str) -> impl Iterator<Item = String> {
+    let lines = log.lines().filter(|it| it.contains("failing as asked"));
+    lines.filter_map(|it| Some(it.split_once("effect=\"")?.1.split('"').next()?.to_owned()))
+}
+
+/// A lane from nothing to nothing. The effects that have failed.
+fn lane(
+    rig: &Rig,
+    program: &Path,
+    name: &str,
+    begin: &Leg,
+    legs: Vec<Leg>,
+) -> Result<BTreeSet<String>, String> {
     let site = Site::beside(rig, name).with_program(program);
     site.configure("removeAfter: 10ms\npruneLimit: 100\n");
     let site = site.clone().with("EVENKEEL_FAIL", site.dir().join("fault"));
@@ -341,11 +469,13 @@ fn lane(rig: &Rig, program: &Path, name: &str, begin: &Leg, legs: Vec<Leg>) -> R
         let few: Vec<_> = few.iter().map(|(leg, n)| (leg.name, **n)).collect();
         return Err(format!("few effects: {few:?}"));
     }
+    let walked = failed(&controller.log()).collect();
     if controller.terminate() != Some(0) {
         return Err("the controller did not end well".to_owned());
     }
     site.run(&["down"]).exits(0);
-    left(rig, site)
+    left(rig, site)?;
+    Ok(walked)
 }
 
 fn tail(log: &str) -> String {
@@ -359,32 +489,71 @@ fn left(rig: &Rig, site: &Site) -> Result<(), String> {
     if left.is_empty() { Ok(()) } else { Err(format!("left after down: {left:?}")) }
 }
 
-/// Everything goes, although each effect of that fails once.
-fn downs(rig: &Rig, program: &Path, first: usize) -> Result<(), String> {
+/// Everything goes, although each effect of that fails once. The effects that have failed.
+fn downs(rig: &Rig, program: &Path, first: usize) -> Result<BTreeSet<String>, String> {
+    let mut walked = BTreeSet::new();
     for n in (first..MOST).step_by(2) {
         let kinds = FAULTS[n % FAULTS.len()];
-        let site = Site::beside(rig, &format!("down-{n}")).with_program(program);
-        for (name, mode) in BYSTANDERS {
-            put(name, mode, "")(&site);
-        }
-        let controller = site.controller();
-        for (name, _) in BYSTANDERS {
-            site.until_running(name);
-        }
-        controller.kill();
-        let fault = site.dir().join("fault");
-        crate::program::write(&fault, &format!("{n} {kinds}"));
-        let done = site.clone().with("EVENKEEL_FAIL", fault.clone()).run(&["down"]);
-        if done.code != Some(0) {
-            return Err(format!("down with {n} {kinds}: {done:?}"));
-        }
-        let text = std::fs::read_to_string(&fault).unwrap_or_default();
-        left(rig, &site).map_err(|it| format!("down with {n} {kinds}: {it}"))?;
-        if text.split_whitespace().skip(1).count() == kinds.split(' ').count() {
-            return if n > 20 { Ok(()) } else { Err(format!("down has only {n} effects")) };
+        let failed = down(rig, program, |_| {}, &n.to_string(), kinds)?;
+        let is_over = failed.is_empty();
+        walked.extend(failed);
+        if is_over {
+            return if n > 20 { Ok(walked) } else { Err(format!("down has only {n} effects")) };
         }
     }
     Err("down does not come to its end".to_owned())
+}
+
+/// What only the end of something that somebody has had a hand in comes to.
+fn meddled_downs(rig: &Rig, program: &Path) -> Result<BTreeSet<String>, String> {
+    let meddlings: [(fn(&Site), _); 2] = [
+        (|site| others::pause(site, "giver"), "stop/resume"),
+        (|site| others::forget_in_runc(site, "giver"), "stop/pid"),
+    ];
+    let mut walked = BTreeSet::new();
+    for (n, (meddling, effect)) in meddlings.into_iter().enumerate() {
+        for kinds in [FAULTS[n], FAULTS[n + 2]] {
+            let failed = down(rig, program, meddling, effect, kinds)?;
+            if !failed.contains(effect) {
+                return Err(format!("down does not come to {effect}"));
+            }
+            walked.extend(failed);
+        }
+    }
+    Ok(walked)
+}
+
+/// All of it is meddled with and goes, although an effect of that fails once. The effects that have failed.
+fn down(
+    rig: &Rig,
+    program: &Path,
+    meddling: impl Fn(&Site),
+    effect: &str,
+    kinds: &str,
+) -> Result<BTreeSet<String>, String> {
+    let what = format!("down with {effect} {kinds}");
+    let name = format!("down-{effect}-{kinds}").replace(['/', ' '], "-");
+    let site = Site::beside(rig, &name).with_program(program);
+    for (name, mode) in BYSTANDERS {
+        put(name, mode, "")(&site);
+    }
+    let controller = site.controller();
+    for (name, _) in BYSTANDERS {
+        site.until_running(name);
+    }
+    controller.kill();
+    meddling(&site);
+    let fault = site.dir().join("fault");
+    crate::program::write(&fault, &format!("{effect} {kinds}"));
+    let done = site.clone().with("EVENKEEL_FAIL", fault).run(&["down"]);
+    if done.code != Some(0) {
+        return Err(format!("{what}: {done:?}"));
+    }
+    if effect == "stop/pid" {
+        others::remove_cgroups(&site);
+    }
+    left(rig, &site).map_err(|it| format!("{what}: {it}"))?;
+    Ok(failed(&done.err).collect())
 }
 
 #[tokio::test]
@@ -392,28 +561,31 @@ async fn an_effect_that_fails_is_taken_back_or_tried_again_by_the_same_controlle
     let program = aborting_program();
     let rig = Rig::start().await;
     let only = std::env::var("EVENKEEL_LANE").ok();
+    let is_meant = |name: &str| only.as_ref().is_none_or(|it| it == name);
     let problems = Mutex::new(Vec::new());
-    let tell = |name: &str, result: Result<(), String>| {
-        if let Err(problem) = result {
-            problems.lock().unwrap().push(format!("{name}: {problem}"));
-        }
+    let walked = Mutex::new(BTreeSet::new());
+    let tell = |name: &str, result: Result<BTreeSet<String>, String>| match result {
+        Ok(effects) => walked.lock().unwrap().extend(effects),
+        Err(problem) => problems.lock().unwrap().push(format!("{name}: {problem}")),
     };
     std::thread::scope(|scope| {
+        let (rig, program, tell) = (&rig, &program, &tell);
         for (name, begin, legs) in lanes() {
-            if only.as_ref().is_some_and(|it| it != name) {
-                continue;
+            if is_meant(name) {
+                scope.spawn(move || tell(name, lane(rig, program, name, &begin, legs)));
             }
-            let (rig, program, tell) = (&rig, &program, &tell);
-            scope.spawn(move || tell(name, lane(rig, program, name, &begin, legs)));
         }
-        for first in [1, 2] {
-            if only.as_ref().is_none_or(|it| it == "down") {
-                let (rig, program, tell) = (&rig, &program, &tell);
+        if is_meant("down") {
+            for first in [1, 2] {
                 scope.spawn(move || tell("down", downs(rig, program, first)));
             }
+            scope.spawn(move || tell("down", meddled_downs(rig, program)));
         }
     });
     let problems = problems.into_inner().unwrap();
     assert!(problems.is_empty(), "{}", problems.join("\n\n"));
+    if only.is_none() {
+        assert_all_were_walked(&walked.into_inner().unwrap());
+    }
     rig.assert_clean();
 }

@@ -96,6 +96,11 @@ impl Site {
         &self.namespace
     }
 
+    /// Of the containerd that it is told of.
+    pub(crate) fn socket(&self) -> &Path {
+        self.socket.as_ref().expect("it has an engine of its own")
+    }
+
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.directory.join("run")
     }

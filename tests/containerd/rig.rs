@@ -16,6 +16,7 @@ use evenkeel::runtime::containerd::{Containerd, Settings};
 use evenkeel::runtime::{NewImage, Runtime as _};
 use tonic::transport::{Channel, Endpoint};
 
+pub(crate) mod boot;
 pub(crate) mod busybox;
 pub(crate) mod sweep;
 pub(crate) mod usage;
@@ -139,6 +140,7 @@ pub(crate) struct Rig {
     engine: Engine,
     around: Around,
     containerd: Option<Child>,
+    boot: Option<boot::Boot>,
 }
 
 impl Rig {
@@ -158,7 +160,8 @@ impl Rig {
         );
         sweep::stale();
         let directory = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir().unwrap().keep();
-        let mut rig = Self { directory, engine: engine.clone(), around, containerd: None };
+        let (engine, containerd, boot) = (engine.clone(), None, None);
+        let mut rig = Self { directory, engine, around, containerd, boot };
         sweep::claim(&rig.directory);
         for directory in [rig.run_dir(), rig.state_dir().join("images"), rig.manifests_dir()] {
             std::fs::create_dir_all(directory).unwrap();
@@ -345,21 +348,23 @@ impl Rig {
         use std::os::unix::process::CommandExt as _;
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
         let mut path = self.engine.path();
-        let mut command = match self.around {
-            Around::Everything => Command::new("containerd"),
+        let mut words = self.boot.as_ref().map(boot::Boot::words).unwrap_or_default();
+        match self.around {
+            Around::Everything => words.push("containerd".to_owned()),
             Around::OwnPrograms => {
                 path = std::env::join_paths([self.programs(), self.more_programs()]).unwrap();
-                Command::new(self.directory.join("own/containerd"))
+                words.push(self.directory.join("own/containerd").display().to_string());
             }
             Around::SealedCgroups => {
-                let mut command = Command::new("unshare");
-                command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-                command.arg("mount -o remount,bind,ro \"$0\" && exec containerd \"$@\"");
-                command.arg(SEALED);
-                command
+                let sealed = "mount -o remount,bind,ro \"$0\" && exec containerd \"$@\"";
+                let outer = ["unshare", "--mount", "--propagation", "private", "sh", "-c", sealed];
+                words.extend(outer.map(str::to_owned));
+                words.push(SEALED.to_owned());
             }
-        };
+        }
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .arg("--config")
             .arg(self.directory.join("config.toml"))
             .env("PATH", path)
@@ -387,6 +392,33 @@ impl Rig {
                 self.engine
             );
         }
+    }
+
+    /// From now on containerd, and the program that is returned, run in a boot of their own; what ran before has to be
+    /// gone. It is not the first one, but for its clock, if `up` is less than before.
+    pub(crate) fn boot(&mut self, id: &str, up: Duration) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let boot = boot::Boot::start(&self.directory, id, up);
+        let program = self.directory.join(format!("evenkeel-{id}"));
+        let words = boot.words().join(" ");
+        let script = format!("#!/bin/sh\nexec {words} {} \"$@\"\n", env!("CARGO_BIN_EXE_evenkeel"));
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.boot = Some(boot);
+        program
+    }
+
+    /// Ends everything of the rig at once, and takes away what a machine keeps in memory only.
+    pub(crate) fn cut_power(&mut self) {
+        sweep::remember_sockets(&self.directory);
+        sweep::end(&self.directory);
+        self.kill_containerd();
+        self.boot = None;
+        for it in [self.run_dir(), self.directory.join("containerd-state")] {
+            std::fs::remove_dir_all(it).unwrap();
+        }
+        std::fs::remove_file(self.socket()).unwrap();
+        std::fs::create_dir(self.run_dir()).unwrap();
     }
 
     /// What containerd logged.

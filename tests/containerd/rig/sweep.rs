@@ -57,6 +57,28 @@ pub(crate) fn stale() {
 pub(crate) fn remove(directory: &Path) -> Vec<String> {
     // Has to be read before it is removed.
     let sockets = shim_sockets(directory);
+    let mut left = end(directory);
+    for _ in 0..TRIES {
+        if !left.is_empty() {
+            break;
+        }
+        match std::fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                left.push(format!("directory: {error}"));
+            }
+            _ => break,
+        }
+        pause();
+        left = end(directory);
+    }
+    for socket in sockets {
+        drop(std::fs::remove_file(socket));
+    }
+    left
+}
+
+/// Ends every process of a rig, and takes its mounts and cgroups away. Returns what is left.
+pub(crate) fn end(directory: &Path) -> Vec<String> {
     let parents = cgroup_parents(directory);
     let mut left = Vec::new();
     for _ in 0..TRIES {
@@ -74,28 +96,13 @@ pub(crate) fn remove(directory: &Path) -> Vec<String> {
             left.push(format!("mount {}", mount.display()));
         }
         if left.is_empty() {
-            left.extend(
-                parents
-                    .iter()
-                    .filter(|it| !remove_cgroups(it))
-                    .map(|it| format!("cgroup {}", it.display())),
-            );
-        }
-        if left.is_empty() {
-            match std::fs::remove_dir_all(directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    left.push(format!("directory: {error}"));
-                }
-                _ => {}
-            }
+            let there = parents.iter().filter(|it| !remove_cgroups(it));
+            left.extend(there.map(|it| format!("cgroup {}", it.display())));
         }
         if left.is_empty() {
             break;
         }
         pause();
-    }
-    for socket in sockets {
-        drop(std::fs::remove_file(socket));
     }
     left
 }
@@ -221,7 +228,7 @@ fn cgroup_parents(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Removes a cgroup and those below it. Returns whether it is gone.
-fn remove_cgroups(parent: &Path) -> bool {
+pub(crate) fn remove_cgroups(parent: &Path) -> bool {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|it| it.is_dir()) {
             remove_cgroups(&entry.path());
