@@ -20,6 +20,7 @@ mod ipc;
 mod lifecycle;
 mod log;
 mod looking;
+mod output;
 mod program;
 mod refusals;
 mod rig;
