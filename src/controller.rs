@@ -716,10 +716,16 @@ fn leftovers(
     leftovers
 }
 
-/// Names of the directories below a path that can be instances'; a missing path has none.
+/// The directories below a path that are called as instances are; a missing path has none. What a person or a file
+/// system (`lost+found`) put beside them is none of our business.
 fn directories(path: &std::path::Path) -> Vec<InstanceId> {
     let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
-    entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
+    let id = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let is_directory = entry.file_type().is_ok_and(|it| it.is_dir());
+        (is_directory && InstanceId::is_one(&name)).then(|| name.parse().ok())?
+    };
+    entries.flatten().filter_map(id).collect()
 }
 
 /// The connected parts of a plan: steps that share a workload or an edge belong together, in the plan's order.

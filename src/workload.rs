@@ -1219,6 +1219,15 @@ impl InstanceId {
         stem
     }
 
+    /// Whether a text is as [`InstanceId::new`] makes them: what is called otherwise is nobody's instance.
+    pub fn is_one(text: &str) -> bool {
+        text.rsplit_once('-').is_some_and(|(name, revision)| {
+            !name.is_empty()
+                && revision.len() == 10
+                && revision.bytes().all(|c| c.is_ascii_hexdigit())
+        })
+    }
+
     /// The ID without the revision.
     pub fn stem(&self) -> &str {
         self.0.rsplit_once('-').map_or(&self.0, |it| it.0)

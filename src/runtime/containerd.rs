@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use self::events::Events;
 use self::link::{During as _, Fault, Link, Tolerate as _};
-use self::record::{Kind, LEASE, NAME, READOPTED, REVISION, Record, filter, is_instance_id};
+use self::record::{Kind, LEASE, NAME, READOPTED, REVISION, Record, filter};
 use self::store::Store;
 use self::tasks::{Listed, Tasks};
 use super::{
@@ -268,7 +268,7 @@ impl Containerd {
         }
         for (id, task) in everything {
             if !ids.contains(&id)
-                && is_instance_id(&id)
+                && InstanceId::is_one(&id)
                 && (!is_complete || self.is_orphan(&id).await?)
                 && let Ok(id) = id.parse()
             {
@@ -806,11 +806,11 @@ mod tests {
 
     #[test]
     fn only_ids_as_ours_are_taken_for_instances() {
-        assert!(is_instance_id("web-0123456789"));
-        assert!(!is_instance_id("web"));
-        assert!(!is_instance_id("web-012345678"));
-        assert!(!is_instance_id("-0123456789"));
-        assert!(!is_instance_id("web-012345678x"));
+        assert!(InstanceId::is_one("web-0123456789"));
+        assert!(!InstanceId::is_one("web"));
+        assert!(!InstanceId::is_one("web-012345678"));
+        assert!(!InstanceId::is_one("-0123456789"));
+        assert!(!InstanceId::is_one("web-012345678x"));
     }
 
     #[test]

@@ -118,20 +118,24 @@ fn text(entries: &[Entry], stream: Stream) -> Vec<u8> {
     text
 }
 
-fn size_of(directory: &Path) -> u64 {
+pub(crate) fn size_of(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|it| Some(it.metadata().ok()?.len())).sum()
 }
 
 /// A file system of its own that is unmounted with the test.
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn new(path: PathBuf, data: &std::ffi::CStr) -> Self {
+    pub(crate) fn new(path: PathBuf, data: &std::ffi::CStr) -> Self {
         fs::create_dir_all(&path).unwrap();
         rustix::mount::mount("evenkeel-test", &path, "tmpfs", MountFlags::empty(), data)
             .expect("this needs root");
         Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

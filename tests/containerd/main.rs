@@ -22,6 +22,7 @@ mod log;
 mod looking;
 mod means;
 mod others;
+mod output;
 mod program;
 mod reboot;
 mod refusals;

@@ -191,6 +191,10 @@ async fn what_nothing_owns_is_swept_and_what_is_not_ours_is_left() {
     it.runtime.lease("evenkeel-gone-0123456789").await.unwrap();
     std::fs::create_dir_all(it.log_directory().join(gone.as_str())).unwrap();
     std::fs::write(it.log_directory().join(gone.as_str()).join("log"), "x").unwrap();
+    // What somebody keeps beside the logs is no log, whatever it is called.
+    let kept = ["backup", "file-0123456789"].map(|name| it.log_directory().join(name));
+    std::fs::create_dir(&kept[0]).unwrap();
+    std::fs::write(&kept[1], "x").unwrap();
     let strikes = Strikes {
         revision: it.revision("a"),
         count: 3,
@@ -204,6 +208,9 @@ async fn what_nothing_owns_is_swept_and_what_is_not_ours_is_left() {
     assert_ne!(it.everything().await, expected);
     it.run();
     it.idle().await;
+    assert!(kept.iter().all(|it| it.exists()));
+    std::fs::remove_dir(&kept[0]).unwrap();
+    std::fs::remove_file(&kept[1]).unwrap();
     assert_eq!(it.everything().await, expected);
     assert!(it.runtime.has_foreign(&foreign));
     assert!(it.run_directory().strikes().unwrap().is_empty());

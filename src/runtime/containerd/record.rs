@@ -234,13 +234,6 @@ pub(super) fn is_of(labels: &HashMap<String, String>, instance: &NewInstance) ->
         && labels.get(REVISION).is_some_and(|it| it == instance.revision.as_str())
 }
 
-/// Whether a task could be an instance's: only IDs as [`InstanceId::new`] makes them are.
-pub(super) fn is_instance_id(id: &str) -> bool {
-    id.rsplit_once('-').is_some_and(|(name, revision)| {
-        !name.is_empty() && revision.len() == 10 && revision.bytes().all(|c| c.is_ascii_hexdigit())
-    })
-}
-
 /// `name=="a"` for containerd's filters.
 pub(super) fn filter(field: &str, value: &str) -> String {
     format!("{field}==\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
