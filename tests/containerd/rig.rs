@@ -160,8 +160,8 @@ impl Rig {
         );
         sweep::stale();
         let directory = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir().unwrap().keep();
-        let (engine, containerd, boot) = (engine.clone(), None, None);
-        let mut rig = Self { directory, engine, around, containerd, boot };
+        let (containerd, boot) = (None, None);
+        let mut rig = Self { directory, engine: engine.clone(), around, containerd, boot };
         sweep::claim(&rig.directory);
         for directory in [rig.run_dir(), rig.state_dir().join("images"), rig.manifests_dir()] {
             std::fs::create_dir_all(directory).unwrap();
