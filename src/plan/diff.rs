@@ -1094,7 +1094,8 @@ impl<'a> Planner<'a> {
         let restart = &target.workload.spec.restart;
         let run = current.run.as_ref();
         if restart.on_boot && run.is_some_and(|it| it.boot != self.observed.boot_id) {
-            return (Again::Now, None);
+            // A start of this boot that failed, and that could not be noted on the container, is counted all the same.
+            return by_strikes();
         }
         let exhausted = restart.max_retries.is_some_and(|max| self.failures_after(current) > max);
         match restart.policy.unwrap_or(self.policy.restart) {

@@ -307,6 +307,8 @@ async fn a_job_for_each_boot_runs_once_after_each_boot() {
         it.kill().await;
         it.runtime.reboot();
         it.host.reboot();
+        // The run directory is memory.
+        std::fs::remove_dir_all(it.directory.path().join("run")).unwrap();
         it.run();
         it.idle().await;
     }
@@ -787,4 +789,30 @@ async fn a_job_that_was_cut_off_twice_before_it_ran_runs() {
         assert_eq!(it.starts("a").len(), 1);
         assert!(it.look().await.strikes.is_empty());
     }
+}
+
+/// As on a full disk: a start fails, and so does noting that on the container.
+#[tokio::test(start_paused = true)]
+async fn a_job_for_each_boot_keeps_its_delays_when_its_failed_start_cannot_be_noted() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(0));
+    it.want("a", r#""restart": {"policy": "never", "onBoot": true}"#);
+    it.run();
+    it.idle().await;
+    it.kill().await;
+    it.runtime.reboot();
+    it.host.reboot();
+    std::fs::remove_dir_all(it.directory.path().join("run")).unwrap();
+    it.calls();
+    for _ in 0..2000 {
+        it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+    }
+    it.run();
+    it.after(60.0).await;
+    let tries = it.calls().iter().filter(|it| *it == "update container a").count();
+    // Two for each start: after 0, 0.1, 0.3, … 51.1 s.
+    assert!((10..=22).contains(&tries), "{tries}");
+    let item = it.item("a");
+    assert_eq!((item.phase, item.reason.as_str()), (Phase::BackingOff, "start-failed"));
+    assert!(item.next_retry_at.is_some());
 }
