@@ -816,3 +816,33 @@ async fn a_job_for_each_boot_keeps_its_delays_when_its_failed_start_cannot_be_no
     assert_eq!((item.phase, item.reason.as_str()), (Phase::BackingOff, "start-failed"));
     assert!(item.next_retry_at.is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_long_run_that_was_ended_on_purpose_starts_the_delays_anew_too() {
+    for by in ["restart", "edit", "stop"] {
+        let mut it = Harness::new();
+        it.exit_on_start("a", Some(1));
+        it.want("a", "");
+        it.run();
+        it.after(12.5).await;
+        it.exit_on_start("a", None);
+        it.until_running("a").await;
+        it.after(3600.0).await;
+        match by {
+            "restart" => it.ask("a", HandKind::Restart),
+            "stop" => {
+                it.want("a", r#""state": "stopped""#);
+                it.until("it has stopped", |it| it.items[0].phase == Phase::Stopped).await;
+                it.want("a", "");
+            }
+            _ => it.want("a", r#""args": ["x"]"#),
+        }
+        it.after(2.0).await;
+        it.until_running("a").await;
+        let ended = it.clock();
+        it.exit("a", 1).await;
+        it.after(20.0).await;
+        let again = *it.starts("a").last().unwrap() - ended;
+        assert!((100..130).contains(&again), "{by}: {again}");
+    }
+}
