@@ -846,3 +846,21 @@ async fn a_long_run_that_was_ended_on_purpose_starts_the_delays_anew_too() {
         assert!((100..130).contains(&again), "{by}: {again}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_start_that_a_later_one_made_good_is_told_no_more() {
+    let mut it = Harness::new();
+    it.want("a", "");
+    it.runtime.fail_next(verb::START_TASK, ErrorKind::Refused);
+    it.run();
+    it.until("it says so", |it| it.items.iter().any(|it| it.start_failure.is_some())).await;
+    it.until_running("a").await;
+    it.after(60.0).await;
+    it.want("a", r#""image": "nowhere:1""#);
+    it.until_reason("a", "image-missing").await;
+    assert_eq!(it.item("a").start_failure, None);
+    it.want("a", r#""state": "stopped""#);
+    it.until("it has stopped", |it| it.items[0].phase == Phase::Stopped).await;
+    it.idle().await;
+    assert_eq!(it.item("a").start_failure, None);
+}
