@@ -364,3 +364,29 @@ async fn a_process_that_sees_something_else_is_never_started() {
         assert_eq!(it.running().await, ["donor"], "{reason}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fails_because_its_donor_ended_in_the_middle_of_it_is_no_strike() {
+    let mut it = Harness::new();
+    it.want("donor", DONOR);
+    it.want("joiner", r#""ipcMode": "container:donor", "restart": {"policy": "never"}"#);
+    let donor = InstanceId::new(&name("donor"), &it.revision("donor"));
+    let runtime = it.runtime.clone();
+    let has_ended = std::sync::atomic::AtomicBool::new(false);
+    let seen = Arc::new(move |pid| {
+        let process = runtime.process(pid)?;
+        let made = process_of(&process.spec);
+        let is_joiner = process.id.as_str().starts_with("joiner-");
+        if is_joiner && !has_ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            runtime.exit(&donor, 1);
+            return Some(Process { ipc: ProcessIpc::Own, ..made });
+        }
+        Some(made)
+    });
+    it.host = MemoryHost::new(it.run_directory().path(), seen).with_runtime_clock();
+    it.run();
+    it.until_running("joiner").await;
+    assert!(shares(&it).await);
+    assert_eq!(it.starts("donor").len(), 2);
+    assert!(!it.look().await.strikes.contains_key(&name("joiner")));
+}
