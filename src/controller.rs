@@ -366,7 +366,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                             let run = instance(standing).and_then(|it| it.run.as_ref());
                             young |= run.is_some_and(|it| look.now.since(it.at) < BELIEVED);
                         }
-                        Phase::Completed | Phase::Stopped => {}
+                        Phase::Completed | Phase::Stopped if standing.up_to_date => {}
                         // What was found dead is tried once where that is a matter of a moment: its last run may
                         // have been ended by a command that was killed before it could start it again.
                         Phase::BackingOff
@@ -385,7 +385,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         | Phase::BackingOff
                         | Phase::Held
                         | Phase::Invalid
+                        | Phase::Stopped
                         | Phase::Stopping
+                        | Phase::Completed
                         | Phase::Failed => {
                             debug!(name = %name, phase = %standing.phase, reason = standing.reason, "not as wanted");
                             converged = false;
