@@ -29,7 +29,7 @@ mod told;
 
 pub use execute::{CONCURRENCY, Crash, EFFECTS, Edge, Error};
 
-use flights::{Cooling, Flights, Key, donors, keys};
+use flights::{Cooling, Flights, Key, donors, needs, workload};
 
 /// A look at everything without any hint, for what no event tells of.
 pub const RESYNC: Duration = Duration::from_secs(30);
@@ -286,7 +286,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         }
     }
 
-    /// Sends off every connected part of the plan that touches nothing which is under way.
+    /// Sends off every part of the plan that touches nothing which is under way, and requires nothing that does.
     fn dispatch(&self, plan: &Plan, flights: &mut Flights, cooling: &Cooling, at: BootTime) {
         // At the end of the machine each plan says what is left from now, and not what there is from the signal on.
         if !matches!(self.goal, Goal::Shutdown { .. }) {
@@ -299,16 +299,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         for part in parts(plan) {
             let waits = |key: &Key| flights.is_busy(key) || cooling.is_cooling(key, at);
             let waits = |step: &Step| {
-                keys(step).iter().any(waits) || donors(step).any(|it| flights.is_busy(&it))
+                needs(step).iter().any(waits) || donors(step).any(|it| flights.is_busy(&it))
             };
-            if part.iter().any(|id| waits(&plan.steps[id.0])) {
-                continue;
-            }
+            let held = held(plan, &part, waits);
             // A later plan has what comes after a pause, and what it has learned meanwhile: a joiner is not stopped
             // for a donor that did not live through its first moments.
             let mut later = BTreeSet::new();
             let mut now = Vec::new();
-            for id in part {
+            for id in part.into_iter().filter(|it| !held.contains(it)) {
                 let step = &plan.steps[id.0];
                 if step.pause.is_zero() && step.requires.iter().all(|it| !later.contains(it)) {
                     now.push((id, step.clone()));
@@ -366,7 +364,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                             let run = instance(standing).and_then(|it| it.run.as_ref());
                             young |= run.is_some_and(|it| look.now.since(it.at) < BELIEVED);
                         }
-                        Phase::Completed | Phase::Stopped => {}
+                        Phase::Completed | Phase::Stopped if standing.up_to_date => {}
                         // What was found dead is tried once where that is a matter of a moment: its last run may
                         // have been ended by a command that was killed before it could start it again.
                         Phase::BackingOff
@@ -385,7 +383,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         | Phase::BackingOff
                         | Phase::Held
                         | Phase::Invalid
+                        | Phase::Stopped
                         | Phase::Stopping
+                        | Phase::Completed
                         | Phase::Failed => {
                             debug!(name = %name, phase = %standing.phase, reason = standing.reason, "not as wanted");
                             converged = false;
@@ -726,6 +726,31 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
         (is_directory && InstanceId::is_one(&name)).then(|| name.parse().ok())?
     };
     entries.flatten().filter_map(id).collect()
+}
+
+/// What of a part is left to a later plan: the workloads of which a step waits, whole, and what requires any of that.
+/// Nobody else waits: a donor starts again whatever those who join it are busy with.
+fn held(plan: &Plan, part: &[StepId], waits: impl Fn(&Step) -> bool) -> BTreeSet<StepId> {
+    let of = |id: &StepId| &plan.steps[id.0];
+    let mut held: BTreeSet<StepId> = part.iter().copied().filter(|id| waits(of(id))).collect();
+    let mut names: BTreeSet<&Name> = BTreeSet::new();
+    loop {
+        let before = held.len();
+        names.extend(held.iter().filter_map(|id| workload(of(id))));
+        held.extend(
+            part.iter()
+                .copied()
+                .filter(|id| {
+                    let step = of(id);
+                    workload(step).is_some_and(|it| names.contains(it))
+                        || step.requires.iter().any(|it| held.contains(it))
+                })
+                .collect::<Vec<_>>(),
+        );
+        if held.len() == before {
+            return held;
+        }
+    }
 }
 
 /// The connected parts of a plan: steps that share a workload or an edge belong together, in the plan's order.

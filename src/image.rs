@@ -317,4 +317,4 @@ impl Read for Current {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

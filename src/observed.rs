@@ -85,6 +85,17 @@ pub struct Instance {
     pub view: Option<View>,
 }
 
+impl Instance {
+    /// Whether its program began to run after that time, in that boot: no start that failed before is the last one.
+    pub fn has_run_since(&self, at: BootTime, boot: &str) -> bool {
+        let run = self.run.as_ref().filter(|it| it.boot == boot && it.at > at);
+        let is_failed = |run: &Run| {
+            self.end.as_ref().is_some_and(|end| end.n >= run.n && end.is_failed_start())
+        };
+        run.is_some_and(|it| !is_failed(it)) && !matches!(self.task, Task::Created { .. })
+    }
+}
+
 /// containerd's task of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Task {

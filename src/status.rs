@@ -486,6 +486,10 @@ fn item(
             at: it.at,
         }),
         start_failure: strikes
+            .filter(|strikes| {
+                let mut of_name = by_name.instances.get(name).into_iter().flatten();
+                !of_name.any(|it| it.has_run_since(strikes.at, &observed.boot_id))
+            })
             .and_then(|it| it.failure.as_ref())
             .filter(|_| live.is_none() || !standing.up_to_date)
             .map(FailureStatus::from)

@@ -513,6 +513,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             // Nothing is known about it: it may run by now, or may even have ended. The next pass looks again.
             return Err(error);
         }
+        let error = self.blame(start, error).await;
         let is_own = !matches!(error, Error::DonorEnded { .. });
         let error = match self.undo_start(start).await {
             failures if failures.is_empty() => error,
@@ -528,6 +529,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             }
             _ => Err(error),
         }
+    }
+
+    /// What fails while its donor ends fails for that: its namespace and its /dev/shm vanish at any moment of a start.
+    async fn blame(&self, start: &Start, error: Error) -> Error {
+        for donor in &start.donors {
+            if let Err(ended @ Error::DonorEnded { .. }) = self.look_at_donor(start, donor).await {
+                return ended;
+            }
+        }
+        error
     }
 
     async fn try_start(&self, start: &Start) -> Result<(), Error> {

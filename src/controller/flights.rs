@@ -40,7 +40,7 @@ pub(super) enum Key {
 }
 
 /// What a step must have for itself.
-pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
+fn keys(step: &Step) -> BTreeSet<Key> {
     let mut keys: BTreeSet<Key> = step.name.iter().cloned().map(Key::Workload).collect();
     keys.extend(step.action.instance().cloned().map(Key::Instance));
     match &step.action {
@@ -70,6 +70,19 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
         | Action::RemoveOrphan { .. } => {}
     }
     keys
+}
+
+/// The workload that must be free when a step begins. An image is brought for everybody who wants it: whoever asked for
+/// it first may be busy for long.
+pub(super) fn workload(step: &Step) -> Option<&Name> {
+    step.name.as_ref().filter(|_| !matches!(step.action, Action::Import { .. }))
+}
+
+/// What must be free when a step begins.
+pub(super) fn needs(step: &Step) -> BTreeSet<Key> {
+    let mut needs = keys(step);
+    needs.retain(|it| !matches!(it, Key::Workload(name) if workload(step) != Some(name)));
+    needs
 }
 
 /// What must not be touched when a step begins, and may be afterwards: a donor that is being ended is not joined, and
@@ -281,18 +294,29 @@ impl Flights {
                 for key in &flight.keys {
                     self.failed.insert(key.clone(), trouble.clone());
                 }
-                self.skip(&flight.dependants, cooling, now);
+                // Who waits for an image that somebody else asked for has no other trouble to tell of.
+                let is_shared = matches!(flight.step.action, Action::Import { .. });
+                self.skip(&flight.dependants, is_shared.then_some(&trouble), cooling, now);
             }
         }
         self.release(&flight.keys, cooling, now);
     }
 
-    /// Forgets steps that cannot begin any more, and those that require them.
-    fn skip(&mut self, dependants: &[Ticket], cooling: &mut Cooling, now: BootTime) {
+    /// Forgets steps that cannot begin any more, and those that require them. `shared`: the trouble is theirs too.
+    fn skip(
+        &mut self,
+        dependants: &[Ticket],
+        shared: Option<&Trouble>,
+        cooling: &mut Cooling,
+        now: BootTime,
+    ) {
         let mut gone = dependants.to_vec();
         while let Some(ticket) = gone.pop() {
             if let Some(flight) = self.steps.remove(&ticket) {
                 debug!(step = %flight.step, "step skipped: one that it requires failed");
+                if let (Some(trouble), Some(name)) = (shared, &flight.step.name) {
+                    self.failed.insert(Key::Workload(name.clone()), trouble.clone());
+                }
                 self.release(&flight.keys, cooling, now);
                 gone.extend(flight.dependants);
             }

@@ -624,3 +624,42 @@ async fn a_task_without_its_container_object_ends_before_its_workload_starts_ane
     };
     assert!(at("remove container a") < at("prepare snapshot a"), "{calls:#?}");
 }
+
+/// An image is for everybody who wants it, whoever asked for it first.
+#[tokio::test(start_paused = true)]
+async fn an_image_comes_although_who_asked_first_is_busy_for_ever() {
+    let never = r#""stop": {"timeout": "never"}"#;
+    let mut it = Harness::with(&[("a", never)]).await;
+    let old = it.id_of("a").await;
+    it.runtime.ignore_signals(&old);
+    it.want("a", &format!(r#"{never}, "args": ["x"]"#));
+    it.idle().await;
+    it.archive("docker.io/library/web:1");
+    it.want("a", &format!(r#"{never}, "image": "web:1""#));
+    it.want("b", r#""image": "web:1""#);
+    it.after(3.0).await;
+    assert_eq!(it.running().await, ["a", "b"]);
+    assert_eq!(it.calls().iter().filter(|it| it.starts_with(verb::PUT_IMAGE)).count(), 1);
+    it.runtime.exit(&old, 0);
+    it.until_running("a").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_who_waits_for_an_image_is_told_why_it_does_not_come() {
+    let mut it = Harness::new();
+    it.archive("docker.io/library/web:1");
+    for _ in 0..4 {
+        it.runtime.fail_next(verb::PUT_IMAGE, ErrorKind::Refused);
+    }
+    it.want("a", r#""image": "web:1""#);
+    it.want("b", r#""image": "web:1""#);
+    it.run();
+    for workload in ["a", "b"] {
+        it.until_reason(workload, "image-import-failed").await;
+        let item = it.item(workload);
+        assert_eq!((item.phase, item.up_to_date), (Phase::BackingOff, false), "{workload}");
+    }
+    it.until_running("a").await;
+    it.until_running("b").await;
+    assert_eq!(it.item("b").reason, "");
+}

@@ -108,6 +108,11 @@ fn layout(image: &Made, name: &str) -> Tar {
         .blobs(image)
 }
 
+/// An archive that has one image of that name.
+pub(crate) fn archive(name: &str) -> Vec<u8> {
+    layout(&made("hello"), name).end()
+}
+
 fn saved(image: &Made, name: &str, layer: &str) -> Tar {
     let manifest =
         format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":["{layer}"]}}]"#);

@@ -12,7 +12,7 @@ use super::{
     Have, Hold, Log, PRUNE_WINDOW, Phase, Plan, Policy, Prepare, Relabel, Standing, Start, StepId,
     StopInstance, Want, decide, stop_signal,
 };
-use crate::backoff::Delays;
+use crate::backoff::{Delays, Strikes};
 use crate::content::hex;
 use crate::desired::{Absence, BootTime, DesiredState, Origin, Source};
 use crate::observed::{
@@ -1088,6 +1088,7 @@ impl<'a> Planner<'a> {
     ) -> (Again, Option<BootTime>) {
         let delays = self.delays(&target.workload);
         let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
+        let strikes = strikes.filter(|it| !self.has_lived(current, it, &delays));
         let late = |due: BootTime| {
             if due > self.now { (Again::Later, Some(due)) } else { (Again::Now, None) }
         };
@@ -1109,7 +1110,8 @@ impl<'a> Planner<'a> {
         let restart = &target.workload.spec.restart;
         let run = current.run.as_ref();
         if restart.on_boot && run.is_some_and(|it| it.boot != self.observed.boot_id) {
-            return (Again::Now, None);
+            // A start of this boot that failed, and that could not be noted on the container, is counted all the same.
+            return by_strikes();
         }
         let exhausted = restart.max_retries.is_some_and(|max| self.failures_after(current) > max);
         match restart.policy.unwrap_or(self.policy.restart) {
@@ -1147,6 +1149,7 @@ impl<'a> Planner<'a> {
     fn strikes_after(&self, name: &Name, current: &Instance, target: &Target<'a>) -> u32 {
         let delays = self.delays(&target.workload);
         let before = self.strikes(name).filter(|it| it.revision == current.revision);
+        let before = before.filter(|it| !self.has_lived(Some(current), it, &delays));
         let lasted = current
             .run
             .as_ref()
@@ -1165,8 +1168,33 @@ impl<'a> Planner<'a> {
         before.map_or(0, |it| it.count).saturating_add(1)
     }
 
+    /// Whether an instance has run long enough since these failures to start the delays anew, and did not end by
+    /// itself: a run that does is counted when it ends.
+    fn has_lived(&self, instance: Option<&Instance>, strikes: &Strikes, delays: &Delays) -> bool {
+        let Some(instance) = instance.filter(|it| it.revision == strikes.revision) else {
+            return false;
+        };
+        let run = instance.run.as_ref().filter(|it| it.boot == self.observed.boot_id);
+        let Some(run) = run else { return false };
+        let is_long = |lasted: Duration| lasted >= delays.reset_after;
+        if instance.task.pid().is_some() && !is_recorded(instance) && strikes.at <= run.at {
+            return is_long(self.now.since(run.at));
+        }
+        let Some(end) = instance.end.as_ref().filter(|it| it.reason == STOPPED) else {
+            return false;
+        };
+        let lasted = Duration::from_millis(end.lasted_ms);
+        // The one that was stopped is the last run, or the one before it.
+        let ended = if end.n >= run.n { run.at + lasted } else { run.at };
+        is_long(lasted) && strikes.at <= ended
+    }
+
     fn failure(&self, name: &Name, current: Option<&Instance>) -> Obstacle {
-        if let Some(failure) = self.observed.strikes.get(name).and_then(|it| it.failure.as_ref()) {
+        let strikes = self.observed.strikes.get(name);
+        let boot = &self.observed.boot_id;
+        let strikes =
+            strikes.filter(|it| !current.is_some_and(|run| run.has_run_since(it.at, boot)));
+        if let Some(failure) = strikes.and_then(|it| it.failure.as_ref()) {
             return Obstacle {
                 reason: "start-failed",
                 message: format!("{}: {}", failure.reason, failure.message),
@@ -1386,6 +1414,8 @@ impl<'a> Planner<'a> {
             .map(|it| it.as_path().to_owned())
             .collect();
         let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
+        let delays = self.delays(&target.workload);
+        let strikes = strikes.filter(|it| !self.has_lived(target.instance, it, &delays));
         Some(Start {
             id: target.id.clone(),
             revision: target.revision.clone(),

@@ -224,3 +224,15 @@ async fn a_replacement_that_is_tried_again_says_what_has_changed() {
     let stop = plan.steps.iter().find(|it| matches!(it.action, Action::Stop(_))).unwrap();
     assert!(stop.cause.to_string().contains("args"), "{plan}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_next_revision_cannot_start_has_not_converged() {
+    let mut it = Harness::new();
+    it.exit_on_start("job", Some(0));
+    it.want("job", r#""restart": {"policy": "never"}"#);
+    assert_eq!(it.once(CONVERGE).await, Ended::Converged);
+    it.want("job", r#""restart": {"policy": "never"}, "image": "nowhere:1""#);
+    assert_eq!(it.once(CONVERGE).await, Ended::NotConverged);
+    let item = it.item("job");
+    assert_eq!((item.phase, item.reason.as_str()), (Phase::Completed, "image-missing"));
+}

@@ -156,6 +156,13 @@ impl Harness {
         self.desired.send_replace(Some(Arc::new(self.wanted.clone())));
     }
 
+    /// Puts an archive with an image of that name where it is looked for.
+    pub(super) fn archive(&self, image: &str) {
+        let directory = self.directory.path().join("images");
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("image.tar"), crate::image::tests::archive(image)).unwrap();
+    }
+
     /// Asks for something beside the manifests.
     pub(super) fn ask(&self, workload: &str, kind: HandKind) {
         self.ask_for(workload, kind, false);

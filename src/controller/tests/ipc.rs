@@ -364,3 +364,79 @@ async fn a_process_that_sees_something_else_is_never_started() {
         assert_eq!(it.running().await, ["donor"], "{reason}");
     }
 }
+
+/// Who joins a donor waits for it; a donor waits for nobody who joins it.
+#[tokio::test(start_paused = true)]
+async fn a_donor_starts_again_whatever_its_joiners_are_busy_with() {
+    let stuck = r#""ipcMode": "container:donor", "stop": {"timeout": "never"}"#;
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", JOINER), ("stuck", stuck)]).await;
+    it.after(20.0).await;
+    let (old, pid) = (it.id_of("stuck").await, it.pid_of("stuck").await);
+    it.runtime.ignore_signals(&old);
+    it.want(
+        "stuck",
+        r#""ipcMode": "container:donor", "stop": {"timeout": "never"}, "args": ["x"]"#,
+    );
+    it.after(60.0).await;
+    assert_eq!(it.pid_of("stuck").await, pid, "it may take for ever");
+    it.exit("donor", 1).await;
+    it.after(3.0).await;
+    assert_eq!(it.running().await, ["donor", "joiner", "stuck"]);
+    assert!(shares(&it).await);
+    // A newer manifest of the donor acts too, and is followed by who can.
+    let before = it.pids().await;
+    it.want("donor", r#""ipcMode": "shareable", "args": ["x"]"#);
+    it.after(3.0).await;
+    assert_ne!(it.pid_of("donor").await, before["donor"]);
+    assert!(shares(&it).await);
+    it.runtime.exit(&old, 0);
+    it.after(3.0).await;
+    assert_ne!(it.pid_of("stuck").await, pid);
+    assert!(it.plan().await.is_empty(), "{}", it.plan().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_donor_starts_again_while_steps_of_its_joiners_fail() {
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", JOINER), ("bad", JOINER)]).await;
+    it.want("bad", r#""ipcMode": "container:donor", "args": ["x"]"#);
+    let revision = it.revision("bad");
+    it.runtime.add_foreign(&InstanceId::new(&name("bad"), &revision));
+    // Its preparation fails, and is tried once a minute in the end.
+    it.after(300.0).await;
+    let pid = it.pid_of("bad").await;
+    for _ in 0..3 {
+        let ended = it.clock();
+        it.exit("donor", 1).await;
+        it.after(13.0).await;
+        let again = *it.starts("donor").last().unwrap();
+        assert!((ended..ended + 1000).contains(&again), "{again} after {ended}");
+        assert!(shares(&it).await);
+    }
+    assert_eq!(it.pid_of("bad").await, pid, "nothing running is touched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fails_because_its_donor_ended_in_the_middle_of_it_is_no_strike() {
+    let mut it = Harness::new();
+    it.want("donor", DONOR);
+    it.want("joiner", r#""ipcMode": "container:donor", "restart": {"policy": "never"}"#);
+    let donor = InstanceId::new(&name("donor"), &it.revision("donor"));
+    let runtime = it.runtime.clone();
+    let has_ended = std::sync::atomic::AtomicBool::new(false);
+    let seen = Arc::new(move |pid| {
+        let process = runtime.process(pid)?;
+        let made = process_of(&process.spec);
+        let is_joiner = process.id.as_str().starts_with("joiner-");
+        if is_joiner && !has_ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            runtime.exit(&donor, 1);
+            return Some(Process { ipc: ProcessIpc::Own, ..made });
+        }
+        Some(made)
+    });
+    it.host = MemoryHost::new(it.run_directory().path(), seen).with_runtime_clock();
+    it.run();
+    it.until_running("joiner").await;
+    assert!(shares(&it).await);
+    assert_eq!(it.starts("donor").len(), 2);
+    assert!(!it.look().await.strikes.contains_key(&name("joiner")));
+}

@@ -307,6 +307,8 @@ async fn a_job_for_each_boot_runs_once_after_each_boot() {
         it.kill().await;
         it.runtime.reboot();
         it.host.reboot();
+        // The run directory is memory.
+        std::fs::remove_dir_all(it.directory.path().join("run")).unwrap();
         it.run();
         it.idle().await;
     }
@@ -855,4 +857,78 @@ async fn a_job_that_was_cut_off_twice_before_it_ran_runs() {
         assert_eq!(it.starts("a").len(), 1);
         assert!(it.look().await.strikes.is_empty());
     }
+}
+
+/// As on a full disk: a start fails, and so does noting that on the container.
+#[tokio::test(start_paused = true)]
+async fn a_job_for_each_boot_keeps_its_delays_when_its_failed_start_cannot_be_noted() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(0));
+    it.want("a", r#""restart": {"policy": "never", "onBoot": true}"#);
+    it.run();
+    it.idle().await;
+    it.kill().await;
+    it.runtime.reboot();
+    it.host.reboot();
+    std::fs::remove_dir_all(it.directory.path().join("run")).unwrap();
+    it.calls();
+    for _ in 0..2000 {
+        it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+    }
+    it.run();
+    it.after(60.0).await;
+    let tries = it.calls().iter().filter(|it| *it == "update container a").count();
+    // Two for each start: after 0, 0.1, 0.3, … 51.1 s.
+    assert!((10..=22).contains(&tries), "{tries}");
+    let item = it.item("a");
+    assert_eq!((item.phase, item.reason.as_str()), (Phase::BackingOff, "start-failed"));
+    assert!(item.next_retry_at.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_run_that_was_ended_on_purpose_starts_the_delays_anew_too() {
+    for by in ["restart", "edit", "stop"] {
+        let mut it = Harness::new();
+        it.exit_on_start("a", Some(1));
+        it.want("a", "");
+        it.run();
+        it.after(12.5).await;
+        it.exit_on_start("a", None);
+        it.until_running("a").await;
+        it.after(3600.0).await;
+        match by {
+            "restart" => it.ask("a", HandKind::Restart),
+            "stop" => {
+                it.want("a", r#""state": "stopped""#);
+                it.until("it has stopped", |it| it.items[0].phase == Phase::Stopped).await;
+                it.want("a", "");
+            }
+            _ => it.want("a", r#""args": ["x"]"#),
+        }
+        it.after(2.0).await;
+        it.until_running("a").await;
+        let ended = it.clock();
+        it.exit("a", 1).await;
+        it.after(20.0).await;
+        let again = *it.starts("a").last().unwrap() - ended;
+        assert!((100..130).contains(&again), "{by}: {again}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_start_that_a_later_one_made_good_is_told_no_more() {
+    let mut it = Harness::new();
+    it.want("a", "");
+    it.runtime.fail_next(verb::START_TASK, ErrorKind::Refused);
+    it.run();
+    it.until("it says so", |it| it.items.iter().any(|it| it.start_failure.is_some())).await;
+    it.until_running("a").await;
+    it.after(60.0).await;
+    it.want("a", r#""image": "nowhere:1""#);
+    it.until_reason("a", "image-missing").await;
+    assert_eq!(it.item("a").start_failure, None);
+    it.want("a", r#""state": "stopped""#);
+    it.until("it has stopped", |it| it.items[0].phase == Phase::Stopped).await;
+    it.idle().await;
+    assert_eq!(it.item("a").start_failure, None);
 }

@@ -201,3 +201,14 @@ async fn a_crash_in_the_middle_of_it_is_repaired_by_the_next_one() {
         }
     }
 }
+
+/// Nobody waits for what nothing ends, once the time is up.
+#[tokio::test(start_paused = true)]
+async fn a_donor_is_ended_although_nothing_ends_its_joiner() {
+    let mut it = Harness::with(&[DONOR, JOINER, ("other", "")]).await;
+    it.kill().await;
+    it.runtime.refuse_signals(&it.id_of("joiner").await);
+    assert_eq!(shut_down(&mut it, 60).await, Ended::NotConverged);
+    assert_eq!(it.running().await, ["joiner"]);
+    assert_eq!(it.instance("donor").await.end.unwrap().reason, "stopped");
+}

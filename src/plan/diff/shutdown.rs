@@ -14,7 +14,7 @@ use crate::workload::{Name, Span, StopTimeout};
 const NEXT: Duration = Duration::from_millis(1);
 
 /// Plans the end of every process of ours, joiners before what they join. Each has its own time to end, and none more
-/// than what is left of the whole; then it is killed. All objects stay, and every end is written down as one that somebody
+/// than what is left of the whole; then it is killed, whoever joins it. All objects stay, and every end is written down as one that somebody
 /// wanted, so that the next controller starts everything again.
 ///
 /// Hands and failures stay as they are: it is not a person's stop of a workload, and no run failed.
@@ -39,7 +39,11 @@ pub fn shutdown(
                     // The machine does not wait for ever.
                     StopTimeout::Never => Span(left),
                 });
-                let before = joiners.get(&instance.name).cloned().unwrap_or_default();
+                let mut before = joiners.get(&instance.name).cloned().unwrap_or_default();
+                if left.is_zero() {
+                    // Now each is killed, and nobody waits for one that nothing ends.
+                    before.clear();
+                }
                 let waits = !before.is_empty();
                 let step = plan.push(name, Action::Stop(stop), cause, before);
                 if let Some(step) = plan.steps.get_mut(step.0).filter(|_| waits) {
