@@ -579,7 +579,8 @@ async fn assemble<R: Runtime, H: Host>(
         }
     }
     ask.runtime.clone_from(&objects.process);
-    ask.pids = objects.containers.iter().filter_map(|it| it.task.pid()).collect();
+    let running = objects.containers.iter().filter_map(|it| Some((it.task.pid()?, it.id.clone())));
+    ask.pids = running.collect();
     let missing: BTreeSet<String> =
         images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
     let blocking = Arc::clone(edge);

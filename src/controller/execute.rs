@@ -583,16 +583,18 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     /// Compares what the created process sees with what was wanted, while it does not run yet.
     async fn look(&self, start: &Start, pid: u32) -> Result<(), Error> {
-        let ask = Ask { pids: [pid].into(), ..Ask::default() };
-        let facts = self.on_host(ask, |host, ask| host.observe(&ask)).await?;
+        // Its shim holds it, so its pid is nobody else's yet.
+        let (facts, seen) = self
+            .on_host(pid, |host, pid| Ok((host.observe(&Ask::default())?, host.view(pid)?)))
+            .await?;
         let mismatch = |reason, message: &str| Error::Mismatch {
             id: start.id.clone(),
             mismatch: Mismatch { reason, message: message.to_owned() },
         };
-        let Some(seen) = facts.views.get(&pid) else {
+        let Some(seen) = seen else {
             return Err(mismatch("process-vanished", "its process ended before it was started"));
         };
-        accept(&start.expect, seen, facts.host_view.as_ref(), |id| {
+        accept(&start.expect, &seen, facts.host_view.as_ref(), |id| {
             facts.published.get(id).map_or((None, None), |it| (it.ns_inode, it.shm))
         })
         .map_err(|mismatch| Error::Mismatch { id: start.id.clone(), mismatch })
