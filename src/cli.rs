@@ -163,6 +163,12 @@ struct Context<'a> {
     verbose: u8,
 }
 
+/// A text in a table, or in a list of one line each: whatever a runtime says in it, it has one line and moves no cursor.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|it| !it.is_empty()).collect();
+    lines.join(" ").replace(char::is_control, " ")
+}
+
 impl Context<'_> {
     fn is_json(&self) -> bool {
         self.output == Output::Json

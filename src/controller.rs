@@ -162,7 +162,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
-            let look = self.look_and_tell(desired.as_deref(), &report);
+            let look = self.look_and_tell(desired.as_deref(), &report, &mut complaint);
             let look = tokio::select! {
                 biased;
                 look = look => look,
@@ -170,23 +170,16 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 // A look may wait for a runtime that hangs; who ends us does not.
                 () = &mut shutdown => return self.leave(flights, &mut cooling).await,
             };
+            if look.is_ok() && !complaint.is_empty() {
+                info!("the runtime answers again");
+                complaint.clear();
+                self.edge.tell_runtime(None);
+            }
             match (&desired, look) {
                 (_, Err(error)) => {
                     failures = failures.saturating_add(1);
                     let text = Chain(&error).to_string();
-                    // A persisting failure is told when it starts and when its text changes.
-                    if text != complaint {
-                        warn!(
-                            error = text,
-                            "the runtime cannot be observed; containers keep running"
-                        );
-                        self.say_unreachable(&report, &text);
-                        // The beginning of it is news, another word for it is not.
-                        if complaint.is_empty() {
-                            self.edge.tell_runtime(Some(&text));
-                        }
-                        complaint.clone_from(&text);
-                    }
+                    self.complain(&report, &mut complaint, &text);
                     next = RETRY.0.saturating_mul(1 << failures.min(10)).min(RETRY.1);
                     if self.goal != Goal::Keep && failures > 5 {
                         return Ended::Unreachable(text);
@@ -196,11 +189,6 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     debug!(wake, "manifests are not read yet");
                 }
                 (desired, Ok(look)) => {
-                    if !complaint.is_empty() {
-                        info!("the runtime answers again");
-                        complaint.clear();
-                        self.edge.tell_runtime(None);
-                    }
                     failures = 0;
                     let empty = DesiredState::default();
                     let desired = desired.as_deref().unwrap_or(&empty);
@@ -412,6 +400,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         &self,
         desired: Option<&DesiredState>,
         report: &watch::Sender<Option<Arc<Status>>>,
+        complaint: &mut String,
     ) -> Result<Look, Error> {
         let look = self.look(desired);
         tokio::pin!(look);
@@ -420,14 +409,31 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             found = &mut look => return found,
             () = tokio::time::sleep(SILENT) => {}
         }
-        let text = format!("the runtime has not answered for {} s", SILENT.as_secs());
-        warn!(error = text, "the runtime cannot be observed; containers keep running");
-        self.say_unreachable(report, &text);
-        let found = look.await;
-        if found.is_ok() {
-            info!("the runtime answers again");
+        // One that was silent before has said more by now than this.
+        if complaint.is_empty() {
+            let text = format!("the runtime has not answered for {} s", SILENT.as_secs());
+            self.complain(report, complaint, &text);
         }
-        found
+        look.await
+    }
+
+    /// Tells of a runtime that cannot be observed: when that begins, and when there is another word for it.
+    fn complain(
+        &self,
+        report: &watch::Sender<Option<Arc<Status>>>,
+        complaint: &mut String,
+        text: &str,
+    ) {
+        if text == complaint {
+            return;
+        }
+        warn!(error = text, "the runtime cannot be observed; containers keep running");
+        self.say_unreachable(report, text);
+        // The beginning of it is news, another word for it is not.
+        if complaint.is_empty() {
+            self.edge.tell_runtime(Some(text));
+        }
+        text.clone_into(complaint);
     }
 
     fn say(
@@ -579,7 +585,8 @@ async fn assemble<R: Runtime, H: Host>(
         }
     }
     ask.runtime.clone_from(&objects.process);
-    ask.pids = objects.containers.iter().filter_map(|it| it.task.pid()).collect();
+    let running = objects.containers.iter().filter_map(|it| Some((it.task.pid()?, it.id.clone())));
+    ask.pids = running.collect();
     let missing: BTreeSet<String> =
         images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
     let blocking = Arc::clone(edge);

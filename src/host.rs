@@ -22,7 +22,8 @@ mod probe;
 /// Every verb is idempotent and checks mountinfo before it mounts or unmounts. Only paths below
 /// `<run>/ipc/<instance>/` are mounted on or unmounted, never the host's /dev/shm.
 pub trait Host: Send + Sync + 'static {
-    /// Everything published under the run directory, and the facts that are asked for.
+    /// Everything published under the run directory, and the facts that are asked for. A process that is not, or no
+    /// longer, its instance's has no view: a runtime whose shim hangs names pids that are somebody else's by now.
     fn observe(&self, ask: &Ask) -> Result<Facts, Error>;
 
     /// Mounts the tmpfs that joiners bind, `nosuid,nodev,noexec,mode=1777`, unless exactly one is there. The
@@ -36,7 +37,7 @@ pub trait Host: Send + Sync + 'static {
     /// what it has.
     fn unpublish(&self, id: &InstanceId) -> Result<(), Error>;
 
-    /// What a process sees. `None`: it is gone.
+    /// What a process sees, whoever's it is. `None`: it is gone.
     fn view(&self, pid: u32) -> Result<Option<View>, Error>;
 
     /// Makes the missing source directory of a bind, 0755.
@@ -67,8 +68,8 @@ pub trait Host: Send + Sync + 'static {
 pub struct Ask {
     /// Bind sources.
     pub paths: BTreeSet<PathBuf>,
-    /// Processes of running tasks.
-    pub pids: BTreeSet<u32>,
+    /// Processes of running tasks, and whose they are said to be.
+    pub pids: BTreeMap<u32, InstanceId>,
     /// The container runtime.
     pub runtime: Option<RuntimeProcess>,
 }
@@ -100,6 +101,8 @@ pub struct Means {
 pub struct Process {
     pub ipc: ProcessIpc,
     pub shm: ProcessShm,
+    /// In whose cgroup it is.
+    pub instance: Option<InstanceId>,
 }
 
 /// Which IPC namespace a process was given.

@@ -2,7 +2,6 @@
 //!
 //! Looks and asks, each within a deadline. It starts no engine, makes no file and tries nothing that leaves a trace.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -512,7 +511,7 @@ fn owned(settings: &Settings, label: Option<&str>) -> Check {
 
 /// What a containerd that runs needs to start a container, as far as it can be seen in its process.
 async fn means_of(process: Option<&RuntimeProcess>, engine: Engine) -> Vec<Check> {
-    let known = process.and_then(|it| Some((it, means::programs(it, &BTreeSet::new()).ok()?)));
+    let known = process.and_then(|it| Some((it, means::programs(it, [].iter()).ok()?)));
     let Some((process, programs)) = known else {
         return vec![runc(means::RUNC, engine == Engine::Embedded).await];
     };

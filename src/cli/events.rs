@@ -88,8 +88,7 @@ fn write(context: &mut Context<'_>, event: &Event) -> Result<(), Failure> {
     let name = event.name.as_deref().unwrap_or("-");
     let what = [event.subject.as_deref().unwrap_or_default(), &event.cause, &event.message];
     let what: Vec<&str> = what.into_iter().filter(|it| !it.is_empty()).collect();
-    // One event, one line, whatever a runtime says.
-    let what = what.join(": ").replace(['\n', '\r'], " ");
+    let what = super::one_line(&what.join(": "));
     let line = format!("{}  {kind:<7}  {:<18}  {name:<20}  {what}", event.time, event.reason);
     writeln!(context.out, "{}", line.trim_end())?;
     Ok(())

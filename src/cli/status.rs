@@ -83,7 +83,7 @@ pub(super) fn held_sources(
     sources: &[SourceStatus],
 ) -> Result<(), Failure> {
     for it in sources.iter().filter(|it| it.state != "ready") {
-        let (path, message, reason) = (&it.path, &it.message, &it.reason);
+        let (path, message, reason) = (&it.path, super::one_line(&it.message), &it.reason);
         let file = if it.file == it.path { String::new() } else { format!("{}: ", it.file) };
         writeln!(context.out, "{path}: nothing of it is removed: {file}{message} [{reason}]")?;
     }
@@ -101,12 +101,14 @@ pub(super) fn problem_line(it: &ProblemStatus) -> String {
 
 pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
     if status.runtime.state != "ready" {
-        writeln!(context.out, "containerd: {} ({})", status.runtime.state, status.runtime.message)?;
+        let message = super::one_line(&status.runtime.message);
+        writeln!(context.out, "containerd: {} ({message})", status.runtime.state)?;
     }
     held_sources(context, &status.sources)?;
     for hold in &status.holds {
         let names: Vec<&str> = hold.removals.iter().map(|it| it.name.as_str()).collect();
-        let (names, message, token) = (names.join(", "), &hold.message, &hold.token);
+        let (names, message, token) =
+            (names.join(", "), super::one_line(&hold.message), &hold.token);
         writeln!(
             context.out,
             "held: removal of {names}: {message}; release with `evenkeel approve {token}`"
@@ -129,7 +131,7 @@ fn rows(context: &mut Context<'_>, items: &[Item]) -> Result<(), Failure> {
         let instance = it.instance.as_ref();
         let mut why = it.reason.clone();
         if !it.message.is_empty() {
-            why = format!("{why}: {}", it.message);
+            why = format!("{why}: {}", super::one_line(&it.message));
         }
         if !it.up_to_date && why.is_empty() {
             "not up to date".clone_into(&mut why);

@@ -596,16 +596,18 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     /// Compares what the created process sees with what was wanted, while it does not run yet.
     async fn look(&self, start: &Start, pid: u32) -> Result<(), Error> {
-        let ask = Ask { pids: [pid].into(), ..Ask::default() };
-        let facts = self.on_host(ask, |host, ask| host.observe(&ask)).await?;
+        // Its shim holds it, so its pid is nobody else's yet.
+        let (facts, seen) = self
+            .on_host(pid, |host, pid| Ok((host.observe(&Ask::default())?, host.view(pid)?)))
+            .await?;
         let mismatch = |reason, message: &str| Error::Mismatch {
             id: start.id.clone(),
             mismatch: Mismatch { reason, message: message.to_owned() },
         };
-        let Some(seen) = facts.views.get(&pid) else {
+        let Some(seen) = seen else {
             return Err(mismatch("process-vanished", "its process ended before it was started"));
         };
-        accept(&start.expect, seen, facts.host_view.as_ref(), |id| {
+        accept(&start.expect, &seen, facts.host_view.as_ref(), |id| {
             facts.published.get(id).map_or((None, None), |it| (it.ns_inode, it.shm))
         })
         .map_err(|mismatch| Error::Mismatch { id: start.id.clone(), mismatch })
@@ -711,28 +713,19 @@ impl<R: Runtime, H: Host> Edge<R, H> {
 
     async fn stop_in_time(&self, stop: &StopInstance) -> Result<(), Error> {
         let id = &stop.id;
+        let mut cleanup = Cleanup::default();
         if stop.note && stop.run > 0 {
-            // Who dies after the signal leaves an end that would be taken for the program's own.
+            // Who dies after the signal leaves an end that would be taken for the program's own: one failure more, or
+            // with `never` a run that is not begun again. That is better than a program that no full disk lets end,
+            // so the signal is sent all the same.
             let update = Update { ending: Some(stop.run), ..Update::default() };
-            self.effect("stop/note", self.runtime.update(id, &update)).await?;
+            self.link(&mut cleanup, "stop/note", self.runtime.update(id, &update)).await;
         }
-        let ended = match self.ask_to_end(stop).await {
-            Ok(Some(task)) => task,
-            Ok(None) if self.may_take_for_ever(stop) => {
-                return Err(Error::StillRuns { id: id.clone() });
-            }
-            Ok(None) => self.kill(id, stop.pid).await?,
-            // Nobody knows whether it runs, or it may take its time.
-            Err(error) if error.is_unreachable() || self.may_take_for_ever(stop) => {
-                return Err(error);
-            }
-            // What cannot be asked cannot end by itself: a runtime whose own state is gone refuses for ever.
+        let ended = match self.end(stop).await {
+            Ok(ended) => ended,
             Err(error) => {
-                warn!(id = %id, error = %Chain(&error), "failed to ask it to end; it is killed");
-                match self.runtime.wait(id, self.limit(stop).min(UNASKED)).await {
-                    Ok(Some(task)) => task,
-                    Ok(None) | Err(_) => self.kill(id, stop.pid).await?,
-                }
+                cleanup.note(Err(error));
+                return cleanup.done(id);
             }
         };
         let (code, at) = match ended {
@@ -744,17 +737,44 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             | Task::Paused { .. }
             | Task::Unknown => (255, self.host.wall_clock()),
         };
+        // The code is lost with the task, so that stays until the code is written down.
+        let mut is_recorded = true;
         if stop.run > 0 {
             let lasted_ms = stop.started.map_or(0, |it| milliseconds(self.host.now().since(it)));
             let (reason, failures) = (STOPPED.to_owned(), stop.failures);
             let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
             let update = Update { end: Some(end), ..Update::default() };
-            self.effect("stop/end", self.runtime.update(id, &update)).await?;
+            is_recorded =
+                self.link(&mut cleanup, "stop/end", self.runtime.update(id, &update)).await;
         }
-        let mut cleanup = Cleanup::default();
-        self.link(&mut cleanup, "stop/task", self.runtime.delete_task(id)).await;
+        if is_recorded {
+            // Whose doing the end was is known now, which is all that the note was for.
+            cleanup.failures.clear();
+            self.link(&mut cleanup, "stop/task", self.runtime.delete_task(id)).await;
+        }
+        // Nothing runs in it any more, whatever is known of how it ended.
         self.link(&mut cleanup, "stop/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
+    }
+
+    /// Asks the process to end, and makes it when it does not; the task as it ended.
+    async fn end(&self, stop: &StopInstance) -> Result<Task, Error> {
+        let id = &stop.id;
+        match self.ask_to_end(stop).await {
+            Ok(Some(task)) => Ok(task),
+            Ok(None) if self.may_take_for_ever(stop) => Err(Error::StillRuns { id: id.clone() }),
+            Ok(None) => self.kill(id, stop.pid).await,
+            // Nobody knows whether it runs, or it may take its time.
+            Err(error) if error.is_unreachable() || self.may_take_for_ever(stop) => Err(error),
+            // What cannot be asked cannot end by itself: a runtime whose own state is gone refuses for ever.
+            Err(error) => {
+                warn!(id = %id, error = %Chain(&error), "failed to ask it to end; it is killed");
+                match self.runtime.wait(id, self.limit(stop).min(UNASKED)).await {
+                    Ok(Some(task)) => Ok(task),
+                    Ok(None) | Err(_) => self.kill(id, stop.pid).await,
+                }
+            }
+        }
     }
 
     /// How long it may take by now.
@@ -841,6 +861,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let record = async { self.run.set_strikes(name, Some(&strikes)) };
             self.link(&mut cleanup, "finish/strikes", record).await;
         }
+        // The code is lost with the task, so that stays until the code is written down.
+        let mut is_recorded = true;
         if finish.run > 0 {
             let (code, reason, at) = match &finish.exit {
                 Some((code, at)) if finish.stopped => (*code, STOPPED, at.clone()),
@@ -854,9 +876,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let (reason, failures) = (reason.to_owned(), finish.failures);
             let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
             let update = Update { end: Some(end), ..Update::default() };
-            self.effect("finish/end", self.runtime.update(id, &update)).await?;
+            is_recorded =
+                self.link(&mut cleanup, "finish/end", self.runtime.update(id, &update)).await;
         }
-        self.link(&mut cleanup, "finish/task", self.runtime.delete_task(id)).await;
+        if is_recorded {
+            self.link(&mut cleanup, "finish/task", self.runtime.delete_task(id)).await;
+        }
         self.link(&mut cleanup, "finish/unpublish", self.unpublish(id)).await;
         cleanup.done(id)
     }

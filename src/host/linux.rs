@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -201,10 +202,14 @@ impl Host for LinuxHost {
             self.published(&mounts).map_err(|cause| failure("read", &self.base(), cause))?;
         let paths = self.probe.kinds(&ask.paths);
         // Not readable is not outdated: such a process simply has no view.
-        let views =
-            ask.pids.iter().filter_map(|pid| Some((*pid, self.view(*pid).ok()??))).collect();
+        let views = ask
+            .pids
+            .iter()
+            .filter_map(|(pid, id)| Some((*pid, view_of(*pid, id).ok()??)))
+            .collect();
         let host_view = self.view(std::process::id())?;
-        let means = ask.runtime.as_ref().map(|it| means::of(it, &ask.pids)).unwrap_or_default();
+        let means = ask.runtime.as_ref();
+        let means = means.map(|it| means::of(it, ask.pids.keys())).unwrap_or_default();
         Ok(Facts { boot_id, published, paths, views, host_view, means })
     }
 
@@ -279,17 +284,7 @@ impl Host for LinuxHost {
             Err(Errno::SRCH) => return Ok(()),
             Err(error) => return Err(failed(error.into())),
         };
-        let cgroups = match fs::read_to_string(process.join("cgroup")) {
-            Ok(cgroups) => cgroups,
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(error)),
-        };
-        let is_ours = |line: &str| {
-            let path = line.splitn(3, ':').nth(2).unwrap_or_default();
-            path.split('/').any(|part| part == id.as_str())
-        };
-        if !cgroups.lines().any(is_ours) {
+        if !is_of(&process, id).map_err(failed)? {
             return Ok(());
         }
         match rustix::process::pidfd_send_signal(held, Signal::KILL) {
@@ -446,6 +441,34 @@ fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
         })?;
     }
     gone(fs::remove_dir(path))
+}
+
+/// What an instance's process sees; `None` when it is gone, or is another one by now.
+fn view_of(pid: u32, id: &InstanceId) -> io::Result<Option<View>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let held = match rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()) {
+        Ok(held) => held,
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // All of it is asked of one process: a directory that is held goes with its process, whoever gets the pid.
+    let process = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    if is_of(&process, id)? { look(&process) } else { Ok(None) }
+}
+
+/// Whether the process with that directory in /proc is in the cgroup of an instance. One that is gone is nobody's.
+fn is_of(process: &Path, id: &InstanceId) -> io::Result<bool> {
+    let cgroups = match fs::read_to_string(process.join("cgroup")) {
+        Ok(cgroups) => cgroups,
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let is_its = |line: &str| {
+        let path = line.splitn(3, ':').nth(2).unwrap_or_default();
+        path.split('/').any(|part| part == id.as_str())
+    };
+    Ok(cgroups.lines().any(is_its))
 }
 
 /// What the process with that directory in /proc sees; `None` when it is gone, a zombie included.

@@ -3,7 +3,6 @@
 //! Looked for as its own process would, in its root and environment. What cannot be looked at is not known, and what
 //! is not known is not missing.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -52,7 +51,7 @@ pub struct Programs {
 }
 
 /// What it is known to lack. `tasks`: processes of containers that it runs, whose shims may look elsewhere than it does.
-pub(super) fn of(process: &RuntimeProcess, tasks: &BTreeSet<u32>) -> Means {
+pub(super) fn of<'a>(process: &RuntimeProcess, tasks: impl Iterator<Item = &'a u32>) -> Means {
     let programs = programs(process, tasks).ok();
     let missing = programs.into_iter().flat_map(|it| {
         let lacking = [(SHIM, it.shim.is_none()), (RUNC, it.runc.is_none())];
@@ -68,7 +67,10 @@ pub(super) fn of(process: &RuntimeProcess, tasks: &BTreeSet<u32>) -> Means {
 ///
 /// containerd looks for a shim in its working directory, then in its `PATH`, then beside its own program. The shim
 /// inherits the `PATH`, and looks for runc in nothing else; not in parts of it that are relative.
-pub fn programs(process: &RuntimeProcess, tasks: &BTreeSet<u32>) -> io::Result<Programs> {
+pub fn programs<'a>(
+    process: &RuntimeProcess,
+    tasks: impl Iterator<Item = &'a u32>,
+) -> io::Result<Programs> {
     let own = Directory::of(process.pid);
     let root = own.root()?;
     let work = fs::read_link(own.0.join("cwd"))?;
@@ -81,7 +83,7 @@ pub fn programs(process: &RuntimeProcess, tasks: &BTreeSet<u32>) -> io::Result<P
     let mut runc = find(Some(&root), path.into_iter().filter(|it| it.is_absolute()), RUNC)?;
     if runc.is_none() {
         // Its configuration may give shims another `PATH`, which shows in those that run.
-        let shims = tasks.iter().filter_map(|it| Directory::of(*it).parent());
+        let shims = tasks.filter_map(|it| Directory::of(*it).parent());
         let theirs = shims.filter_map(|it| Directory::of(it).search_path().ok()).flatten();
         runc = find(Some(&root), theirs.filter(|it| it.is_absolute()), RUNC)?;
     }
@@ -212,7 +214,7 @@ mod tests {
 
         fn finds(&self, directories: &[PathBuf]) -> Programs {
             let process = RuntimeProcess { pid: self.0.id(), directories: directories.to_vec() };
-            programs(&process, &BTreeSet::new()).unwrap()
+            programs(&process, [].iter()).unwrap()
         }
     }
 
@@ -298,9 +300,9 @@ mod tests {
         let options =
             rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
         rustix::process::waitid(rustix::process::WaitId::Pid(id), options).unwrap();
-        assert_eq!(of(&process, &BTreeSet::new()), Means::default());
+        assert_eq!(of(&process, [].iter()), Means::default());
         ended.wait().unwrap();
-        assert_eq!(of(&process, &BTreeSet::new()), Means::default());
+        assert_eq!(of(&process, [].iter()), Means::default());
     }
 
     #[test]

@@ -38,7 +38,9 @@ pub fn process_of(spec: &Spec) -> Process {
             _ => ProcessShm::Own,
         },
     );
-    Process { ipc, shm }
+    let cgroup = spec.linux().as_ref().and_then(|it| it.cgroups_path().as_deref());
+    let instance = cgroup.and_then(|it| it.file_name()?.to_str()?.parse().ok());
+    Process { ipc, shm, instance }
 }
 
 const SHM: &str = "/dev/shm";
@@ -280,7 +282,11 @@ impl State {
 impl Host for MemoryHost {
     fn observe(&self, ask: &Ask) -> Result<Facts, Error> {
         self.fails("observe", &"host")?;
-        let views = ask.pids.iter().filter_map(|pid| Some((*pid, self.seen_by(*pid)?))).collect();
+        let is_of = |pid: u32, id: &InstanceId| {
+            (self.processes)(pid).is_some_and(|it| it.instance.as_ref() == Some(id))
+        };
+        let views = ask.pids.iter().filter(|(pid, id)| is_of(**pid, id));
+        let views = views.filter_map(|(pid, _)| Some((*pid, self.seen_by(*pid)?))).collect();
         let state = self.state();
         let published = |entry: &Entry| Published {
             directory: true,

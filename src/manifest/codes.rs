@@ -1,10 +1,11 @@
-//! Every code that a problem can have. Codes are stable: scripts and dashboards compare them.
+//! Every code that a problem of a document, a file or a source can have. Codes are stable: scripts and dashboards compare them.
 
 /// Each code with what it means, by name.
 pub const CODES: &[(&str, &str)] = &[
     ("alias-loop", "an alias stands inside of what it stands for"),
     ("api-version-unsupported", "the document is for another version of Evenkeel"),
     ("comments-only", "the file has nothing but comments (warning)"),
+    ("dangling-symlink", "the link leads nowhere"),
     ("duplicate-env", "two variables of one name, of which the last wins (warning)"),
     ("duplicate-key", "a key is twice in one mapping"),
     ("duplicate-mount", "two mounts have one target"),
@@ -14,8 +15,11 @@ pub const CODES: &[(&str, &str)] = &[
     ("env-name-invalid", "the name of a variable is empty or contains `=`"),
     ("file-mode-invalid", "permissions are not three or four octal digits"),
     ("file-too-large", "the file is larger than a file of manifests may be"),
+    ("file-unreadable", "the file cannot be opened"),
+    ("file-unsettled", "the file is being written"),
     ("foreign-document", "the document is not for Evenkeel (warning)"),
     ("hostname-invalid", "not a host name"),
+    ("ignore-unreadable", "`.evenkeelignore` has a line that is not a pattern, or cannot be read"),
     ("image-invalid", "not an image reference"),
     ("ipc-cycle", "workloads join each other in a circle"),
     ("ipc-donor-not-shareable", "the workload to join cannot be joined"),
@@ -30,6 +34,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("mount-field-conflict", "a field that this type of mount does not have"),
     ("mount-option-invalid", "not a mount option"),
     ("name-invalid", "not a workload's name"),
+    ("not-a-regular-file", "a FIFO, a socket or a device"),
     ("not-utf8", "the file is not UTF-8"),
     ("nul-byte", "the file or a text contains a NUL"),
     ("number-ambiguous", "a number with leading zeros"),
@@ -39,6 +44,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("shm-size-unused", "`shmSize` beside an own mount on /dev/shm (warning)"),
     ("signal-invalid", "not the name of a signal"),
     ("size-invalid", "a size is not written like `64Mi`, or is zero"),
+    ("source-missing", "the directory or file does not exist"),
+    ("source-too-large", "the directory has more files than are read"),
+    ("source-unreadable", "the directory cannot be read"),
+    ("symlink-loop", "the link leads to itself"),
     ("syntax-error", "the document is not valid YAML"),
     ("too-deep", "the document is nested too deeply"),
     ("too-many-aliases", "the aliases of the document stand for too much"),

@@ -143,6 +143,11 @@ impl Harness for Linux {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "the process could not be made: is this root?");
+        if let Some(instance) = process.instance {
+            let cgroup = self.cgroup().join(instance.as_str());
+            fs::create_dir_all(&cgroup).unwrap();
+            fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
         self.children.push(child);
         self.children.last().unwrap().id()
     }
@@ -187,12 +192,30 @@ impl Harness for Linux {
     }
 }
 
+impl Linux {
+    /// What those of its instances are in.
+    fn cgroup(&self) -> PathBuf {
+        let name = self.directory.as_ref().unwrap().path().file_name().unwrap();
+        let roots = sweep::cgroup_roots();
+        let root = roots.iter().find(|it| it.join("cgroup.procs").exists()).unwrap();
+        root.join(name.to_str().unwrap().replace(' ', "-"))
+    }
+}
+
 impl Drop for Linux {
     fn drop(&mut self) {
         for child in &mut self.children {
             child.kill().ok();
             child.wait().ok();
         }
+        let cgroup = self.cgroup();
+        for instance in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
+            // Its files go with it.
+            if instance.path().is_dir() {
+                fs::remove_dir(instance.path()).ok();
+            }
+        }
+        fs::remove_dir(cgroup).ok();
         // A failed test leaves its mounts; they would keep the directory.
         if let Some(directory) = &self.directory {
             for mount in mounts_below(directory.path()).iter().rev() {
@@ -221,16 +244,21 @@ fn id(text: &str) -> InstanceId {
 }
 
 fn own() -> Process {
-    Process { ipc: ProcessIpc::Own, shm: ProcessShm::Own }
+    Process { ipc: ProcessIpc::Own, shm: ProcessShm::Own, instance: None }
+}
+
+/// Of an instance, in a namespace of its own.
+fn of(instance: &str) -> Process {
+    Process { instance: Some(id(instance)), ..own() }
 }
 
 fn donor(run: &Path, id: &InstanceId) -> Process {
-    Process { ipc: ProcessIpc::Own, shm: ProcessShm::Path(published_paths(run, id).shm) }
+    Process { shm: ProcessShm::Path(published_paths(run, id).shm), ..own() }
 }
 
 fn joiner(run: &Path, id: &InstanceId) -> Process {
     let paths = published_paths(run, id);
-    Process { ipc: ProcessIpc::Path(paths.ns), shm: ProcessShm::Path(paths.shm) }
+    Process { ipc: ProcessIpc::Path(paths.ns), shm: ProcessShm::Path(paths.shm), instance: None }
 }
 
 fn facts<H: Host>(host: &H) -> Facts {
@@ -415,7 +443,7 @@ fn a_private_process_shares_nothing<T: Harness>() {
 
 fn a_process_of_the_host_sees_what_the_host_sees<T: Harness>() {
     let mut it = T::new();
-    let pid = it.start(Process { ipc: ProcessIpc::Host, shm: ProcessShm::Host });
+    let pid = it.start(Process { ipc: ProcessIpc::Host, shm: ProcessShm::Host, instance: None });
     let host = facts(it.host()).host_view.unwrap();
     let seen = view(it.host(), pid);
     assert_eq!((seen.ipc_ns, seen.shm), (host.ipc_ns, host.shm));
@@ -423,7 +451,7 @@ fn a_process_of_the_host_sees_what_the_host_sees<T: Harness>() {
 
 fn a_process_without_shm_has_none<T: Harness>() {
     let mut it = T::new();
-    let pid = it.start(Process { ipc: ProcessIpc::Own, shm: ProcessShm::None });
+    let pid = it.start(Process { shm: ProcessShm::None, ..own() });
     let seen = view(it.host(), pid);
     assert_eq!((seen.shm, seen.shm_root), (None, None));
 }
@@ -445,10 +473,26 @@ fn a_dead_process_has_no_view<T: Harness>() {
     assert!(it.host().view(pid).unwrap().is_some());
     it.end(pid);
     assert_eq!(it.host().view(pid).unwrap(), None);
-    let alive = it.start(own());
-    let facts =
-        it.host().observe(&Ask { pids: BTreeSet::from([pid, alive]), ..Ask::default() }).unwrap();
+    let alive = it.start(of("a-1"));
+    let pids = [(pid, id("a-1")), (alive, id("a-1"))].into();
+    let facts = it.host().observe(&Ask { pids, ..Ask::default() }).unwrap();
     assert_eq!(facts.views.keys().copied().collect::<Vec<_>>(), [alive]);
+}
+
+/// A pid that a runtime remembers may be somebody else's by now.
+fn a_process_is_looked_at_for_its_own_instance_only<T: Harness>() {
+    let mut it = T::new();
+    let (a, b, stranger) = (it.start(of("a-1")), it.start(of("a-11")), it.start(own()));
+    let seen = |pids: &[(u32, &str)]| {
+        let pids = pids.iter().map(|(pid, name)| (*pid, id(name))).collect();
+        let facts = it.host().observe(&Ask { pids, ..Ask::default() }).unwrap();
+        facts.views.into_iter().collect::<Vec<_>>()
+    };
+    let view = |pid| (pid, it.host().view(pid).unwrap().unwrap());
+    let mut both = [view(a), view(b)];
+    both.sort_unstable_by_key(|it| it.0);
+    assert_eq!(seen(&[(a, "a-1"), (b, "a-11"), (stranger, "c-1")]), both);
+    assert_eq!(seen(&[(a, "a-11"), (b, "a-1"), (stranger, "a-1")]), []);
 }
 
 fn instances_do_not_touch_each_other<T: Harness>() {
@@ -530,6 +574,7 @@ contract! {
     a_process_without_shm_has_none
     what_is_not_mounted_is_seen_as_the_disk_below
     a_dead_process_has_no_view
+    a_process_is_looked_at_for_its_own_instance_only
     instances_do_not_touch_each_other
     bind_sources_are_told_apart
     a_missing_source_directory_is_made_once
@@ -637,7 +682,7 @@ fn the_memory_of_an_unpublished_shm_lives_as_long_as_its_joiner() {
     it.host.publish_shm(&a, MIB).unwrap();
     let shm = published_paths(&it.run(), &a).shm;
     fs::write(shm.join("object"), "still here").unwrap();
-    let pid = it.start(Process { ipc: ProcessIpc::Own, shm: ProcessShm::Path(shm) });
+    let pid = it.start(Process { shm: ProcessShm::Path(shm), ..own() });
     it.host.unpublish(&a).unwrap();
     assert_eq!(
         fs::read_to_string(format!("/proc/{pid}/root/dev/shm/object")).unwrap(),

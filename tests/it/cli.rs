@@ -587,6 +587,42 @@ fn doctor_sees_a_clock_that_was_turned_back_and_a_disk_that_cannot_be_written() 
     assert!(found.contains("warning  manifests") && found.contains("nowhere"), "{found}");
 }
 
+/// What a runtime says may have many lines; a table has one for each workload.
+#[test]
+fn a_message_of_several_lines_is_one_line_of_the_table_and_whole_elsewhere() {
+    let fresh = Fresh::new();
+    fs::create_dir(fresh.path().join("run")).unwrap();
+    let item = |name: &str, message: &str| {
+        serde_json::json!({
+            "name": name, "phase": "BackingOff", "reason": "start-failed", "message": message,
+            "upToDate": true, "problems": [],
+        })
+    };
+    let message = "runc said:\n\n  one\n  two \u{1b}[31m\r\n";
+    let status = serde_json::json!({
+        "apiVersion": "evenkeel/v1",
+        "kind": "Status",
+        "controller": {"pid": 1, "version": "0", "startedAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z"},
+        "runtime": {"state": "ready"},
+        "sources": [],
+        "holds": [{"token": "0123abcd", "reason": "x", "message": message, "source": "/m", "removals": []}],
+        "items": [item("first", message), item("second", "")],
+    });
+    fresh.write("run/status.json", &status.to_string());
+    let line = "--run-dir run --state-dir state --manifests nowhere --containerd-address /nonexistent.sock";
+    let found = ended(&mut fresh.command(&format!("{line} status"))).expect(3, "").out;
+    let rows: Vec<&str> = found.lines().filter(|it| it.contains("start-failed")).collect();
+    assert_eq!(rows.len(), 2, "{found}");
+    assert!(rows[0].ends_with("start-failed: runc said: one two  [31m"), "{found}");
+    let held = found.lines().find(|it| it.starts_with("held: ")).unwrap();
+    assert!(held.contains("runc said: one two  [31m; release"), "{found}");
+    let found = ended(&mut fresh.command(&format!("{line} status --output json"))).expect(3, "");
+    let json: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    assert_eq!(json["items"][0]["message"], message);
+    let found = ended(&mut fresh.command(&format!("{line} explain first"))).expect(3, "").out;
+    assert!(found.contains("one\n  two"), "{found}");
+}
+
 #[test]
 fn an_unknown_name_is_a_usage_error_everywhere() {
     let fresh = Fresh::new();

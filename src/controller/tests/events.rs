@@ -84,6 +84,34 @@ async fn a_runtime_that_goes_away_and_comes_back_is_told_once_each() {
     assert_eq!(ours, ["!runtime-away", "runtime-back"]);
 }
 
+/// Also one that is not waited for as long as a question may take.
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_hangs_is_told_in_the_journal_as_in_the_status() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    let ours = |it: &Harness| {
+        let all = told(it).into_iter();
+        all.filter(|it| it.contains("runtime")).collect::<Vec<String>>()
+    };
+    // A moment is no news.
+    it.runtime.set_hanging(true);
+    it.want("b", "");
+    it.after(4.0).await;
+    it.runtime.set_hanging(false);
+    it.until_running("b").await;
+    assert_eq!(ours(&it), [""; 0]);
+    for n in 1..=2 {
+        it.runtime.set_hanging(true);
+        it.want("b", &format!(r#""args": ["{n}"]"#));
+        it.until("it says so", |it| it.runtime.state == "unreachable").await;
+        assert_eq!(ours(&it).len(), 2 * n - 1, "{:?}", ours(&it));
+        it.after(10.0).await;
+        it.runtime.set_hanging(false);
+        it.until("it says so", |it| it.runtime.state == "ready").await;
+        it.until_running("b").await;
+        assert_eq!(ours(&it), ["!runtime-away", "runtime-back"].repeat(n));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_journal_that_cannot_be_written_stops_nothing_and_is_told_of_later() {
     let mut it = Harness::new();

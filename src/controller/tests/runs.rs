@@ -729,6 +729,89 @@ async fn no_failure_of_a_cleanup_stops_the_rest_of_it_and_all_are_told() {
     assert_cleared(&it, "exited", 0).await;
 }
 
+/// The calls about one workload that change it.
+fn changes(it: &mut Harness, workload: &str) -> Vec<String> {
+    let calls = it.calls();
+    let ours =
+        calls.into_iter().filter_map(|it| Some(it.strip_suffix(workload)?.trim().to_owned()));
+    ours.filter(|it| it != "wait for task").collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_written_down_keeps_the_task_and_nothing_else() {
+    // By itself: strikes are counted, /dev/shm goes, and the code waits with its task.
+    let mut it =
+        Harness::with(&[("a", r#""ipcMode": "shareable", "restart": {"policy": "never"}"#)]).await;
+    it.kill().await;
+    it.exit("a", 3).await;
+    it.calls();
+    it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+    it.run();
+    it.until_reason("a", "finish-failed").await;
+    assert!(it.item("a").message.contains("update container"), "{:?}", it.item("a"));
+    let left = it.instance("a").await;
+    assert!(matches!(left.task, Task::Stopped { code: 3, .. }), "{left:?}");
+    assert!(!left.published.directory, "{left:?}");
+    it.until("it has failed", |it| it.items[0].phase == Phase::Failed).await;
+    let left = it.instance("a").await;
+    let end = left.end.unwrap();
+    assert_eq!((end.code, end.reason.as_str(), left.task), (3, "exited", Task::None));
+
+    // By us: the same, and the failure of the other link is told too.
+    let deaf = r#""ipcMode": "shareable", "stop": {"timeout": "5s"}"#;
+    let mut it = Harness::with(&[("a", deaf)]).await;
+    it.runtime.ignore_signals(&it.id_of("a").await);
+    it.want("a", &format!(r#"{deaf}, "state": "stopped""#));
+    // The note before the signal is written.
+    it.after(1.0).await;
+    it.calls();
+    it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+    it.host.fail_next("unpublish", std::io::ErrorKind::ResourceBusy);
+    it.until_reason("a", "stop-failed").await;
+    let message = it.item("a").message;
+    assert!(message.contains("update container") && message.contains("unpublish"), "{message}");
+    assert_eq!(changes(&mut it, "a"), ["signal task", "update container"]);
+    it.until("it is stopped", |it| it.items[0].phase == Phase::Stopped).await;
+    it.idle().await;
+    let left = it.instance("a").await;
+    assert_eq!((left.end.unwrap().reason.as_str(), left.task), ("stopped", Task::None));
+    assert!(!left.published.directory);
+    assert!(it.plan().await.is_empty());
+}
+
+/// A full disk keeps containerd from writing, and no program from being ended.
+#[tokio::test(start_paused = true)]
+async fn a_note_that_cannot_be_written_keeps_no_signal_from_being_sent() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    let pid = it.pid_of("a").await;
+    it.kill().await;
+    it.want("a", r#""args": ["x"]"#);
+    it.calls();
+    it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+    it.run();
+    it.until_running("a").await;
+    assert_ne!(it.pid_of("a").await, pid);
+    // The end says whose doing it was.
+    it.idle().await;
+    assert_eq!(it.item("a").reason, "");
+
+    // Nothing can be written at all: it is ended, and what is known stays where it is.
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    it.want("a", r#""args": ["x"]"#);
+    for _ in 0..2 {
+        it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+    }
+    it.run();
+    it.until("it does not run", |it| {
+        it.items[0].instance.as_ref().is_none_or(|it| it.pid.is_none())
+    })
+    .await;
+    it.until_running("a").await;
+    it.idle().await;
+    assert!(it.plan().await.is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_that_was_written_down_and_not_completed_is_no_end_of_its_own() {
     let donor = |args: &str| {
