@@ -811,7 +811,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let left = self.limit(stop).saturating_sub(asked.elapsed());
             tokio::select! {
                 biased;
-                ended = self.runtime.wait(id, left) => return Ok(ended?),
+                ended = self.runtime.wait(id, left) => match ended {
+                    Ok(ended) => return Ok(ended),
+                    Err(error) if error.is_unreachable() => return Err(error.into()),
+                    // It was asked, and has its time, whether anybody can say how it is or not.
+                    Err(_) if left.is_zero() => return Ok(None),
+                    Err(error) => {
+                        warn!(id = %id, error = %Chain(&error), "failed to wait for its end");
+                        tokio::time::sleep(LOOK.min(left)).await;
+                    }
+                },
                 Ok(()) = stops.changed() => {}
             }
         }

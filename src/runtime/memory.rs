@@ -62,6 +62,8 @@ struct State {
     endings: BTreeMap<Name, u32>,
     /// Instances that end by SIGKILL only.
     stubborn: BTreeSet<InstanceId>,
+    /// Instances whose main process does not end before those beside it do.
+    clinging: BTreeSet<InstanceId>,
     /// Whose runtime refuses every signal.
     unreachable_by_signals: BTreeSet<InstanceId>,
     /// `None`: the call panics.
@@ -116,6 +118,7 @@ impl Default for MemoryRuntime {
             answers: Answers::Well,
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
+            clinging: BTreeSet::new(),
             unreachable_by_signals: BTreeSet::new(),
             failures: VecDeque::new(),
             silent: false,
@@ -183,6 +186,20 @@ impl MemoryRuntime {
         self.state().stubborn.insert(id.clone());
     }
 
+    /// Signals reach all again, and end them.
+    pub fn heed_signals(&self) {
+        let mut state = self.state();
+        state.stubborn.clear();
+        state.clinging.clear();
+        state.unreachable_by_signals.clear();
+    }
+
+    /// From now on that instance ends only if all its processes are killed, as when its main one waits in the kernel
+    /// for another; if it ignores signals too, then nothing that is sent to it through its runtime ends it.
+    pub fn cling(&self, id: &InstanceId) {
+        self.state().clinging.insert(id.clone());
+    }
+
     /// From now on no signal can be sent to that instance, as when runc has lost its state of it.
     pub fn refuse_signals(&self, id: &InstanceId) {
         self.state().unreachable_by_signals.insert(id.clone());
@@ -215,12 +232,19 @@ impl MemoryRuntime {
 
     /// A restart of containerd 1.7 or newer: tasks that have ended are forgotten.
     pub fn forget_tasks(&self) {
-        self.change(|state| state.tasks.retain(|_, it| !matches!(it.task, Task::Stopped { .. })));
+        self.change(|state| {
+            state.tasks.retain(|_, it| !matches!(it.task, Task::Stopped { .. }));
+            let tasks = &state.tasks;
+            state.execs.retain(|key, _| tasks.contains_key(&key.0));
+        });
     }
 
     /// All processes are gone and containerd knows of none.
     pub fn reboot(&self) {
-        self.change(|state| state.tasks.clear());
+        self.change(|state| {
+            state.tasks.clear();
+            state.execs.clear();
+        });
     }
 
     /// While unreachable every verb fails; what runs goes on running.
@@ -438,11 +462,15 @@ impl State {
         }
     }
 
-    fn signal(&mut self, id: &InstanceId, signal: Signal) {
+    fn signal(&mut self, id: &InstanceId, signal: Signal, all: bool) {
         let number = signal.number();
+        let reaches = if self.clinging.contains(id) {
+            signal == Signal::KILL && all && !self.stubborn.contains(id)
+        } else {
+            signal == Signal::KILL || !self.stubborn.contains(id)
+        };
         // Stopped, continued, window size and the like end nothing.
-        let ends = !matches!(number, 0 | 17..=23 | 28)
-            && (signal == Signal::KILL || !self.stubborn.contains(id));
+        let ends = !matches!(number, 0 | 17..=23 | 28) && reaches;
         let Some(it) = self.tasks.get_mut(id) else { return };
         match it.task {
             Task::Paused { .. } if signal != Signal::KILL => it.pending = Some(signal),
@@ -689,20 +717,20 @@ impl Runtime for MemoryRuntime {
                 }
             }
             if let Some(signal) = task.pending.take() {
-                state.signal(id, signal);
+                state.signal(id, signal, false);
             }
             Ok(())
         })
     }
 
-    async fn kill(&self, id: &InstanceId, signal: Signal, _: bool) -> Result<(), Error> {
+    async fn kill(&self, id: &InstanceId, signal: Signal, all: bool) -> Result<(), Error> {
         self.perform(verb::KILL, id.as_str(), |state| {
             if !matches!(state.task(id), Task::None | Task::Stopped { .. }) {
                 state.reach(id)?;
                 if state.unreachable_by_signals.contains(id) {
                     return Err(Refusal(ErrorKind::Refused, "a test wants it"));
                 }
-                state.signal(id, signal);
+                state.signal(id, signal, all);
             }
             Ok(())
         })

@@ -1,6 +1,8 @@
 //! Runs that end: delays, strikes, policies, and what survives of them.
 
 use super::*;
+use crate::backoff::Delays;
+use crate::workload::RestartPolicy;
 
 /// Docker's list.
 const DELAYS: [u64; 12] = [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000];
@@ -163,6 +165,79 @@ async fn a_run_of_ten_seconds_starts_the_delays_anew() {
     it.after(20.0).await;
     let again = *it.starts("a").last().unwrap() - ended;
     assert!((12_800..12_830).contains(&again), "{again}");
+}
+
+/// How long after its end a program starts again that has failed three times and has now run for so long.
+async fn delay_after(spec: &str, configured: impl FnOnce(&mut Policy), lasted: u64) -> u64 {
+    let mut it = Harness::new();
+    it.configure(configured);
+    it.exit_on_start("a", Some(1));
+    it.want("a", spec);
+    it.run();
+    while it.starts("a").len() < 3 {
+        it.after(0.01).await;
+    }
+    it.exit_on_start("a", None);
+    it.until_running("a").await;
+    let run = it.instance("a").await.run.unwrap().at;
+    let ran = it.host.now().since(run);
+    tokio::time::sleep(Duration::from_millis(lasted) - ran).await;
+    it.exit("a", 1).await;
+    let (ended, before) = (it.clock(), it.starts("a").len());
+    while it.starts("a").len() == before {
+        it.after(0.01).await;
+    }
+    it.starts("a").last().unwrap() - ended
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_long_from_exactly_reset_after_on() {
+    let own = |text: &str| format!(r#""restart": {{"backoff": {{"resetAfter": "{text}"}}}}"#);
+    let none = |_: &mut Policy| {};
+    let two = |it: &mut Policy| it.delays.reset_after = Duration::from_secs(2);
+    // After three failures the fourth delay is 800 ms, and the first is 100 ms.
+    for (spec, configured, lasted, expected) in [
+        (String::new(), none as fn(&mut Policy), 9_999, 800),
+        (String::new(), none, 10_000, 100),
+        (String::new(), two, 1_999, 800),
+        (String::new(), two, 2_000, 100),
+        (own("3s"), two, 2_999, 800),
+        (own("3s"), two, 3_000, 100),
+    ] {
+        let delay = delay_after(&spec, configured, lasted).await;
+        let place = format!("{spec} after {lasted} ms: {delay}");
+        assert!((expected..expected + 40).contains(&delay), "{place}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_configurations_delays_and_policy_are_for_manifests_that_leave_them_out() {
+    let configured = |it: &mut Harness| {
+        it.configure(|it| {
+            it.delays = Delays {
+                initial: Duration::from_secs(1),
+                factor: 3,
+                max: Duration::from_secs(20),
+                reset_after: Duration::from_secs(30),
+            };
+        });
+    };
+    let mut it = Harness::new();
+    configured(&mut it);
+    it.exit_on_start("a", Some(1));
+    it.exit_on_start("own", Some(1));
+    it.want("a", "");
+    it.want("own", r#""restart": {"backoff": {"initial": "2s", "factor": 2, "max": "5s"}}"#);
+    it.run();
+    it.after(90.0).await;
+    assert_delays(&it.starts("a")[..6], &[1000, 3000, 9000, 20_000, 20_000]);
+    assert_delays(&it.starts("own")[..5], &[2000, 4000, 5000, 5000]);
+    // What it says from now on counts at once.
+    it.configure(|it| it.restart = RestartPolicy::Never);
+    it.until("it has failed", |it| it.items[0].phase == Phase::Failed).await;
+    let starts = it.starts("a").len();
+    it.after(600.0).await;
+    assert_eq!(it.starts("a").len(), starts);
 }
 
 #[tokio::test(start_paused = true)]
