@@ -352,6 +352,32 @@ async fn programs_that_fail_or_do_not_want_to_end() {
     rig.assert_clean();
 }
 
+/// A hardened box gives root's shells a mask under which nobody else may enter what they make.
+#[tokio::test]
+async fn the_mask_of_a_shell_is_not_that_of_containers_and_their_engine() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut rig = Rig::start().await;
+    // For the embedded one alone.
+    rig.stop_containerd();
+    let shell = rig.dir().join("masked");
+    let program = env!("CARGO_BIN_EXE_evenkeel");
+    fs::write(&shell, format!("#!/bin/sh\numask 077\nexec {program} \"$@\"\n")).unwrap();
+    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
+    let site = Site::of(&rig).with_embedded_engine().with_program(&shell);
+    let made = rig.dir().join("made/source");
+    let mount = format!("{{type: bind, source: {}, target: /srv, create: true}}", made.display());
+    let spec = format!(
+        "command: [sh, -c, umask; ls /srv; exec sleep 36000]\nuser: {{uid: 1000, gid: 1000}}\n\
+         mounts: [{mount}]\nstop: {{signal: SIGKILL}}"
+    );
+    site.write("web.yaml", &manifest("web", &spec));
+    site.apply();
+    site.pid("web");
+    eventually("its mask", || (site.run(&["logs", "web"]).exits(0).out == "0022\n").then_some(()));
+    assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o755);
+    site.run(&["down"]).exits(0);
+}
+
 #[tokio::test]
 async fn the_embedded_engine_is_started_by_those_who_may_and_kept() {
     let mut rig = Rig::start().await;
