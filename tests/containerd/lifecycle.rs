@@ -10,7 +10,7 @@ use evenkeel::status::Item;
 use rustix::process::Signal;
 
 use crate::program::{Site, eventually, manifest, sleeper, until_dead, write};
-use crate::rig::{Engine, NAMESPACE, Rig, sweep};
+use crate::rig::{Engine, NAMESPACE, Rig, busybox, sweep};
 use crate::safety::assert_untouched;
 
 #[tokio::test]
@@ -349,6 +349,25 @@ async fn programs_that_fail_or_do_not_want_to_end() {
         site.run(&[by]).exits(0);
         assert!(!sweep::is_alive(old), "after {by}");
     }
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_unpacked_is_not_kept_and_a_mended_archive_is_used() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    fs::write(rig.archive(), busybox::contradictory()).unwrap();
+    site.write("web.yaml", &sleeper("web"));
+    for _ in 0..2 {
+        site.run(&["apply", "--timeout", "5s"])
+            .exits(4)
+            .says(&["is not what the image's configuration says"]);
+    }
+    assert_eq!(rig.ctr(&["images", "list", "--quiet"]), "");
+    fs::write(rig.archive(), busybox::archive()).unwrap();
+    site.apply();
+    site.pid("web");
+    site.run(&["down"]).exits(0);
     rig.assert_clean();
 }
 
