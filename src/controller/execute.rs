@@ -479,7 +479,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         // Blobs that no image refers to yet are collected unless a lease holds them.
         let lease = import_lease(image);
         self.runtime.lease(&lease).await?;
-        while let Some(blob) = import.next()? {
+        loop {
+            // Gigabytes may have to be unpacked to get to a blob.
+            let moved = self.blocking(move || (import.advance(), import)).await?;
+            import = moved.1;
+            moved.0?;
+            let Some(blob) = import.blob() else { break };
             self.runtime.put_blob(&lease, blob).await?;
         }
         self.runtime.put_image(&lease, import.image()).await?;
