@@ -211,14 +211,19 @@ fn user(lowering: &Lowering<'_>) -> Result<User, Unlowerable> {
             (uid, gid, [].as_slice())
         }
     };
-    // A process whose own group is missing from its list of groups could shed a group that is denied something.
+    Ok(member(uid, gid, more))
+}
+
+/// A user in these groups. A process whose own group is missing from its list of groups could shed a group that is
+/// denied something.
+fn member(uid: u32, gid: u32, more: &[u32]) -> User {
     let mut groups = vec![gid];
     for group in more {
         if !groups.contains(group) {
             groups.push(*group);
         }
     }
-    Ok(built(UserBuilder::default().uid(uid).gid(gid).additional_gids(groups).build()))
+    built(UserBuilder::default().uid(uid).gid(gid).additional_gids(groups).build())
 }
 
 /// Reads an image's `uid[:gid]`; `root` is 0 in every image, and no user at all is root.
