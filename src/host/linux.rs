@@ -418,14 +418,15 @@ fn unmount_all(path: &Path) -> io::Result<()> {
     Err(io::Error::other("mounts there are covered by others or come back again and again"))
 }
 
-/// Removes a directory with what is in it, but never crosses into another file system.
+/// Removes a directory with what is in it, but never crosses into another file system or follows a link.
 fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
     let device = match fs::symlink_metadata(path) {
-        Ok(it) => it.dev(),
+        Ok(it) if it.is_dir() => it.dev(),
+        Ok(_) => return gone(fs::remove_file(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
