@@ -27,7 +27,7 @@ pub struct ObservedState {
     pub images: BTreeMap<String, Image>,
     /// What is wrong with archives of images, for people.
     pub archive_problems: Vec<String>,
-    /// The bind sources that the manifests name; absent: not there.
+    /// The bind sources that the manifests name, and what comes with the host's network; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
     /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
     pub mounts_not_shared: Option<String>,

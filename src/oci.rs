@@ -38,6 +38,8 @@ pub struct Lowering<'a> {
     /// Where a published /dev/shm and namespace are: the instance's own with [`crate::workload::Shm::Published`],
     /// the root donor's with [`crate::workload::IpcMode::Container`]; not looked at otherwise.
     pub published: &'a PublishedPaths,
+    /// Those of [`HOST_NETWORK_FILES`] that the host has now.
+    pub host_files: &'a [&'static str],
 }
 
 /// Why no spec can be made of a workload and this image.

@@ -20,6 +20,7 @@ fn check(spec: Value, image: &Value) -> Result<Value, Unlowerable> {
             shm: "/run/shm-of-donor".into(),
             ns: "/run/ns-of-donor".into(),
         },
+        host_files: &HOST_NETWORK_FILES,
     })?;
     Ok(serde_json::to_value(lowered).unwrap())
 }
