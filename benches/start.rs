@@ -239,6 +239,7 @@ async fn direct(rig: &Rig, channel: Channel, image: &Image, id: &str) {
         cgroup_parent: &parent,
         published: &published,
         host_files: &[],
+        oom_score_adj: None,
     })
     .unwrap();
     let root = rig.dir().join("floor-runc").display().to_string();

@@ -604,6 +604,7 @@ async fn assemble<R: Runtime, H: Host>(
         boot_id: facts.boot_id.clone(),
         images: objects.images.clone(),
         mount_sources: facts.paths.clone(),
+        oom_score_adj: edge.oom_score_adj,
         mounts_not_shared,
         strikes: records.strikes,
         removals: records.removals,

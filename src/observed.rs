@@ -29,6 +29,9 @@ pub struct ObservedState {
     pub archive_problems: Vec<String>,
     /// The bind sources that the manifests name, and what comes with the host's network; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
+    /// What programs have to be given so that they do not inherit the runtime's protection from the kernel's killer of
+    /// those who use too much memory; `None`: nothing.
+    pub oom_score_adj: Option<i32>,
     /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
     pub mounts_not_shared: Option<String>,
     /// Failures in a row and when the next try is due.

@@ -40,6 +40,8 @@ pub struct Lowering<'a> {
     pub published: &'a PublishedPaths,
     /// Those of [`HOST_NETWORK_FILES`] that the host has now.
     pub host_files: &'a [&'static str],
+    /// See [`crate::observed::ObservedState::oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Why no spec can be made of a workload and this image.
@@ -141,6 +143,7 @@ fn process(lowering: &Lowering<'_>) -> Result<Process, Unlowerable> {
     // The builder's default lowers the number of open files, and raising it again may need a right we lack: the
     // container inherits containerd's limits.
     process.set_rlimits(None);
+    process.set_oom_score_adj(lowering.oom_score_adj);
     Ok(process)
 }
 

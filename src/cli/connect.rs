@@ -14,7 +14,7 @@ use crate::controller::Edge;
 use crate::desired::Source;
 use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Refusal};
 use crate::host::Host as _;
-use crate::host::linux::{LinuxHost, boot_id};
+use crate::host::linux::{LinuxHost, boot_id, oom_score_adj_under};
 use crate::image::Archives;
 use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
@@ -260,9 +260,11 @@ pub(super) async fn connect(
         Failure::new(Exit::Environment, format_args!("failed to read the boot id: {error}"))
     })?;
     let mut mounts_not_shared = None;
+    let mut oom_score_adj = None;
     if !is_absent {
         let pid = runtime.peer_pid().await.map_err(|error| Failure::environment(&error))?;
         mounts_not_shared = host.mounts_shared_with(pid.unwrap_or(0)).err();
+        oom_score_adj = pid.and_then(oom_score_adj_under);
         if start != Start::Nothing {
             claim(&runtime, settings, take_over).await?;
         }
@@ -281,7 +283,7 @@ pub(super) async fn connect(
             info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
         }
     }
-    let edge = Edge::new(
+    let mut edge = Edge::new(
         runtime,
         Arc::new(host),
         RunDirectory::new(&settings.run_directory),
@@ -289,6 +291,7 @@ pub(super) async fn connect(
         settings.log_directory(),
         boot_id,
     );
+    edge.oom_score_adj = oom_score_adj;
     let keeper = (decision.engine == Engine::Embedded).then_some(embedded);
     Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
 }

@@ -289,6 +289,8 @@ pub struct Edge<R, H> {
     pub log_directory: PathBuf,
     /// The kernel's name of this boot.
     pub boot_id: String,
+    /// See [`crate::observed::ObservedState::oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
     permits: Arc<Semaphore>,
     ledger: Mutex<()>,
     /// How long each stop that is under way may take, by its instance.
@@ -315,6 +317,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             archives,
             log_directory,
             boot_id,
+            oom_score_adj: None,
             permits,
             ledger: Mutex::new(()),
             stops: watch::Sender::default(),

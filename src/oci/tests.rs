@@ -21,6 +21,7 @@ fn check(spec: Value, image: &Value) -> Result<Value, Unlowerable> {
             ns: "/run/ns-of-donor".into(),
         },
         host_files: &HOST_NETWORK_FILES,
+        oom_score_adj: None,
     })?;
     Ok(serde_json::to_value(lowered).unwrap())
 }

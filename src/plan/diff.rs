@@ -1334,6 +1334,7 @@ impl<'a> Planner<'a> {
             cgroup_parent: &self.policy.cgroup_parent,
             published,
             host_files: &self.host_files,
+            oom_score_adj: self.observed.oom_score_adj,
         }
     }
 

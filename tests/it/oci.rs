@@ -27,6 +27,7 @@ fn lowered(workload: &Workload, image: &ImageConfig) -> Spec {
             ns: "/run/evenkeel/ipc/INSTANCE/ns".into(),
         },
         host_files: &HOST_NETWORK_FILES,
+        oom_score_adj: None,
     })
     .unwrap()
 }
