@@ -238,6 +238,8 @@ async fn direct(rig: &Rig, channel: Channel, image: &Image, id: &str) {
         image: &image.config,
         cgroup_parent: &parent,
         published: &published,
+        host_files: &[],
+        oom_score_adj: None,
     })
     .unwrap();
     let root = rig.dir().join("floor-runc").display().to_string();

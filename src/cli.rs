@@ -249,8 +249,14 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// Takes nothing from others but the right to write, whatever mask a hardened shell has: an engine that is started
+/// from there would keep containers' users out of their own root directories. What only root may see is made so by its
+/// own mode.
+const MASK: rustix::fs::Mode = rustix::fs::Mode::WGRP.union(rustix::fs::Mode::WOTH);
+
 /// Runs the command line to its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    rustix::process::umask(MASK);
     let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.global.flags.note_typed(&matches);

@@ -15,11 +15,12 @@ use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
 use crate::observed::{Approval, Exec, Hand, Instance, Leftover, ObservedState, Removal, Task};
+use crate::oci::HOST_NETWORK_FILES;
 use crate::plan::{self, Action, MachineEnd, Phase, Plan, Policy, Step, StepId};
 use crate::rundir::{ExecOwner, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
-use crate::workload::{InstanceId, MountKind, Name};
+use crate::workload::{InstanceId, MountKind, Name, NetworkMode};
 
 mod execute;
 mod flights;
@@ -577,11 +578,11 @@ async fn assemble<R: Runtime, H: Host>(
         .collect();
     let mut ask = Ask::default();
     let stored = objects.containers.iter().filter_map(|it| it.workload.as_ref());
-    for mount in stored.chain(workloads.iter().map(AsRef::as_ref)).flat_map(|it| &it.spec.mounts) {
-        if mount.kind == MountKind::Bind
-            && let Some(source) = &mount.source
-        {
-            ask.paths.insert(source.as_path().to_owned());
+    for workload in stored.chain(workloads.iter().map(AsRef::as_ref)) {
+        let binds = workload.spec.mounts.iter().filter(|it| it.kind == MountKind::Bind);
+        ask.paths.extend(binds.filter_map(|it| Some(it.source.as_ref()?.as_path().to_owned())));
+        if workload.spec.network.mode == NetworkMode::Host {
+            ask.paths.extend(HOST_NETWORK_FILES.map(Into::into));
         }
     }
     ask.runtime.clone_from(&objects.process);
@@ -611,6 +612,7 @@ async fn assemble<R: Runtime, H: Host>(
         boot_id: facts.boot_id.clone(),
         images: objects.images.clone(),
         mount_sources: facts.paths.clone(),
+        oom_score_adj: edge.oom_score_adj,
         mounts_not_shared,
         missing_programs: facts.means.missing_programs.clone(),
         cgroup_fault: facts.means.cgroup_fault.clone(),

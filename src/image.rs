@@ -242,6 +242,8 @@ pub struct Import {
     image: NewImage,
     /// From the last to the first.
     parts: Vec<Part>,
+    /// The one that it stands at.
+    part: Option<Part>,
     current: Current,
 }
 
@@ -265,6 +267,7 @@ impl Import {
             path: path.to_owned(),
             image,
             parts,
+            part: None,
             current: Current { source, left: 0, memory: None },
         })
     }
@@ -274,26 +277,38 @@ impl Import {
         &self.image
     }
 
-    /// The next blob. What was not read of the one before is skipped.
+    /// Goes to the next blob, if there is one. What is between them, and was not read of the one before, is skipped:
+    /// in a compressed archive that has to be unpacked, and takes its time.
+    pub fn advance(&mut self) -> Result<(), ArchiveProblem> {
+        self.part = self.parts.pop();
+        let Some(part) = &self.part else { return Ok(()) };
+        self.current.left = part.size;
+        self.current.memory = match &part.place {
+            Place::Memory(bytes) => Some(std::io::Cursor::new(Arc::clone(bytes))),
+            Place::Archive { offset } => {
+                let skipped = self.current.source.skip_to(*offset);
+                skipped.map_err(|error| ArchiveProblem::new(&self.path, error))?;
+                None
+            }
+        };
+        Ok(())
+    }
+
+    /// The blob that it stands at; `None` before the first one and after the last.
+    pub fn blob(&mut self) -> Option<Blob<'_>> {
+        let Part { digest, size, labels, place: _ } = self.part.as_ref()?;
+        let (digest, labels) = (digest.to_string(), labels.clone());
+        Some(Blob { digest, size: *size, labels, content: &mut self.current })
+    }
+
+    /// Both at once.
     #[expect(
         clippy::should_implement_trait,
         reason = "each blob borrows the archive, which an iterator cannot say"
     )]
     pub fn next(&mut self) -> Result<Option<Blob<'_>>, ArchiveProblem> {
-        let Some(Part { digest, size, labels, place }) = self.parts.pop() else { return Ok(None) };
-        let current = &mut self.current;
-        current.left = size;
-        match place {
-            Place::Memory(bytes) => current.memory = Some(std::io::Cursor::new(bytes)),
-            Place::Archive { offset } => {
-                current.memory = None;
-                current
-                    .source
-                    .skip_to(offset)
-                    .map_err(|error| ArchiveProblem::new(&self.path, error))?;
-            }
-        }
-        Ok(Some(Blob { digest: digest.to_string(), size, labels, content: current }))
+        self.advance()?;
+        Ok(self.blob())
     }
 }
 

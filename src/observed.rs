@@ -27,8 +27,11 @@ pub struct ObservedState {
     pub images: BTreeMap<String, Image>,
     /// What is wrong with archives of images, for people.
     pub archive_problems: Vec<String>,
-    /// The bind sources that the manifests name; absent: not there.
+    /// The bind sources that the manifests name, and what comes with the host's network; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
+    /// What programs have to be given so that they do not inherit the runtime's protection from the kernel's killer of
+    /// those who use too much memory; `None`: nothing.
+    pub oom_score_adj: Option<i32>,
     /// Why mounts of ours cannot be shared with the runtime (`mounts-not-shared`); `None`: they can.
     pub mounts_not_shared: Option<String>,
     /// Programs without which the runtime can start no container, and which it does not find.

@@ -38,6 +38,10 @@ pub struct Lowering<'a> {
     /// Where a published /dev/shm and namespace are: the instance's own with [`crate::workload::Shm::Published`],
     /// the root donor's with [`crate::workload::IpcMode::Container`]; not looked at otherwise.
     pub published: &'a PublishedPaths,
+    /// Those of [`HOST_NETWORK_FILES`] that the host has now.
+    pub host_files: &'a [&'static str],
+    /// See [`crate::observed::ObservedState::oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Why no spec can be made of a workload and this image.
@@ -139,6 +143,7 @@ fn process(lowering: &Lowering<'_>) -> Result<Process, Unlowerable> {
     // The builder's default lowers the number of open files, and raising it again may need a right we lack: the
     // container inherits containerd's limits.
     process.set_rlimits(None);
+    process.set_oom_score_adj(lowering.oom_score_adj);
     Ok(process)
 }
 
@@ -211,14 +216,19 @@ fn user(lowering: &Lowering<'_>) -> Result<User, Unlowerable> {
             (uid, gid, [].as_slice())
         }
     };
-    // A process whose own group is missing from its list of groups could shed a group that is denied something.
+    Ok(member(uid, gid, more))
+}
+
+/// A user in these groups. A process whose own group is missing from its list of groups could shed a group that is
+/// denied something.
+fn member(uid: u32, gid: u32, more: &[u32]) -> User {
     let mut groups = vec![gid];
     for group in more {
         if !groups.contains(group) {
             groups.push(*group);
         }
     }
-    Ok(built(UserBuilder::default().uid(uid).gid(gid).additional_gids(groups).build()))
+    built(UserBuilder::default().uid(uid).gid(gid).additional_gids(groups).build())
 }
 
 /// Reads an image's `uid[:gid]`; `root` is 0 in every image, and no user at all is root.

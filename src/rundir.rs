@@ -720,29 +720,26 @@ pub(crate) fn write_atomically(
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     make_directory(directory)?;
-    // Always the same name: what a kill leaves is overwritten by the next write.
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let temporary = directory.join(name);
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(path.file_name().unwrap_or_default());
+    prefix.push(".");
     let written = (|| {
+        // 0600, under a name that nobody else has: two commands may write one file at the same time. Removed again
+        // when this fails, since it may be what fills the disk.
         let mut file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
+            tempfile::Builder::new().prefix(&prefix).suffix(".new").tempfile_in(directory)?;
+        // Past the wrapper, whose errors have no number.
+        file.as_file_mut().write_all(content)?;
         if durability == Durability::Disk {
-            file.sync_all()?;
+            file.as_file().sync_all()?;
         }
-        fs::rename(&temporary, path)?;
+        file.persist(path).map_err(|error| error.error)?;
         if durability == Durability::Disk {
             File::open(directory)?.sync_all()?;
         }
         Ok(())
     })();
-    written.map_err(|cause| {
-        // It may be what fills the disk.
-        fs::remove_file(&temporary).ok();
-        Error { operation: "write", path: path.to_owned(), cause }
-    })
+    written.map_err(|cause| Error { operation: "write", path: path.to_owned(), cause })
 }
 
 /// Makes a directory that only root can enter, with its missing parents.
@@ -937,11 +934,31 @@ mod tests {
     fn what_a_kill_between_write_and_rename_leaves_is_not_read() {
         let (_directory, run) = fresh();
         run.approve("a", &BTreeSet::new()).unwrap();
-        fs::write(run.path().join("approvals/.b.json.new"), "[]").unwrap();
+        fs::write(run.path().join("approvals/.b.json.q0x1.new"), "[]").unwrap();
         fs::write(run.path().join("approvals/notes.txt"), "x").unwrap();
         assert_eq!(run.approvals().unwrap().len(), 1);
         run.approve("b", &BTreeSet::new()).unwrap();
-        assert!(!run.path().join("approvals/.b.json.new").exists());
+        assert_eq!(run.approvals().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn those_who_write_one_file_at_the_same_time_are_not_in_each_other_s_way() {
+        let (_directory, run) = fresh();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let run = RunDirectory::new(run.path());
+                scope.spawn(move || {
+                    for n in 0..500 {
+                        run.set_hand(&name("a"), &hand(HandKind::Stop, 1000 * writer + n)).unwrap();
+                    }
+                });
+            }
+            for _ in 0..2000 {
+                assert_eq!(run.hands().1, BTreeMap::new());
+            }
+        });
+        assert_eq!(run.hands().0.len(), 1);
+        assert_eq!(fs::read_dir(run.path().join("hands")).unwrap().count(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Failure, plan};
 use crate::config::{EngineChoice, Settings};
@@ -14,7 +14,7 @@ use crate::controller::Edge;
 use crate::desired::Source;
 use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Refusal};
 use crate::host::Host as _;
-use crate::host::linux::{LinuxHost, boot_id};
+use crate::host::linux::{LinuxHost, boot_id, oom_score_adj_under};
 use crate::image::Archives;
 use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the embedded engine is looked after.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often at least one that cannot be started is tried again: each try writes to its log.
+const KEEP_LONGEST: Duration = Duration::from_mins(1);
 
 /// What may be started to reach an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,9 +260,11 @@ pub(super) async fn connect(
         Failure::new(Exit::Environment, format_args!("failed to read the boot id: {error}"))
     })?;
     let mut mounts_not_shared = None;
+    let mut oom_score_adj = None;
     if !is_absent {
         let pid = runtime.peer_pid().await.map_err(|error| Failure::environment(&error))?;
         mounts_not_shared = host.mounts_shared_with(pid.unwrap_or(0)).err();
+        oom_score_adj = pid.and_then(oom_score_adj_under);
         if start != Start::Nothing {
             claim(&runtime, settings, take_over).await?;
         }
@@ -278,7 +283,7 @@ pub(super) async fn connect(
             info!(engine = decision.engine.as_str(), reason = decision.reason, "engine decided");
         }
     }
-    let edge = Edge::new(
+    let mut edge = Edge::new(
         runtime,
         Arc::new(host),
         RunDirectory::new(&settings.run_directory),
@@ -286,6 +291,7 @@ pub(super) async fn connect(
         settings.log_directory(),
         boot_id,
     );
+    edge.oom_score_adj = oom_score_adj;
     let keeper = (decision.engine == Engine::Embedded).then_some(embedded);
     Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
 }
@@ -371,13 +377,25 @@ async fn claim(runtime: &Containerd, settings: &Settings, take_over: bool) -> Re
 pub(super) async fn keep_engine(keeper: Option<Embedded>) {
     let Some(embedded) = keeper else { return std::future::pending().await };
     let mut complaint = String::new();
+    let mut pause = KEEP_INTERVAL;
     loop {
-        tokio::time::sleep(KEEP_INTERVAL).await;
-        if !matches!(embedded.find(), Found::Running { .. }) {
-            warn!("the embedded containerd does not answer; starting it again");
+        tokio::time::sleep(pause).await;
+        if matches!(embedded.find(), Found::Running { .. }) {
+            complaint.clear();
+            pause = KEEP_INTERVAL;
+        } else {
+            if complaint.is_empty() {
+                warn!("the embedded containerd does not answer; starting it again");
+            } else {
+                debug!("the embedded containerd still does not answer; starting it again");
+            }
             match embedded.start().await {
-                Ok(_) => complaint.clear(),
+                Ok(_) => {
+                    complaint.clear();
+                    pause = KEEP_INTERVAL;
+                }
                 Err(error) => {
+                    pause = KEEP_LONGEST.min(pause * 2);
                     let text = Chain(&error).to_string();
                     if text != complaint {
                         warn!(
@@ -517,5 +535,48 @@ pub(super) fn current_status(settings: &Settings) -> Result<(Status, Option<Stri
             ))
         }
         (Err(failure), None) => Err(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Told {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_cannot_be_started_is_tried_seldom_and_complained_about_once() {
+        let told = Told::default();
+        let writer = told.clone();
+        let _telling = tracing::subscriber::set_default(
+            tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::DEBUG)
+                .with_writer(move || writer.clone())
+                .finish(),
+        );
+        let directory = tempfile::tempdir().unwrap();
+        // No socket has room there.
+        let run = directory.path().join("x".repeat(200));
+        let embedded = Embedded::new(&directory.path().join("state"), &run);
+        let kept = tokio::time::timeout(Duration::from_hours(1), keep_engine(Some(embedded)));
+        kept.await.unwrap_err();
+        let told = String::from_utf8(told.0.lock().unwrap().clone()).unwrap();
+        let count = |text: &str| told.lines().filter(|it| it.contains(text)).count();
+        assert_eq!(count("WARN"), 2, "{told}");
+        let tries = count("not answer");
+        assert!((60..=70).contains(&tries), "{tries}");
     }
 }

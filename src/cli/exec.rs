@@ -46,6 +46,15 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// After a signal that was passed on, the process has that long to end before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// A kill takes effect at once; without an end within that it is sent again.
+const KILL_PAUSE: Duration = Duration::from_secs(5);
+
+/// Kills after which nobody waits any longer: the kernel holds the process, or its shim does not answer.
+const KILLS: u32 = 2;
+
+/// How long a word to the process may take: everything else waits for it.
+const WORD: Duration = Duration::from_secs(5);
+
 /// The ends of three streams, each told once.
 const EVENTS: usize = 3;
 
@@ -277,38 +286,45 @@ impl Session {
         let mut code = None;
         let mut seen = 0;
         let mut kill_at: Option<tokio::time::Instant> = None;
+        let mut kills = 0;
+        let mut input_ended = std::pin::pin!(self.end_input(connection));
+        let mut has_no_input = false;
         // Every branch loses nothing when it is dropped: channels, signals, and one future that is kept.
         while code.is_none() || open_outputs > 0 {
             let far = tokio::time::Instant::now() + WAIT;
             tokio::select! {
                 end = &mut ended, if code.is_none() => code = Some(end?),
                 Some(event) = happens.recv() => match event {
-                    Event::InputEnded => {
-                        // The end of input is a favour; a process that is gone needs none.
-                        drop(runtime.tell_exec(&self.id, &self.key, Tell::EndOfInput).await);
-                    }
+                    Event::InputEnded => has_no_input = true,
                     Event::OutputEnded(Ok(())) => {
                         open_outputs -= 1;
                         is_closed.set(open_outputs == 0);
                     }
                     Event::OutputEnded(Err(error)) => return Err(error.into()),
                 },
+                () = &mut input_ended, if has_no_input => has_no_input = false,
                 signal = signals.next() => match signal {
                     None if self.tty => {
                         let (columns, rows) = window();
-                        drop(runtime.tell_exec(&self.id, &self.key, Tell::Resize(columns, rows)).await);
+                        self.tell(connection, Tell::Resize(columns, rows)).await;
                     }
                     None => {}
                     Some(signal) => {
                         // The second one is meant.
                         let signal = if kill_at.is_some() { Signal::KILL } else { signal };
-                        drop(runtime.tell_exec(&self.id, &self.key, Tell::Signal(signal)).await);
+                        self.tell(connection, Tell::Signal(signal)).await;
                         kill_at.get_or_insert(tokio::time::Instant::now() + GRACE);
                     }
                 },
                 () = tokio::time::sleep_until(kill_at.unwrap_or(far)), if kill_at.is_some() && code.is_none() => {
-                    drop(runtime.tell_exec(&self.id, &self.key, Tell::Signal(Signal::KILL)).await);
-                    kill_at = Some(far);
+                    if kills == KILLS {
+                        let message = "the process was killed and does not end; a controller or the next `evenkeel \
+                                       exec` tries again";
+                        return Err(Failure::new(Exit::Environment, message));
+                    }
+                    kills += 1;
+                    self.tell(connection, Tell::Signal(Signal::KILL)).await;
+                    kill_at = Some(tokio::time::Instant::now() + KILL_PAUSE);
                 }
                 () = tokio::time::sleep(SILENCE), if code.is_some() => {
                     let now = progress.reads.load(Ordering::Relaxed);
@@ -323,6 +339,23 @@ impl Session {
         drop(raw);
         let code = code.unwrap_or_default();
         Ok(Exit::Process(u8::try_from(code).unwrap_or(u8::MAX)))
+    }
+
+    /// A process that is gone needs to be told nothing, and one that cannot be reached is told again.
+    async fn tell(&self, connection: &Connection, tell: Tell) {
+        let told = connection.edge.runtime.tell_exec(&self.id, &self.key, tell);
+        drop(tokio::time::timeout(WORD, told).await);
+    }
+
+    /// Tells the process that no more input comes: without it, it might wait for ever. containerd may go and come back
+    /// meanwhile.
+    async fn end_input(&self, connection: &Connection) {
+        let runtime = &connection.edge.runtime;
+        while let Err(error) = runtime.tell_exec(&self.id, &self.key, Tell::EndOfInput).await
+            && error.is_unreachable()
+        {
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// How the process ended. containerd may go and come back meanwhile; once the process has no output any more, it

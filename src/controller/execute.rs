@@ -291,6 +291,8 @@ pub struct Edge<R, H> {
     pub log_directory: PathBuf,
     /// The kernel's name of this boot.
     pub boot_id: String,
+    /// See [`crate::observed::ObservedState::oom_score_adj`].
+    pub oom_score_adj: Option<i32>,
     permits: Arc<Semaphore>,
     ledger: Mutex<()>,
     /// How long each stop that is under way may take, by its instance.
@@ -317,6 +319,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             archives,
             log_directory,
             boot_id,
+            oom_score_adj: None,
             permits,
             ledger: Mutex::new(()),
             stops: watch::Sender::default(),
@@ -481,7 +484,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         // Blobs that no image refers to yet are collected unless a lease holds them.
         let lease = import_lease(image);
         self.runtime.lease(&lease).await?;
-        while let Some(blob) = import.next()? {
+        loop {
+            // Gigabytes may have to be unpacked to get to a blob.
+            let moved = self.blocking(move || (import.advance(), import)).await?;
+            import = moved.1;
+            moved.0?;
+            let Some(blob) = import.blob() else { break };
             self.runtime.put_blob(&lease, blob).await?;
         }
         self.runtime.put_image(&lease, import.image()).await?;

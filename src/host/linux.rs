@@ -344,6 +344,18 @@ pub fn start_time(pid: u32) -> Option<u64> {
     (!has_ended).then_some(stat.starttime)
 }
 
+/// What programs have to be given so that the kernel's killer of those who use too much memory takes them, and not the
+/// box around them: containerd's unit protects it from that killer, its shims inherit that, and so would all that they
+/// start. `None`: nothing, and to give up less than what they inherit could need a right that is missing.
+pub fn oom_score_adj_under(runtime: u32) -> Option<i32> {
+    let score = fs::read_to_string(format!("/proc/{runtime}/oom_score_adj")).ok()?;
+    unprotected(score.trim().parse().ok()?)
+}
+
+fn unprotected(runtime: i32) -> Option<i32> {
+    (runtime < 0).then_some(0)
+}
+
 fn failure(operation: &'static str, subject: &Path, cause: io::Error) -> Error {
     Error { operation, subject: subject.display().to_string(), cause }
 }
@@ -414,14 +426,15 @@ fn unmount_all(path: &Path) -> io::Result<()> {
     Err(io::Error::other("mounts there are covered by others or come back again and again"))
 }
 
-/// Removes a directory with what is in it, but never crosses into another file system.
+/// Removes a directory with what is in it, but never crosses into another file system or follows a link.
 fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
     let device = match fs::symlink_metadata(path) {
-        Ok(it) => it.dev(),
+        Ok(it) if it.is_dir() => it.dev(),
+        Ok(_) => return gone(fs::remove_file(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -505,4 +518,15 @@ fn shm_root(process: &Path, device: u64) -> Option<u64> {
         rustix::fs::openat2(root, DEV_SHM, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
     let found = rustix::fs::fstat(shm).ok()?;
     (found.st_dev == device).then_some(found.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_protected_runtime_needs_unprotected_programs() {
+        assert_eq!([-999, -1, 0, 1, 500].map(unprotected), [Some(0), Some(0), None, None, None]);
+        assert_eq!(oom_score_adj_under(0), None);
+    }
 }

@@ -20,6 +20,9 @@ use crate::workload::ImageName;
 /// All JSON of an archive together: thousands of manifests and configurations.
 const METADATA_LIMIT: u64 = 64 << 20;
 
+/// All names of an archive together, and what its links point at: those of a hundred thousand blobs.
+const NAMES_LIMIT: usize = 16 << 20;
+
 /// Images of one archive.
 const IMAGE_LIMIT: usize = 200;
 
@@ -121,13 +124,15 @@ impl Index {
         let images: Vec<Saved> = serde_json::from_slice(json).map_err(|error| {
             Error::new(ErrorKind::InvalidData, format!("manifest.json is not understood: {error}"))
         })?;
-        let compressed = contents.compressed(images.iter().take(IMAGE_LIMIT), file)?;
-        for saved in images.into_iter().take(IMAGE_LIMIT) {
+        let has_layout = !self.images.is_empty();
+        let new = |saved: Saved| {
             let mut names = saved.repo_tags.clone().unwrap_or_default();
             names.retain(|name| full(name).is_none_or(|full| !self.names.contains_key(&full)));
-            if names.is_empty() && !self.images.is_empty() {
-                continue;
-            }
+            (!names.is_empty() || !has_layout).then_some((saved, names))
+        };
+        let images: Vec<_> = images.into_iter().take(IMAGE_LIMIT).filter_map(new).collect();
+        let compressed = contents.compressed(images.iter().map(|it| &it.0), file)?;
+        for (saved, names) in images {
             match contents.assemble(&saved, &compressed)? {
                 Ok(packed) => self.add(packed, &names),
                 Err(why) => {
@@ -203,7 +208,15 @@ impl Contents {
         let mut contents = Self { files: BTreeMap::new(), links: BTreeMap::new() };
         let mut walker = Walker::new(source);
         let mut room = METADATA_LIMIT;
+        let mut names = NAMES_LIMIT;
         while let Some(entry) = walker.next()? {
+            let target = match &entry.kind {
+                Kind::Link(target) => target.len(),
+                Kind::File { .. } => 0,
+            };
+            names = names
+                .checked_sub(entry.name.len() + target)
+                .ok_or_else(|| refused("has names of impossible length"))?;
             match entry.kind {
                 Kind::Link(target) => drop(contents.links.insert(entry.name, target)),
                 Kind::File { offset, size } => {

@@ -300,6 +300,41 @@ fn of_an_archive_that_is_both_the_layout_counts() {
     assert_eq!(found.digest, Digest::of(image.manifest.as_bytes()).as_str());
 }
 
+/// Docker with containerd's store, and containerd itself, write both, with compressed layers.
+#[test]
+fn layers_that_a_layout_describes_are_not_read_for_their_digests() {
+    // Nobody has the time to read that: it is a hole.
+    let size = 1_u64 << 40;
+    let layer = format!("blobs/sha256/{}", "ab".repeat(32));
+    let mut image = made("web");
+    image.manifest = format!(
+        r#"{{"schemaVersion":2,"config":{},"layers":[{{"mediaType":"{}","digest":"sha256:{}","size":{size}}}]}}"#,
+        descriptor(content::CONFIG, image.config.as_bytes(), ""),
+        content::LAYER_GZIP,
+        "ab".repeat(32)
+    );
+    let docker = format!(
+        r#"[{{"Config":"{}","RepoTags":["web:1"],"Layers":["{layer}"]}}]"#,
+        blob_path(image.config.as_bytes())
+    );
+    let mut binary = [0; 12];
+    binary[0] = 0x80;
+    binary[4..].copy_from_slice(&size.to_be_bytes());
+    let target = descriptor(content::MANIFEST, image.manifest.as_bytes(), &named("web:1"));
+    let begun = Tar::default()
+        .index(&[target])
+        .blob(&image.manifest)
+        .blob(&image.config)
+        .file("manifest.json", docker)
+        .raw(b'0', layer.as_bytes(), "", &binary, b"\x1f\x8b");
+    let mut archives = directory(&[("a.tar", &begun.0)]);
+    let path = archives.directory.path().join("a.tar");
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_len(begun.0.len() as u64 - 512 + size + 1024).unwrap();
+    let found = archives.find(WEB);
+    assert!(found.images.contains_key(WEB), "{:?}", found.problems);
+}
+
 #[test]
 fn long_names_of_both_kinds_are_read() {
     let image = made("web");
@@ -477,6 +512,21 @@ fn hostile_archives_are_problems() {
         let problem = directory(&[("a.tar", &content)]).problem(WEB);
         assert!(problem.contains("a.tar`: ") && problem.contains(expected), "{what}: {problem}");
     }
+}
+
+/// A compressed one is small, and each name alone is possible.
+#[test]
+fn names_do_not_fill_the_memory() {
+    let mut archive = layout(&made("web"), "web:1");
+    for n in 0..400 {
+        let name = format!("{n}{}\0", "x".repeat(60_000));
+        archive = archive
+            .raw(b'L', b"././@LongLink", "", &octal(name.len()), name.as_bytes())
+            .file("short", "");
+    }
+    let archive = gzip(&archive.end());
+    let problem = directory(&[("a.tar.gz", &archive)]).problem(WEB);
+    assert!(problem.contains("names"), "{problem}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A process beside a container's own program: what it has of that one's, and what is its own.
 
-use oci_spec::runtime::{BoxBuilder, Process, Spec, UserBuilder};
+use oci_spec::runtime::{BoxBuilder, Process, Spec};
 
 use crate::workload::User;
 
@@ -36,12 +36,9 @@ pub fn exec(spec: &Spec, exec: &Exec) -> Process {
     }
     if let Some(user) = &exec.user {
         let User { uid, gid, supplemental_groups } = user;
-        let built = UserBuilder::default()
-            .uid(*uid)
-            .gid(*gid)
-            .additional_gids(supplemental_groups.clone())
-            .build();
-        process.set_user(super::built(built)).set_capabilities(Some(super::capabilities(*uid)));
+        process
+            .set_user(super::member(*uid, *gid, supplemental_groups))
+            .set_capabilities(Some(super::capabilities(*uid)));
     }
     if let Some((columns, rows)) = exec.terminal {
         let size = BoxBuilder::default().width(columns).height(rows).build();
@@ -94,6 +91,8 @@ mod tests {
         assert_eq!(process.env(), &Some(env));
         assert_eq!(process.cwd().to_str(), Some("/tmp"));
         assert_eq!((process.user().uid(), process.user().gid()), (7, 8));
+        // As the container's own user: a group that is missing from the list could be shed.
+        assert_eq!(process.user().additional_gids(), &Some(vec![8, 9]));
         let size = process.console_size().unwrap();
         assert_eq!((process.terminal(), size.width(), size.height()), (Some(true), 100, 40));
         // Somebody without root's rights has none of its capabilities at hand.

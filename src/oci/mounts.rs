@@ -16,7 +16,8 @@ use super::{Lowering, built};
 use crate::workload::{self, DEV_SHM, IpcMode, MountKind, NetworkMode, Shm};
 
 /// Files of the host that a container on the host's network sees, read-only, unless it mounts its own there: with
-/// the host's network go the host's names. They have to exist.
+/// the host's network go the host's names. One that the host does not have is left out: a box without a network may have
+/// no `/etc/resolv.conf`, or one that points to what comes with the first lease.
 ///
 /// A file that the host replaces by another one is seen when the container starts the next time.
 pub const HOST_NETWORK_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
@@ -69,7 +70,10 @@ fn template(lowering: &Lowering<'_>) -> Vec<Mount> {
     }
     if spec.network.mode == NetworkMode::Host {
         mounts.extend(
-            HOST_NETWORK_FILES.map(|path| mount(path, "bind", path, &["rbind", "rprivate", "ro"])),
+            lowering
+                .host_files
+                .iter()
+                .map(|path| mount(path, "bind", path, &["rbind", "rprivate", "ro"])),
         );
     }
     mounts

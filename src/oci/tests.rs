@@ -20,6 +20,8 @@ fn check(spec: Value, image: &Value) -> Result<Value, Unlowerable> {
             shm: "/run/shm-of-donor".into(),
             ns: "/run/ns-of-donor".into(),
         },
+        host_files: &HOST_NETWORK_FILES,
+        oom_score_adj: None,
     })?;
     Ok(serde_json::to_value(lowered).unwrap())
 }

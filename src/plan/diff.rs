@@ -1,6 +1,7 @@
 //! [`diff`]: wishes, targets and gates of every workload, then one decision each, then the steps with their edges.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,6 +171,8 @@ struct Planner<'a> {
     orphans: BTreeMap<&'a str, Option<StepId>>,
     /// How many workloads each source has, those it lost included.
     sizes: BTreeMap<&'a Source, usize>,
+    /// What of [`oci::HOST_NETWORK_FILES`] is there.
+    host_files: Vec<&'static str>,
 }
 
 impl<'a> Planner<'a> {
@@ -179,6 +182,8 @@ impl<'a> Planner<'a> {
         policy: &'a Policy,
         now: BootTime,
     ) -> Self {
+        let is_there =
+            |it: &&str| observed.mount_sources.get(Path::new(it)) == Some(&FileKind::Other);
         Self {
             desired,
             observed,
@@ -193,6 +198,7 @@ impl<'a> Planner<'a> {
             imports: BTreeMap::new(),
             orphans: BTreeMap::new(),
             sizes: BTreeMap::new(),
+            host_files: oci::HOST_NETWORK_FILES.into_iter().filter(is_there).collect(),
         }
     }
 
@@ -1370,6 +1376,8 @@ impl<'a> Planner<'a> {
             image: &image.config,
             cgroup_parent: &self.policy.cgroup_parent,
             published,
+            host_files: &self.host_files,
+            oom_score_adj: self.observed.oom_score_adj,
         }
     }
 

@@ -825,6 +825,35 @@ fn a_donor_is_not_replaced_while_a_running_joiner_could_not_start_again() {
 }
 
 #[test]
+fn programs_do_not_inherit_the_protection_of_a_runtime() {
+    let wanted = desired(&[("a", Some(""))]);
+    for score in [None, Some(0)] {
+        let mut observed = empty();
+        observed.oom_score_adj = score;
+        let plan = diff(&wanted, &observed, &policy(), model::now());
+        let Some(Action::Start(start)) = plan.steps.last().map(|it| &it.action) else {
+            panic!("it starts: {plan}")
+        };
+        assert_eq!(start.spec.process().as_ref().unwrap().oom_score_adj(), score);
+    }
+}
+
+/// `/etc/resolv.conf` may point to what comes with the first lease, or not at all.
+#[test]
+fn a_network_file_that_the_host_does_not_have_keeps_nobody_from_the_host_s_network() {
+    let wanted = desired(&[("a", Some(r#""network": {"mode": "host"}"#))]);
+    let mut observed = empty();
+    observed.mount_sources.insert("/etc/hosts".into(), FileKind::Other);
+    let plan = diff(&wanted, &observed, &policy(), model::now());
+    let Some(Action::Start(start)) = plan.steps.last().map(|it| &it.action) else {
+        panic!("it starts: {plan}")
+    };
+    let mounts = start.spec.mounts().clone().unwrap();
+    let has = |path: &str| mounts.iter().any(|it| it.destination().to_str() == Some(path));
+    assert!(has("/etc/hosts") && !has("/etc/resolv.conf"));
+}
+
+#[test]
 fn a_bind_source_that_does_not_answer_holds_a_start_and_nothing_that_runs() {
     for create in [false, true] {
         let bind = |args: &str| {

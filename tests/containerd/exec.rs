@@ -55,6 +55,13 @@ fn until_there(pid: u32, path: &str) {
     eventually("a sign of the process", || std::path::Path::new(&path).exists().then_some(()));
 }
 
+/// Waits until a process has printed `up`: that is passed on here, so the command knows that it runs.
+fn until_up(child: &mut Child) {
+    let mut up = [0; 3];
+    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    assert_eq!(&up, b"up\n");
+}
+
 fn no_leftovers(site: &Site, pid: u32) {
     eventually("no other process", || (others(pid) == 0).then_some(()));
     let left = std::fs::read_dir(site.run_dir().join("exec")).unwrap().count();
@@ -183,15 +190,56 @@ async fn a_signal_is_passed_on_and_a_killed_command_leaves_nothing_for_long() {
 }
 
 #[tokio::test]
+async fn input_that_ends_while_containerd_is_away_ends_for_the_process_too() {
+    let mut rig = Rig::start().await;
+    let site = with_web(&rig);
+    let pid = site.pid("web");
+    let mut child = start(&site, &["-i"], "echo up; cat >/dev/null; echo all");
+    until_up(&mut child);
+    rig.kill_containerd();
+    drop(child.stdin.take());
+    // Long enough for it to be told in vain.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    rig.start_containerd().await;
+    let command = child.id();
+    eventually("its end", || (!sweep::is_alive(command)).then_some(()));
+    assert_eq!(ended(child), (Some(0), "all\n".to_owned(), String::new()));
+    no_leftovers(&site, pid);
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn a_process_that_nobody_can_end_does_not_keep_the_command() {
+    let rig = Rig::start().await;
+    let site = with_web(&rig);
+    let pid = site.pid("web");
+    let shim = rig.shim(&site.item("web").unwrap().instance.unwrap().id);
+    let mut child = start(&site, &["-i"], "echo up; exec sleep 36000");
+    until_up(&mut child);
+    sweep::signal(shim, Signal::STOP);
+    sweep::signal(child.id(), Signal::TERM);
+    // It promises to be gone after about a minute.
+    let ended = tokio::task::spawn_blocking(|| ended(child));
+    let ended = tokio::time::timeout(std::time::Duration::from_mins(4), ended).await;
+    sweep::signal(shim, Signal::CONT);
+    let (code, _, told) = ended.unwrap().unwrap();
+    assert!(code == Some(3) && told.contains("does not end"), "{code:?} {told}");
+    // Its process goes with the next one.
+    assert_eq!(run(&site, &[], "echo fine"), (Some(0), "fine\n".to_owned(), String::new()));
+    no_leftovers(&site, pid);
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+#[tokio::test]
 async fn a_process_outlives_containerd_and_ends_with_its_workload() {
     let mut rig = Rig::start().await;
     let site = with_web(&rig);
     let pid = site.pid("web");
     let script = "echo up; until [ -e /dev/go ]; do sleep 0.02; done; echo went; exit 4";
     let mut child = start(&site, &[], script);
-    // It has been printed here, so the command knows that it runs.
-    let mut up = [0; 3];
-    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    until_up(&mut child);
     rig.kill_containerd();
     std::fs::write(format!("/proc/{pid}/root/dev/go"), "").unwrap();
     rig.start_containerd().await;
@@ -225,7 +273,7 @@ async fn a_controller_sweeps_what_a_killed_command_has_left_and_leaves_the_other
         let left = std::fs::read_dir(site.run_dir().join("exec")).unwrap().count();
         (left == 1).then_some(())
     });
-    assert!(controller.log().contains("the `evenkeel exec` that it belongs to was killed"));
+    controller.until_logged("the `evenkeel exec` that it belongs to was killed", 1);
     std::fs::write(format!("/proc/{pid}/root/dev/go"), "").unwrap();
     assert_eq!(ended(living).0, Some(5));
     no_leftovers(&site, pid);

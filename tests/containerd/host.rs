@@ -261,6 +261,22 @@ fn joiner(run: &Path, id: &InstanceId) -> Process {
     Process { ipc: ProcessIpc::Path(paths.ns), shm: ProcessShm::Path(paths.shm), instance: None }
 }
 
+/// What stands where the directory of an instance should be.
+#[test]
+fn a_link_in_the_place_of_a_directory_is_removed_and_not_followed() {
+    let it = Linux::new();
+    let id = id("web-0123456789");
+    let foreign = it.run().join("foreign");
+    fs::create_dir_all(&foreign).unwrap();
+    fs::write(foreign.join("file"), "somebody's").unwrap();
+    let base = it.run().join("ipc");
+    fs::create_dir_all(&base).unwrap();
+    std::os::unix::fs::symlink(&foreign, base.join(id.as_str())).unwrap();
+    it.host().unpublish(&id).unwrap();
+    assert!(foreign.join("file").exists());
+    assert_eq!(facts(it.host()).published, BTreeMap::new());
+}
+
 fn facts<H: Host>(host: &H) -> Facts {
     host.observe(&Ask::default()).unwrap()
 }

@@ -10,7 +10,7 @@ use evenkeel::status::Item;
 use rustix::process::Signal;
 
 use crate::program::{Site, eventually, manifest, sleeper, until_dead, write};
-use crate::rig::{Engine, NAMESPACE, Rig, sweep};
+use crate::rig::{Engine, NAMESPACE, Rig, busybox, sweep};
 use crate::safety::assert_untouched;
 
 #[tokio::test]
@@ -350,6 +350,51 @@ async fn programs_that_fail_or_do_not_want_to_end() {
         assert!(!sweep::is_alive(old), "after {by}");
     }
     rig.assert_clean();
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_unpacked_is_not_kept_and_a_mended_archive_is_used() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    fs::write(rig.archive(), busybox::contradictory()).unwrap();
+    site.write("web.yaml", &sleeper("web"));
+    for _ in 0..2 {
+        site.run(&["apply", "--timeout", "5s"])
+            .exits(4)
+            .says(&["is not what the image's configuration says"]);
+    }
+    assert_eq!(rig.ctr(&["images", "list", "--quiet"]), "");
+    fs::write(rig.archive(), busybox::archive()).unwrap();
+    site.apply();
+    site.pid("web");
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+/// A hardened box gives root's shells a mask under which nobody else may enter what they make.
+#[tokio::test]
+async fn the_mask_of_a_shell_is_not_that_of_containers_and_their_engine() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut rig = Rig::start().await;
+    // For the embedded one alone.
+    rig.stop_containerd();
+    let shell = rig.dir().join("masked");
+    let program = env!("CARGO_BIN_EXE_evenkeel");
+    fs::write(&shell, format!("#!/bin/sh\numask 077\nexec {program} \"$@\"\n")).unwrap();
+    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
+    let site = Site::of(&rig).with_embedded_engine().with_program(&shell);
+    let made = rig.dir().join("made/source");
+    let mount = format!("{{type: bind, source: {}, target: /srv, create: true}}", made.display());
+    let spec = format!(
+        "command: [sh, -c, umask; ls /srv; exec sleep 36000]\nuser: {{uid: 1000, gid: 1000}}\n\
+         mounts: [{mount}]\nstop: {{signal: SIGKILL}}"
+    );
+    site.write("web.yaml", &manifest("web", &spec));
+    site.apply();
+    site.pid("web");
+    eventually("its mask", || (site.run(&["logs", "web"]).exits(0).out == "0022\n").then_some(()));
+    assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o755);
+    site.run(&["down"]).exits(0);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use evenkeel::manifest::{self, Content};
 use evenkeel::observed::{ImageConfig, PublishedPaths};
-use evenkeel::oci::{Lowering, lower};
+use evenkeel::oci::{HOST_NETWORK_FILES, Lowering, lower};
 use evenkeel::workload::{IpcDefaults, Workload};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use proptest::prelude::*;
@@ -26,6 +26,8 @@ fn lowered(workload: &Workload, image: &ImageConfig) -> Spec {
             shm: "/run/evenkeel/ipc/INSTANCE/shm".into(),
             ns: "/run/evenkeel/ipc/INSTANCE/ns".into(),
         },
+        host_files: &HOST_NETWORK_FILES,
+        oom_score_adj: None,
     })
     .unwrap()
 }

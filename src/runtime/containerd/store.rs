@@ -10,9 +10,9 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    AbortRequest, ApplyRequest, CreateImageRequest, Image as ImageRecord, Info, InfoRequest,
-    ListImagesRequest, ReadContentRequest, UpdateImageRequest, UpdateRequest, WriteAction,
-    WriteContentRequest,
+    AbortRequest, ApplyRequest, CreateImageRequest, DeleteImageRequest, Image as ImageRecord, Info,
+    InfoRequest, ListImagesRequest, ReadContentRequest, UpdateImageRequest, UpdateRequest,
+    WriteAction, WriteContentRequest,
 };
 use containerd_client::types;
 use prost_types::FieldMask;
@@ -177,10 +177,20 @@ impl Store {
             };
             self.link.answer(METADATA_LIMIT, self.link.images().update(request)).await?;
         }
-        self.unpack(lease, &image.digest).await
+        let unpacked = self.unpack(lease, &image.digest).await;
+        if unpacked.as_ref().is_err_and(|it| it.kind == ErrorKind::Conflict) {
+            // No container can ever be made of it, and nobody would look for a better one while it is there.
+            let request = DeleteImageRequest { name: image.name.clone(), ..Default::default() };
+            let removed =
+                self.link.answer(METADATA_LIMIT, self.link.images().delete(request)).await;
+            // What is told is why.
+            drop(removed);
+        }
+        unpacked
     }
 
-    /// Makes the snapshots of an image's layers, as far as they are not there.
+    /// Makes the snapshots of an image's layers, as far as they are not there. `Conflict`: its layers are not those of
+    /// its configuration.
     pub(super) async fn unpack(&self, lease: &str, digest: &str) -> Result<(), Fault> {
         let link = self.link.under(lease)?;
         let _one_at_a_time = self.unpacking.lock().await;
@@ -272,7 +282,7 @@ impl Store {
         let answer = link.answer(LAYER_LIMIT, link.diff().apply(request)).await?;
         match answer.applied {
             Some(applied) if applied.digest == diff_id => Ok(()),
-            _ => Err(Fault::refused(format!(
+            _ => Err(Fault::conflict(format!(
                 "layer `{}` is not what the image's configuration says",
                 layer.digest
             ))),

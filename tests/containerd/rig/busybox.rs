@@ -12,22 +12,30 @@ pub(crate) fn archive() -> &'static [u8] {
     static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
         let layer = layer();
-        let config = config(&layer);
-        let manifest = manifest(&config, &layer);
-        let index = format!(
-            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":{},"annotations":{{"io.containerd.image.name":"{IMAGE}"}}}}]}}"#,
-            content::MANIFEST,
-            Digest::of(&manifest),
-            manifest.len()
-        );
-        let mut archive = Tar::default();
-        archive.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
-        archive.file("index.json", 0o644, index.as_bytes());
-        for blob in [&manifest, &config, &layer] {
-            archive.file(&format!("blobs/sha256/{}", Digest::of(blob).hex()), 0o644, blob);
-        }
-        archive.finish()
+        layout(&layer, &config(&layer))
     })
+}
+
+/// The same name, but the configuration is of another layer: everything is as its digest says, and cannot be unpacked.
+pub(crate) fn contradictory() -> Vec<u8> {
+    layout(&layer(), &config(b"another"))
+}
+
+fn layout(layer: &[u8], config: &[u8]) -> Vec<u8> {
+    let manifest = manifest(config, layer);
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":{},"annotations":{{"io.containerd.image.name":"{IMAGE}"}}}}]}}"#,
+        content::MANIFEST,
+        Digest::of(&manifest),
+        manifest.len()
+    );
+    let mut archive = Tar::default();
+    archive.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    archive.file("index.json", 0o644, index.as_bytes());
+    for blob in [&*manifest, config, layer] {
+        archive.file(&format!("blobs/sha256/{}", Digest::of(blob).hex()), 0o644, blob);
+    }
+    archive.finish()
 }
 
 /// The same image as `docker save` writes it, with its layer compressed or not.
