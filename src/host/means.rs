@@ -209,7 +209,16 @@ mod tests {
             let mut command = Command::new(program);
             command.arg("1000").current_dir(work).env_clear();
             command.envs(path.map(|it| ("PATH", it)));
-            Self(command.spawn().unwrap())
+            let process = Self(command.spawn().unwrap());
+            // The kernel lets go of who spawns it a moment before the words and the environment are there.
+            let words = Path::new("/proc").join(process.0.id().to_string()).join("cmdline");
+            for _ in 0..100_000 {
+                if !fs::read(&words).unwrap().is_empty() {
+                    return process;
+                }
+                std::thread::yield_now();
+            }
+            panic!("{} has no command line", program.display());
         }
 
         fn finds(&self, directories: &[PathBuf]) -> Programs {
