@@ -169,10 +169,19 @@ pub struct SourceState {
     pub absence_acts_at: BootTime,
     /// Names that were here before and are absent, with the time from which their absence acts at the latest.
     pub absent: BTreeMap<Name, BootTime>,
+    /// The same for every other name: what an earlier run has started may be absent from the first scan on.
+    pub unseen_acts_at: BootTime,
     /// The latest of the times above that a scan has passed: absence acts only after a look that confirms it.
     pub confirmed: BootTime,
     /// Number of documents that name a workload.
     pub documents: usize,
+}
+
+impl SourceState {
+    /// From when on the absence of `name` acts, once a look has confirmed it.
+    pub fn acts_at(&self, name: &Name) -> BootTime {
+        self.absence_acts_at.min(self.absent.get(name).copied().unwrap_or(self.unseen_acts_at))
+    }
 }
 
 /// Why nothing of a source is removed.
@@ -259,11 +268,8 @@ impl DesiredState {
                 };
             }
         }
-        let until = |it: &SourceState| {
-            it.absent.get(name).map_or(it.absence_acts_at, |latest| it.absence_acts_at.min(*latest))
-        };
-        let late = concerned().map(|(_, it)| until(it)).max().unwrap_or_default();
-        let confirmed = concerned().all(|(_, it)| it.confirmed >= until(it));
+        let late = concerned().map(|(_, it)| it.acts_at(name)).max().unwrap_or_default();
+        let confirmed = concerned().all(|(_, it)| it.confirmed >= it.acts_at(name));
         if now >= late && confirmed { Absence::Acts } else { Absence::Pending { until: late } }
     }
 }

@@ -22,7 +22,7 @@ use crate::workload::{Name, Workload};
 pub const REMOVE_AFTER: Duration = Duration::from_secs(2);
 
 /// An absence acts after this time although the source never becomes quiet: a program that writes a file every
-/// second must not keep a removed workload alive for ever.
+/// second must not keep a removed workload alive for ever. Where quiet is asked for longer than that, after that time.
 pub const LATEST: Duration = Duration::from_mins(1);
 
 /// A root on another device is believed again after it has been good for so long: longer than a mount takes to be
@@ -68,8 +68,10 @@ struct Past {
     blocked: BTreeMap<PathBuf, BootTime>,
     partial: BTreeMap<PathBuf, BootTime>,
     present: BTreeSet<Name>,
-    /// `None`: the time does not run, because something is in the way.
+    /// Since when each name is absent; `None`: the time does not run, because something is in the way.
     absent: BTreeMap<Name, Option<BootTime>>,
+    /// Since when any other name is.
+    unseen: Option<BootTime>,
     /// The last scan that had something in the way.
     last_blocked: Option<BootTime>,
 }
@@ -211,15 +213,16 @@ impl Past {
         let absence_acts_at = quiet_since + options.remove_after;
 
         self.note_absence(&seen.names, wanted, now, blocked);
-        let absent: BTreeMap<Name, BootTime> = self
-            .absent
-            .iter()
-            .map(|(name, latest)| (name.clone(), latest.unwrap_or(absence_acts_at)))
-            .collect();
+        let longest = LATEST.max(options.remove_after);
+        let latest = |since: Option<BootTime>| since.map_or(absence_acts_at, |it| it + longest);
+        let absent: BTreeMap<Name, BootTime> =
+            self.absent.iter().map(|(name, since)| (name.clone(), latest(*since))).collect();
+        let unseen_acts_at = latest(self.unseen).min(absence_acts_at);
 
         let mut confirmed = BootTime::default();
-        if !blocked && !self.single {
-            for time in absent.values().copied().chain([absence_acts_at]) {
+        // What is absent from a single file may be another source's to remove.
+        if !blocked && (!self.single || !absent.is_empty()) {
+            for time in absent.values().copied().chain([unseen_acts_at, absence_acts_at]) {
                 if time <= scan.at {
                     confirmed = confirmed.max(time);
                 } else {
@@ -233,6 +236,7 @@ impl Past {
             partial,
             absence_acts_at,
             absent,
+            unseen_acts_at,
             confirmed,
             documents: seen.documents,
         };
@@ -330,15 +334,20 @@ impl Past {
         self.absent.extend(gone);
         // A name that moved to another file or source is not absent.
         self.absent.retain(|name, _| !names.contains(name) && !wanted.contains_key(name));
-        for latest in self.absent.values_mut() {
-            *latest = if blocked { None } else { Some(latest.unwrap_or(now + LATEST)) };
+        for since in self.absent.values_mut() {
+            *since = if blocked { None } else { Some(since.unwrap_or(now)) };
         }
-        while self.absent.len() > ABSENT_LIMIT {
-            let first =
-                self.absent.iter().min_by_key(|(_, latest)| **latest).map(|(name, _)| name.clone());
-            if let Some(first) = first {
-                self.absent.remove(&first);
+        self.unseen = if blocked { None } else { Some(self.unseen.unwrap_or(now)) };
+        let too_many = self.absent.len().saturating_sub(ABSENT_LIMIT);
+        if too_many > 0 {
+            let mut first: Vec<_> =
+                self.absent.iter().map(|(name, since)| (*since, name.clone())).collect();
+            first.sort();
+            for (_, name) in first.into_iter().take(too_many) {
+                self.absent.remove(&name);
             }
+            // They are among the others now, and may be absent only from this scan on.
+            self.unseen = self.unseen.map(|_| now);
         }
         self.present.clone_from(names);
     }

@@ -303,6 +303,7 @@ mod model {
             partial: Vec::new(),
             absence_acts_at: BootTime::default(),
             absent: BTreeMap::new(),
+            unseen_acts_at: BootTime(Duration::MAX),
             confirmed: now(),
             documents: workloads.len(),
         };

@@ -66,6 +66,7 @@ pub(super) fn believable() -> SourceState {
         partial: Vec::new(),
         absence_acts_at: BootTime::default(),
         absent: BTreeMap::new(),
+        unseen_acts_at: BootTime(Duration::MAX),
         confirmed: BootTime(Duration::MAX),
         documents: 0,
     }

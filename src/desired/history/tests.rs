@@ -191,6 +191,93 @@ fn a_source_that_never_rests_delays_an_absence_by_a_minute_at_most() {
 }
 
 #[test]
+fn a_source_that_never_rests_delays_what_an_earlier_run_started_by_a_minute_at_most_too() {
+    let mut history = History::default();
+    let db = [("db.yaml", &*valid("db"))];
+    let mut acted = None;
+    for millis in (0..80_000).step_by(1_000) {
+        // What stands in the way for a while starts the time anew.
+        let mut scan = scan(millis, millis, &db);
+        if millis < 5_000 {
+            scan.files.insert("new.yaml".into(), FileState::Unsettled);
+        }
+        let state = fold(&mut history, &scan);
+        let absence = state.removal(&name("web"), &origin("web.yaml"), at(millis));
+        if acted.is_none() && absence == Absence::Acts {
+            acted = Some(millis);
+        }
+    }
+    assert_eq!(acted, Some(65_000));
+}
+
+#[test]
+fn an_absence_never_acts_before_the_configured_time_however_long_that_is() {
+    let believing = Believing { remove_after: Duration::from_mins(10), allow_empty: false };
+    let mut history = History::default();
+    let both = [("web.yaml", &*valid("web")), ("db.yaml", &*valid("db"))];
+    history.fold(&[scan(0, 0, &both)], at(0), &believing);
+    let mut acted = None;
+    for millis in (1_000..700_000).step_by(1_000) {
+        let state = history.fold(&[scan(millis, 1_000, &both[1..])], at(millis), &believing);
+        let absence = state.removal(&name("web"), &origin("web.yaml"), at(millis));
+        if acted.is_none() && absence == Absence::Acts {
+            acted = Some(millis);
+        }
+    }
+    assert_eq!(acted, Some(601_000));
+}
+
+#[test]
+fn what_a_single_file_named_as_well_goes_when_its_directory_lost_it() {
+    let mut history = History::default();
+    let both = [("web.yaml", &*valid("web")), ("db.yaml", &*valid("db"))];
+    let file = |millis, last_change, text: &str| {
+        let mut scan = scan(millis, last_change, &[("", text)]);
+        scan.source = Source::new(Path::new("/"), Path::new("/single.yaml"));
+        scan.root = Root::File;
+        scan
+    };
+    let mut fold = |millis, here: Scan, there: Scan| {
+        history.fold(&[here, there], at(millis), &Believing::default())
+    };
+    fold(0, scan(0, 0, &both), file(0, 0, &valid("web")));
+    fold(1_000, scan(1_000, 1_000, &both[1..]), file(1_000, 1_000, &valid("other")));
+    let state = fold(9_000, scan(9_000, 1_000, &both[1..]), file(9_000, 1_000, &valid("other")));
+    assert_eq!(state.removal(&name("web"), &origin("web.yaml"), at(9_000)), Absence::Acts);
+    // It is that file's own, and goes on.
+    let of_file =
+        Origin { source: Source::new(Path::new("/"), Path::new("/single.yaml")), ..origin("") };
+    assert_eq!(state.removal(&name("web"), &of_file, at(9_000)), Absence::Never);
+}
+
+#[test]
+fn more_names_than_are_remembered_are_as_late_as_any_other() {
+    let text: String =
+        (0..=ABSENT_LIMIT).map(|n| format!("---\n{}", valid(&format!("w{n}")))).collect();
+    let files: Vec<(String, String)> = text
+        .split("---\n")
+        .skip(1)
+        .collect::<Vec<_>>()
+        .chunks(2_000)
+        .enumerate()
+        .map(|(n, it)| (format!("{n}.yaml"), it.join("---\n")))
+        .collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let mut history = History::default();
+    // Long enough ago that nothing else would wait.
+    fold(&mut history, &scan(0, 0, &files));
+    fold(&mut history, &scan(100_000, 0, &files));
+    let db = [("db.yaml", &*valid("db"))];
+    for (millis, expected) in [(100_500, "pending"), (102_499, "pending"), (102_500, "acts")] {
+        let state = fold(&mut history, &scan(millis, 100_500, &db));
+        for n in [0, ABSENT_LIMIT] {
+            let absence = state.removal(&name(&format!("w{n}")), &origin("0.yaml"), at(millis));
+            assert_eq!(code(&absence), expected, "w{n} at {millis}");
+        }
+    }
+}
+
+#[test]
 fn a_new_run_removes_what_it_never_saw_as_late_as_anything_else() {
     let mut history = History::default();
     let files = [("db.yaml", &*valid("db"))];

@@ -250,10 +250,7 @@ impl<'a> Planner<'a> {
     /// Whether a name that nothing has is believed to be nobody's: no file hides it, and its absence is old enough.
     fn is_nobody(&self, name: &Name) -> bool {
         let is_gone = |it: &SourceState| {
-            let until = it
-                .absent
-                .get(name)
-                .map_or(it.absence_acts_at, |latest| it.absence_acts_at.min(*latest));
+            let until = it.acts_at(name);
             it.prunes
                 && it.blockers.is_empty()
                 && it.partial.is_empty()
