@@ -86,7 +86,7 @@ pub(super) fn explain(context: &mut Context<'_>, args: &ExplainArgs) -> Result<E
         return Err(Failure::new(Exit::Usage, message));
     }
     let explanation = explanation(&settings, &args.name, &desired, &plan, &status);
-    let one = Status { items: vec![explanation.item.clone()], problems: Vec::new(), ..status };
+    let one = super::status::alone(status, &name);
     let exit = match remark {
         Some(_) => Exit::Environment,
         None => super::status::exit_of(&one),

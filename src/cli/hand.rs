@@ -23,13 +23,13 @@ use crate::status::{Event, EventKind, EventType, Exit, Item, Status};
 use crate::workload::{Name, Span, WantedState};
 
 /// Between two looks at what a controller makes of it.
-const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 
 /// How old manifests may be by which it is judged how far a controller is.
-const READ_AGAIN: Duration = Duration::from_secs(5);
+pub(super) const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long a workload must run before it is believed, as `apply` does.
-const BELIEVED: Duration = Duration::from_secs(1);
+pub(super) const BELIEVED: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct HandArgs {

@@ -1,5 +1,6 @@
 //! `evenkeel run` and `evenkeel apply`: the same loop, for ever or to convergence.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,16 +8,20 @@ use std::time::Duration;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::connect::{self, Connection, Lock};
+use super::hand::{BELIEVED, POLL, READ_AGAIN};
 use super::{Context, Failure, plan, status};
 use crate::config::{Flags, Settings};
 use crate::controller::{Controller, Ended, Goal};
 use crate::desired::{Believing, DesiredState, Source};
+use crate::host::Host as _;
+use crate::plan::Standing;
 use crate::rundir::RunDirectory;
 use crate::source;
-use crate::status::{Chain, ControllerStatus, Exit, Status};
+use crate::status::{Chain, ControllerStatus, Exit, Item, Status};
 use crate::workload::Span;
 
 #[derive(Debug, Args)]
@@ -163,26 +168,33 @@ pub(super) fn apply(context: &mut Context<'_>, args: ApplyArgs) -> Result<Exit, 
     let run = connect::run_directory(&settings)?;
     let sources = connect::sources(&super::sources(&paths, &settings))?;
     let (desired, status, ended) = connect::block_on(async move {
-        match turn(&run, &settings, &sources, timeout).await? {
-            Turn::Ours(_lock) => {
-                let states = source::read_to_rest(sources, settings.allow_empty);
-                let connection = connect::connect(&settings, connect::Start::Engine, take_over);
-                let connection = connect::patiently(&settings, connection).await?;
-                let goal = Goal::Converge { wait };
-                let (status, ended) =
-                    converge(&settings, &connection, states.clone(), goal, timeout).await;
-                let desired = states.borrow().clone();
-                let desired = desired.map_or_else(DesiredState::default, |it| (*it).clone());
-                if let Some(status) = &status {
-                    run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
+        let deadline = Instant::now() + timeout.0;
+        loop {
+            let left = Span(deadline.saturating_duration_since(Instant::now()));
+            match turn(&run, &settings, &sources, deadline).await? {
+                Turn::Ours(_lock) => {
+                    let states = source::read_to_rest(sources, settings.allow_empty);
+                    let connection = connect::connect(&settings, connect::Start::Engine, take_over);
+                    let connection = connect::patiently(&settings, connection).await?;
+                    let goal = Goal::Converge { wait };
+                    let (status, ended) =
+                        converge(&settings, &connection, states.clone(), goal, left).await;
+                    let desired = states.borrow().clone();
+                    let desired = desired.map_or_else(DesiredState::default, |it| (*it).clone());
+                    if let Some(status) = &status {
+                        run.set_status(&**status).map_err(|error| Failure::environment(&error))?;
+                    }
+                    return Ok::<_, Failure>((desired, status, ended));
                 }
-                Ok::<_, Failure>((desired, status, ended))
-            }
-            // The controller does the work; this waits until nothing is left of it.
-            Turn::Beside(sources) => {
-                let desired = source::read_once(sources, settings.allow_empty).await;
-                let (status, ended) = beside(&settings, &desired, timeout).await?;
-                Ok((desired, Some(status), ended))
+                // The controller does the work; this waits until nothing is left of it.
+                Turn::Beside(sources) => {
+                    if let Some((desired, status, ended)) =
+                        beside(&settings, &run, &sources, wait, deadline).await?
+                    {
+                        return Ok((desired, Some(Arc::new(status)), ended));
+                    }
+                    // It has ended: now the work is ours, or the next one's.
+                }
             }
         }
     })??;
@@ -218,9 +230,8 @@ async fn turn(
     run: &RunDirectory,
     settings: &Settings,
     sources: &[Source],
-    timeout: Span,
+    deadline: Instant,
 ) -> Result<Turn, Failure> {
-    let deadline = tokio::time::Instant::now() + timeout.0;
     let mut told = false;
     loop {
         let by = match connect::lock(run, settings)? {
@@ -245,7 +256,7 @@ async fn turn(
             info!(pid = by.pid, "a controller runs; waiting for it to get there");
             return Ok(Turn::Beside(covering));
         }
-        if tokio::time::Instant::now() >= deadline {
+        if Instant::now() >= deadline {
             return Err(Failure::new(Exit::Environment, by.message()));
         }
         if !std::mem::replace(&mut told, true) {
@@ -290,25 +301,59 @@ pub(super) async fn converge(
     (status, ended)
 }
 
-/// Looks until the controller has done everything that these manifests ask for.
+/// Looks until the controller has done everything that these manifests ask for, or can get no further; `None`: it has
+/// ended. Judges as a pass of its own would: what runs has to go on for a moment, and only `wait` waits for what waits.
 async fn beside(
     settings: &Settings,
-    desired: &DesiredState,
-    timeout: Span,
-) -> Result<(Arc<Status>, Ended), Failure> {
+    run: &RunDirectory,
+    sources: &[Source],
+    wait: bool,
+    deadline: Instant,
+) -> Result<Option<(DesiredState, Status, Ended)>, Failure> {
     let connection = connect::connect(settings, connect::Start::Nothing, false).await?;
-    let deadline = tokio::time::Instant::now() + timeout.0;
+    let read = || source::read_once(sources.to_vec(), settings.allow_empty);
+    let mut desired = read().await;
+    let mut last_read = Instant::now();
+    let mut steady: Option<(Instant, BTreeMap<String, u32>)> = None;
     loop {
-        let (plan, status) = plan::look(settings, &connection, desired).await?;
-        let waits = plan.standings.values().any(|it| it.until.is_some());
+        if last_read.elapsed() >= READ_AGAIN {
+            desired = read().await;
+            last_read = Instant::now();
+        }
+        let (plan, status) = plan::look(settings, &connection, &desired).await?;
+        let mut ended = None;
         if plan.is_empty() && status::exit_of(&status) == Exit::Success {
-            return Ok((Arc::new(status), Ended::Converged));
+            let pid = |it: &Item| Some((it.name.clone(), it.instance.as_ref()?.pid?));
+            let pids: BTreeMap<String, u32> = status.items.iter().filter_map(pid).collect();
+            match &steady {
+                Some((since, before)) if *before == pids => {
+                    if since.elapsed() >= BELIEVED {
+                        ended = Some(Ended::Converged);
+                    }
+                }
+                _ if pids.is_empty() => ended = Some(Ended::Converged),
+                _ => steady = Some((Instant::now(), pids)),
+            }
+        } else {
+            steady = None;
+            let now = connection.edge.host.now();
+            let is_soon = |it: &Standing| {
+                matches!(it.reason, "removal-pending" | "donor-changed") && plan.wake.is_some()
+                    || it.until.is_some_and(|at| at.since(now) < BELIEVED)
+            };
+            if plan.is_empty() && !wait && !plan.standings.values().any(is_soon) {
+                ended = Some(Ended::NotConverged);
+            }
         }
-        // Nothing to do, and nothing that will be: the controller will not get further either.
-        let stuck = plan.is_empty() && !waits && plan.wake.is_none();
-        if stuck || tokio::time::Instant::now() >= deadline {
-            return Ok((Arc::new(status), Ended::NotConverged));
+        if Instant::now() >= deadline {
+            ended = ended.or(Some(Ended::NotConverged));
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        if let Some(ended) = ended {
+            return Ok(Some((desired, status, ended)));
+        }
+        if run.controller().map_err(|error| Failure::environment(&error))?.is_none() {
+            return Ok(None);
+        }
+        tokio::time::sleep(POLL).await;
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn status(context: &mut Context<'_>, args: &StatusArgs) -> Result<Exi
     let settings = context.settings()?;
     let (mut status, remark) = connect::current_status(&settings)?;
     if let Some(name) = &args.name {
-        status.items.retain(|it| &it.name == name);
+        status = alone(status, name);
         if status.items.is_empty() {
             return Err(Failure::new(
                 Exit::Usage,
@@ -38,6 +38,17 @@ pub(super) fn status(context: &mut Context<'_>, args: &StatusArgs) -> Result<Exi
         None => table(context, &status)?,
     }
     Ok(exit)
+}
+
+/// What of a status concerns one workload; no item is left when there is no such workload.
+pub(super) fn alone(mut status: Status, name: &str) -> Status {
+    status.items.retain(|it| it.name == name);
+    let origins: Vec<&str> =
+        status.items.iter().filter_map(|it| Some(it.origin.as_ref()?.source.as_str())).collect();
+    status.sources.retain(|it| origins.contains(&it.path.as_str()));
+    status.holds.retain(|it| it.removals.iter().any(|it| it.name.as_str() == name));
+    status.problems.clear();
+    status
 }
 
 /// 3 when the runtime does not answer, 1 with problems, 4 when something is not as wanted.

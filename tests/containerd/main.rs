@@ -5,6 +5,7 @@
 mod adoption;
 mod attach;
 mod away;
+mod beside;
 mod contract;
 mod crash;
 mod cycles;

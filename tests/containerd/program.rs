@@ -426,7 +426,7 @@ pub(crate) fn until_dead(pid: u32) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "deadlines of waits for other processes")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
