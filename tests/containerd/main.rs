@@ -8,6 +8,7 @@ mod away;
 mod contract;
 mod crash;
 mod cycles;
+mod documents;
 mod engine;
 mod events;
 mod examples;

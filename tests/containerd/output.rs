@@ -97,7 +97,8 @@ async fn a_log_never_exceeds_its_limit_with_the_controller_dead_too_and_an_edit_
 }
 
 #[tokio::test]
-async fn where_a_full_disk_keeps_a_log_from_being_written_the_container_runs_on_and_logs_again_later() {
+async fn where_a_full_disk_keeps_a_log_from_being_written_the_container_runs_on_and_logs_again_later()
+ {
     let rig = Rig::start().await;
     let site = Site::of(&rig);
     let signals = rig.dir().join("signals");
