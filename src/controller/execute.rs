@@ -51,7 +51,10 @@ const UNASKED: Duration = Duration::from_secs(2);
 
 /// Every effect boundary, in the order in which a start, a replacement and a removal pass them.
 pub const EFFECTS: &[&str] = &[
-    "import",
+    "import/lease",
+    "import/blob",
+    "import/image",
+    "import/release",
     "prepare/lease",
     "prepare/snapshot",
     "prepare/container",
@@ -483,17 +486,18 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let mut import = opened.await??;
         // Blobs that no image refers to yet are collected unless a lease holds them.
         let lease = import_lease(image);
-        self.runtime.lease(&lease).await?;
+        self.effect("import/lease", self.runtime.lease(&lease)).await?;
         loop {
             // Gigabytes may have to be unpacked to get to a blob.
             let moved = self.blocking(move || (import.advance(), import)).await?;
             import = moved.1;
             moved.0?;
             let Some(blob) = import.blob() else { break };
-            self.runtime.put_blob(&lease, blob).await?;
+            self.effect("import/blob", self.runtime.put_blob(&lease, blob)).await?;
         }
-        self.runtime.put_image(&lease, import.image()).await?;
-        self.effect("import", self.runtime.remove_lease(&lease)).await
+        // Only now is there an image: what was cut off before it is nothing that anything could be made from.
+        self.effect("import/image", self.runtime.put_image(&lease, import.image())).await?;
+        self.effect("import/release", self.runtime.remove_lease(&lease)).await
     }
 
     async fn prepare(&self, prepare: &Prepare) -> Result<(), Error> {

@@ -354,6 +354,52 @@ async fn what_waits_for_a_step_begins_while_everything_is_looked_at_and_nobody_e
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_so_many_steps_make_something_at_once() {
+    let mut it = Harness::new();
+    it.runtime.set_pace(Duration::from_secs(1));
+    let names: Vec<String> = (0..3 * CONCURRENCY).map(|n| format!("w{n}")).collect();
+    for name in &names {
+        it.want(name, "");
+    }
+    it.run();
+    for name in &names {
+        it.until_running(name).await;
+    }
+    let is_making =
+        |call: &str| call.starts_with("prepare snapshot ") || call.starts_with("create task ");
+    let calls = it.runtime.timed_calls().into_iter();
+    let begun: Vec<_> = calls.filter(|it| is_making(&it.1)).map(|it| it.0).collect();
+    assert_eq!(begun.len(), 2 * names.len());
+    // Each takes a second from its call on.
+    let at_once = |now: &tokio::time::Instant| {
+        let since = |it: &tokio::time::Instant| now.checked_duration_since(*it);
+        begun.iter().filter_map(since).filter(|it| *it < Duration::from_secs(1)).count()
+    };
+    assert_eq!(begun.iter().map(at_once).max(), Some(CONCURRENCY), "no more, and no fewer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_processes_to_end_keeps_nothing_from_being_made() {
+    let slow = r#""stop": {"timeout": "never"}"#;
+    let names: Vec<String> = (0..2 * CONCURRENCY).map(|n| format!("w{n}")).collect();
+    let workloads: Vec<_> = names.iter().map(|it| (it.as_str(), slow)).collect();
+    let mut it = Harness::with(&workloads).await;
+    for name in &names {
+        it.runtime.ignore_signals(&it.id_of(name).await);
+    }
+    for name in &names {
+        it.want(name, r#""state": "stopped", "stop": {"timeout": "never"}"#);
+    }
+    it.idle().await;
+    let signals = it.calls().iter().filter(|it| it.starts_with("signal task ")).count();
+    assert_eq!(signals, names.len(), "all of them are waited for");
+    let begun = it.clock();
+    it.want("new", "");
+    it.until_running("new").await;
+    assert!(it.clock() - begun < 1000, "it took {} ms", it.clock() - begun);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_workload_goes_on_before_others_begin() {
     let mut it = Harness::with(&[("a", "")]).await;
     it.kill().await;

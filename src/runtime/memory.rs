@@ -69,6 +69,7 @@ struct State {
     /// `None`: the call panics.
     failures: VecDeque<(&'static str, Option<ErrorKind>)>,
     silent: bool,
+    pace: Duration,
     calls: Vec<(Instant, String)>,
     looks: usize,
     next_pid: u32,
@@ -122,6 +123,7 @@ impl Default for MemoryRuntime {
             unreachable_by_signals: BTreeSet::new(),
             failures: VecDeque::new(),
             silent: false,
+            pace: Duration::ZERO,
             calls: Vec::new(),
             looks: 0,
             next_pid: FIRST_PID,
@@ -156,6 +158,11 @@ impl MemoryRuntime {
     /// Lets the next call of one of [`verb`]'s panic, as a bug would.
     pub fn panic_next(&self, operation: &'static str) {
         self.state().failures.push_back((operation, None));
+    }
+
+    /// How long the making of a snapshot, and that of a task, takes from now on.
+    pub fn set_pace(&self, pace: Duration) {
+        self.state().pace = pace;
     }
 
     /// While silent nothing hints at changes, as when events are lost.
@@ -335,6 +342,14 @@ impl MemoryRuntime {
     fn state(&self) -> MutexGuard<'_, State> {
         // A test that panics elsewhere has failed anyway.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What takes its time on a real machine.
+    async fn take_time(&self) {
+        let pace = self.state().pace;
+        if !pace.is_zero() {
+            tokio::time::sleep(pace).await;
+        }
     }
 
     /// Asks without a trace.
@@ -580,7 +595,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn prepare_snapshot(&self, lease: &str, instance: &NewInstance) -> Result<(), Error> {
-        self.perform(verb::PREPARE_SNAPSHOT, instance.id.as_str(), |state| {
+        let made = self.perform(verb::PREPARE_SNAPSHOT, instance.id.as_str(), |state| {
             state.check_lease(lease)?;
             let key = instance.id.as_str();
             if state.snapshots.contains_key(key) {
@@ -597,7 +612,9 @@ impl Runtime for MemoryRuntime {
             }
             state.snapshots.insert(key.to_owned(), Snapshot::default());
             Ok(())
-        })
+        });
+        self.take_time().await;
+        made
     }
 
     async fn create(&self, lease: &str, instance: &NewInstance) -> Result<(), Error> {
@@ -655,7 +672,7 @@ impl Runtime for MemoryRuntime {
     }
 
     async fn create_task(&self, id: &InstanceId, _: &LogTarget) -> Result<u32, Error> {
-        self.perform(verb::CREATE_TASK, id.as_str(), |state| {
+        let made = self.perform(verb::CREATE_TASK, id.as_str(), |state| {
             let (name, spec) = match state.containers.get(id) {
                 None => return Err(NO_CONTAINER),
                 Some(Object::Ours(it)) => {
@@ -685,7 +702,9 @@ impl Runtime for MemoryRuntime {
                 Running { task, spec: spec.unwrap_or_default(), name, hung: false, pending: None };
             state.tasks.insert(id.clone(), running);
             Ok(pid)
-        })
+        });
+        self.take_time().await;
+        made
     }
 
     async fn start_task(&self, id: &InstanceId) -> Result<(), Error> {

@@ -18,6 +18,7 @@ use oci_spec::runtime::Spec;
 mod containerd;
 mod memory;
 mod real;
+mod silent;
 
 /// Everything that a test waits for happens within milliseconds; this is for a busy machine.
 const SOON: Duration = Duration::from_mins(1);

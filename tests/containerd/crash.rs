@@ -82,8 +82,8 @@ fn walks() -> Vec<Walk> {
         Walk { command, of: Some("donor"), ..walk(name, all(), all(), effects) }
     };
     let mut walks = vec![
-        walk("start", vec![], vec![private()], 9),
-        walk("start-shared", vec![], vec![donor(), joiner()], 19),
+        walk("start", vec![], vec![private()], 14),
+        walk("start-shared", vec![], vec![donor(), joiner()], 24),
         walk("replace", vec![private()], vec![other(private())], 15),
         // It runs once, and that is not over with the run that was ended so that it follows its donor.
         walk("replace-donor", vec![donor(), once()], vec![other(donor()), once()], 27),

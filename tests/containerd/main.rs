@@ -9,6 +9,7 @@ mod beside;
 mod contract;
 mod crash;
 mod cycles;
+mod documents;
 mod engine;
 mod events;
 mod examples;

@@ -14,7 +14,11 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 20] = [
+    "stop",
+    "start",
+    "restart",
+    "retry",
     "attach",
     "events",
     "shutdown",
@@ -285,6 +289,22 @@ fn validate_reads_stdin() {
     assert!(ended.out.contains("-:4:8: error[unknown-field]"), "{}", ended.out);
 }
 
+/// Copies a directory so that everybody may read it.
+fn copy_manifests(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_manifests(&path, &to);
+        } else if path.extension().is_some_and(|it| it == "yaml") {
+            fs::copy(&path, &to).unwrap();
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 #[test]
 fn validate_needs_no_rights_no_programs_and_no_configuration() {
     let fresh = Fresh::new();
@@ -308,6 +328,29 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     }
     let path = |name: &str| open.path().join(name).to_str().unwrap().to_owned();
+    // What comes with the program, and every wrong sample: the same as for anybody else.
+    for name in ["examples", "manifests", "tests/invalid"] {
+        let to = open.path().join(name);
+        copy_manifests(&root().join(name), &to);
+    }
+    as_nobody(&["validate", &path("examples"), &path("manifests")]).expect(0, " 0 errors");
+    let found = as_nobody(&["validate", &path("tests/invalid")]).expect(1, " errors");
+    let own = ended(evenkeel(["validate", "tests/invalid"]).current_dir(root())).expect(1, "");
+    let prefix = format!("{}/", open.path().display());
+    assert_eq!(found.out.replace(&prefix, ""), own.out);
+    // Neither a file that it may not read nor a directory is taken for an empty one.
+    for name in ["closed", "closed.yaml"] {
+        let closed = open.path().join(name);
+        if name == "closed" {
+            fs::create_dir(&closed).unwrap();
+        } else {
+            fs::write(&closed, manifest("web")).unwrap();
+        }
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+        let found = as_nobody(&["validate", &path(name)]).expect(1, "0 documents, ");
+        assert!(found.out.contains("unreadable]"), "{}", found.out);
+        assert!(found.out.contains("Permission denied"), "{}", found.out);
+    }
     as_nobody(&["validate", &path("good.yaml")]).expect(0, "0 errors");
     let found = as_nobody(&["validate", &path("bad.yaml")]).expect(1, "1 error");
     assert!(found.out.contains("error[name-invalid]"), "{}", found.out);

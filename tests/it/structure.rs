@@ -1,7 +1,9 @@
 //! Reads the sources and holds them to the map: who may import whom, where effects are, who names which crate.
 //!
 //! Text only, no compiler: comments, strings and test code are left out, then every path (`a::b::{c, d}`) is looked
-//! at. A name that is smuggled in under another one by `use … as …` is not seen.
+//! at. What would lead around that is refused as a whole: other names and globs of crates and of the root of this
+//! one, sources from another place, and, in the core, crates that nobody said are free of effects. Methods have no
+//! path and are known by their names.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -18,24 +20,63 @@ const CORE: [&str; 11] = [
 const LEAVES: [&str; 8] =
     ["runtime", "host", "image", "source", "log", "engine", "rundir", "config"];
 
-/// What the core must not name: other tasks, logging, files, the network, processes, the environment.
-const EFFECTS: [&[&str]; 9] = [
-    &["tokio"],
-    &["tracing"],
-    &["rustix"],
+/// What the core must not name: files, the network, processes, the environment, clocks, terminals.
+const EFFECTS: [&[&str]; 13] = [
     &["std", "fs"],
     &["std", "net"],
     &["std", "os"],
     &["std", "process"],
     &["std", "env"],
     &["std", "thread"],
+    &["std", "time", "Instant"],
+    &["std", "time", "SystemTime"],
+    &["std", "time", "UNIX_EPOCH"],
+    &["std", "io", "stdin"],
+    &["std", "io", "stdout"],
+    &["std", "io", "stderr"],
+    // Reads the current directory.
+    &["std", "path", "absolute"],
+];
+
+/// The crates that the core may name: they compute, and what else some of them can do is caught by its name.
+const CORE_CRATES: [&str; 13] = [
+    "annotate_snippets",
+    "anstyle",
+    "granit_parser",
+    "jiff",
+    "jsonschema",
+    "oci_spec",
+    "schemars",
+    "serde",
+    "serde_json",
+    "serde_yaml",
+    "sha2",
+    "strsim",
+    "thiserror",
+];
+
+/// Methods of paths and times that ask the world.
+const ASKING: [&str; 12] = [
+    "canonicalize",
+    "elapsed",
+    "exists",
+    "is_dir",
+    "is_file",
+    "is_symlink",
+    "metadata",
+    "read_dir",
+    "read_link",
+    "symlink_metadata",
+    "to_socket_addrs",
+    "try_exists",
 ];
 
 /// The name of the architecture and the like, which were decided when this was compiled.
 const CONSTANTS: [&str; 3] = ["std", "env", "consts"];
 
 /// Asking for the time is an effect wherever the type came from.
-const CLOCKS: [&[&str]; 2] = [&["Instant", "now"], &["SystemTime", "now"]];
+const CLOCKS: [&[&str]; 4] =
+    [&["Instant", "now"], &["SystemTime", "now"], &["Timestamp", "now"], &["Zoned", "now"]];
 
 /// Crates that one room keeps to itself, by the start of the paths that may name them.
 const PRIVATE_CRATES: [(&str, &str); 4] = [
@@ -55,6 +96,8 @@ fn the_sources_keep_to_the_map() {
     for directory in ["src", "tests", "examples", "benches"] {
         gather(root, Path::new(directory), &mut sources);
     }
+    let package = std::fs::read_to_string(root.join(PACKAGE)).unwrap();
+    sources.insert(PACKAGE.to_owned(), package);
     assert!(sources.contains_key("src/lib.rs") && sources.contains_key("tests/it/structure.rs"));
     let found = violations(&sources);
     assert!(found.is_empty(), "{}", found.join("\n"));
@@ -77,13 +120,25 @@ fn gather(root: &Path, directory: &Path, sources: &mut BTreeMap<String, String>)
     }
 }
 
+/// Names the crates that there are.
+const PACKAGE: &str = "Cargo.toml";
+
+/// The crates that a package depends on, as they are called in its sources.
+fn dependencies(package: &str) -> Vec<String> {
+    let of = package.lines().skip_while(|it| *it != "[dependencies]").skip(1);
+    let lines = of.take_while(|it| !it.starts_with('['));
+    let names = lines.filter_map(|it| it.split_once(" = ")).map(|it| it.0.trim());
+    names.filter(|it| !it.starts_with('#')).map(|it| it.replace('-', "_")).collect()
+}
+
 /// Everything that is wrong, one line each: `path:line: what`.
 fn violations(sources: &BTreeMap<String, String>) -> Vec<String> {
     let mut found = Vec::new();
-    for (path, text) in sources {
+    let crates = dependencies(&sources[PACKAGE]);
+    for (path, text) in sources.iter().filter(|it| it.0 != PACKAGE) {
         let mut report =
             |line: usize, what: fmt::Arguments<'_>| found.push(format!("{path}:{line}: {what}"));
-        let tokens = tokens(text);
+        let tokens = tokens_of(text);
         if path.ends_with("/mod.rs") {
             report(1, format_args!("`foo.rs` and `foo/`, never `foo/mod.rs`"));
         }
@@ -101,9 +156,19 @@ fn violations(sources: &BTreeMap<String, String>) -> Vec<String> {
             }
         }
         if let Some((parent, name)) = declared_in(path, sources) {
-            let is_declared = sources.get(&parent).is_some_and(|text| declares(text, &name));
+            let is_declared =
+                sources.get(&parent).is_some_and(|text| declares(&tokens_of(text), &name));
             if !is_declared {
                 report(1, format_args!("forgotten: `{parent}` has no `mod {name}`"));
+            }
+            // What is in it is not looked at.
+            let in_product = |text: &String| declares(&without_tests(&tokens_of(text)), &name);
+            if path.starts_with("src/")
+                && is_test_file(path)
+                && !is_test_file(&parent)
+                && sources.get(&parent).is_some_and(in_product)
+            {
+                report(1, format_args!("`{parent}` declares it without `#[cfg(test)]`"));
             }
         }
         if !path.starts_with("src/") || path == "src/lib.rs" || is_test_file(path) {
@@ -112,8 +177,25 @@ fn violations(sources: &BTreeMap<String, String>) -> Vec<String> {
         let module = module(path);
         let room = module[0].as_str();
         let tokens = without_tests(&tokens);
+        for (line, what) in ways_around(&tokens, CORE.contains(&room)) {
+            report(line, format_args!("{what}"));
+        }
         for reference in references(&tokens) {
-            let Reference { line, segments } = &reference;
+            let Reference { line, segments, more } = &reference;
+            if let Some(more) = more
+                && reference.is_root(&module, &crates)
+                // Its own room's, from within.
+                && !(*more == "*" && segments[0] == "super" && segments.len() < module.len())
+            {
+                let name = segments.join("::");
+                report(
+                    *line,
+                    format_args!(
+                        "`{name}` under {}",
+                        if *more == "*" { "no name" } else { "another name" }
+                    ),
+                );
+            }
             for (name, home) in PRIVATE_CRATES {
                 if segments[0] == name && !path.starts_with(home) {
                     report(*line, format_args!("only `{home}` names `{name}`"));
@@ -130,11 +212,40 @@ fn violations(sources: &BTreeMap<String, String>) -> Vec<String> {
                         format_args!("core module `{room}` names `{}`", effect.join("::")),
                     );
                 }
+                if crates.contains(&segments[0]) && !CORE_CRATES.contains(&segments[0].as_str()) {
+                    report(*line, format_args!("core module `{room}` names `{}`", segments[0]));
+                }
             }
             let Some(other) = reference.room(&module) else { continue };
             if let Err(why) = may_import(room, &other) {
                 report(*line, format_args!("{why}"));
             }
+        }
+    }
+    found
+}
+
+/// What leads around looking at paths, with its line.
+fn ways_around(tokens: &[Token], is_core: bool) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for it in tokens.windows(3) {
+        if it[0].is("#") && it[1].is("[") && it[2].is("path") {
+            found.push((it[0].line, "a module is in the file that is called like it".to_owned()));
+        }
+        if it[0].is("extern") && it[1].is("crate") {
+            found.push((it[0].line, "`extern crate` gives a crate another name".to_owned()));
+        }
+        if !is_core {
+            continue;
+        }
+        if it[0].is("include") && it[1].is("!") {
+            found.push((it[0].line, "the core names its sources by `mod`".to_owned()));
+        }
+        if it[0].is(".") && it[2].is("(") && ASKING.contains(&it[1].text.as_str()) {
+            found.push((it[1].line, format!("the core asks by `.{}()`", it[1].text)));
+        }
+        if it[0].is("async") || (it[0].is(".") && it[1].is("await")) {
+            found.push((it[0].line, "the core waits for nothing".to_owned()));
         }
     }
     found
@@ -185,8 +296,8 @@ fn declared_in(path: &str, sources: &BTreeMap<String, String>) -> Option<(String
     Some((parent, name.to_owned()))
 }
 
-fn declares(text: &str, name: &str) -> bool {
-    tokens(text).windows(3).any(|it| it[0].is("mod") && it[1].is(name) && it[2].is(";"))
+fn declares(tokens: &[Token], name: &str) -> bool {
+    tokens.windows(3).any(|it| it[0].is("mod") && it[1].is(name) && it[2].is(";"))
 }
 
 fn is_test_file(path: &str) -> bool {
@@ -205,6 +316,8 @@ struct Reference {
     line: usize,
     // Invariant: not empty.
     segments: Vec<String>,
+    /// `*` or `as`, if that comes after it.
+    more: Option<&'static str>,
 }
 
 impl Reference {
@@ -217,6 +330,25 @@ impl Reference {
             && self.segments.iter().rev().zip(end.iter().rev()).all(|(a, b)| a == b)
     }
 
+    /// Whether it is that of a crate, of the standard library or of this one, and of nothing in it.
+    fn is_root(&self, module: &[String], crates: &[String]) -> bool {
+        let mut segments = self.segments.as_slice();
+        if segments.len() > 1 && segments.last().is_some_and(|it| it == "self") {
+            segments = &segments[..segments.len() - 1];
+        }
+        let supers = segments.iter().take_while(|it| *it == "super").count();
+        match segments {
+            [one] if ["crate", "evenkeel", "std", "core", "alloc"].contains(&one.as_str()) => true,
+            [one] if crates.contains(one) => true,
+            [std, time] => {
+                std == "std"
+                    && ["time", "io", "path"].contains(&time.as_str())
+                    && self.more == Some("*")
+            }
+            _ => supers == segments.len() && supers >= module.len(),
+        }
+    }
+
     /// The top-level module of this crate that it leads to.
     fn room(&self, module: &[String]) -> Option<String> {
         let supers = self.segments.iter().take_while(|it| *it == "super").count();
@@ -224,7 +356,7 @@ impl Reference {
             // `evenkeel::` is how `main.rs` names the library.
             "crate" | "evenkeel" => self.segments.get(1).cloned(),
             // Inside an inline module, `super` leads less far than it seems; what it then names is no room.
-            "super" if supers == module.len() => {
+            "super" if supers >= module.len() => {
                 let all = CORE.iter().chain(&LEAVES).chain(&["controller", "cli"]);
                 self.segments.get(supers).filter(|it| all.clone().any(|room| room == it)).cloned()
             }
@@ -275,7 +407,9 @@ fn follow(tokens: &[Token], start: usize, before: &[String], found: &mut Vec<Ref
         {
             place += 1;
             while place < tokens.len() && !tokens[place].is("}") {
-                place = if tokens[place].is_name() {
+                place = if tokens[place].is("as") {
+                    place + 2
+                } else if tokens[place].is_name() {
                     follow(tokens, place, &segments, found)
                 } else {
                     place + 1
@@ -283,7 +417,16 @@ fn follow(tokens: &[Token], start: usize, before: &[String], found: &mut Vec<Ref
             }
             return place + 1;
         }
-        found.push(Reference { line, segments });
+        let after = place < tokens.len();
+        let more = match () {
+            () if after && tokens[place].is("as") => Some("as"),
+            () if after && tokens[place].is("*") && tokens[place - 1].is("::") => Some("*"),
+            () => None,
+        };
+        if segments.len() > 1 && segments[0] == "self" && segments[1] == "super" {
+            segments.remove(0);
+        }
+        found.push(Reference { line, segments, more });
         return place;
     }
 }
@@ -306,7 +449,7 @@ impl Token {
 }
 
 /// Takes a source apart; comments, strings, characters, lifetimes and numbers are left out.
-fn tokens(text: &str) -> Vec<Token> {
+fn tokens_of(text: &str) -> Vec<Token> {
     let chars: Vec<char> = text.chars().collect();
     let at = |place: usize| chars.get(place).copied().unwrap_or('\0');
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -353,6 +496,11 @@ fn tokens(text: &str) -> Vec<Token> {
                 }
                 let word: String = chars[start..place].iter().collect();
                 let hashes = chars[place..].iter().take_while(|c| **c == '#').count();
+                if word == "r" && hashes == 1 && is_word(at(place + 1)) {
+                    // `r#fs` is `fs`.
+                    place += 1;
+                    continue;
+                }
                 if matches!(word.as_str(), "r" | "br" | "cr") && at(place + hashes) == '"' {
                     place = after_raw_string(&chars, place + hashes + 1, hashes);
                 } else if matches!(word.as_str(), "b" | "c") && at(place) == '"' {
@@ -437,6 +585,12 @@ fn planted(path: &str, text: &str) -> Vec<String> {
         ("src/runtime.rs".to_owned(), "mod containerd; mod memory;".to_owned()),
         ("src/manifest.rs".to_owned(), "mod yaml;".to_owned()),
         ("tests/it/main.rs".to_owned(), "mod structure;".to_owned()),
+        (
+            PACKAGE.to_owned(),
+            "[dependencies]\n# x\ntokio = { version = \"1\" }\ntracing = \"0.1\"\nserde = \"1\"\n\
+             rustix = \"1\"\n[features]\nplan = []\n"
+                .to_owned(),
+        ),
     ]);
     let text = format!("{}{text}", sources.get(path).cloned().unwrap_or_default());
     sources.insert(path.to_owned(), text);
@@ -527,11 +681,81 @@ fn effects_in_the_core_are_found() {
         ("use std::process::Command;", "std::process"),
         ("fn f() { std::env::var(x) }", "std::env"),
         ("fn f() { std::time::SystemTime::now(); }", "SystemTime::now"),
-        ("use std::time::Instant; fn f() { Instant::now(); }", "Instant::now"),
+        ("fn f() { Instant::now(); }", "Instant::now"),
+        ("use std::time::*; fn f() { Instant::now(); }", "Instant::now"),
+        ("fn f() { jiff::Timestamp::now(); }", "Timestamp::now"),
+        ("use std::time::Instant as When;", "std::time::Instant"),
+        ("type When = std::time::SystemTime;", "std::time::SystemTime"),
+        ("fn f() { std::r#fs::read(x) }", "std::fs"),
+        ("use std::fs as files;", "std::fs"),
+        ("use std::{collections, fs as files};", "std::fs"),
+        ("fn f() { matches!(tokio::spawn(x), y) }", "tokio"),
+        ("fn f() { debug!(\"{}\", std::fs::read(x)) }", "std::fs"),
+        ("use tracing::info as say;", "tracing"),
+        ("#[tracing::instrument] fn f() {}", "tracing"),
+        ("fn f() { rustix::process::getpid(); }", "rustix"),
+        ("fn f() { std::io::stderr().write(x) }", "std::io::stderr"),
     ];
     for (text, what) in cases {
-        check("src/plan.rs", text, &[&found(what)]);
+        let all = planted("src/plan.rs", text);
+        assert!(all.contains(&found(what)), "{text}: {all:?}");
     }
+    check("src/plan.rs", "use serde::Serialize;", &[]);
+}
+
+#[test]
+fn ways_around_the_map_are_found() {
+    let found = |text: &str, what: &str| {
+        check("src/plan.rs", text, &[&format!("src/plan.rs:1: {what}")]);
+    };
+    for root in ["std", "crate", "super", "self::super", "tokio"] {
+        let text = format!("use {root} as other;");
+        let all = planted("src/plan.rs", &text);
+        assert!(all.iter().any(|it| it.ends_with("under another name")), "{text}: {all:?}");
+        let text = format!("use {root}::*;");
+        let all = planted("src/plan.rs", &text);
+        assert!(all.iter().any(|it| it.ends_with("under no name")), "{text}: {all:?}");
+    }
+    found("use std::{self as other};", "`std::self` under another name");
+    let text = "use crate::{plan as own, self as other};";
+    let all = planted("src/plan.rs", text);
+    assert!(all.contains(&"src/plan.rs:1: `crate::self` under another name".to_owned()), "{all:?}");
+    found("use std::time::*;", "`std::time` under no name");
+    let all = planted("src/plan.rs", "extern crate std as other;");
+    assert_eq!(all[0], "src/plan.rs:1: `extern crate` gives a crate another name");
+    found("#[path = \"host.rs\"] mod other;", "a module is in the file that is called like it");
+    found("include!(\"host.rs\");", "the core names its sources by `mod`");
+    found("fn f(it: &Path) -> bool { it.exists() }", "the core asks by `.exists()`");
+    found("fn f(it: When) { it.elapsed(); }", "the core asks by `.elapsed()`");
+    found("async fn f() {}", "the core waits for nothing");
+    // A path in the middle of an expression, and from a module in the file.
+    let host = "core module `plan` imports `host`";
+    found("fn f() { if crate::host::is(x) { y } }", host);
+    found("mod inner { use super::super::host::Host; }", host);
+    found("macro_rules! m { () => { $crate::host::f() } }", host);
+    // Its own submodules may be called like a room.
+    check(
+        "src/runtime/memory.rs",
+        "use super::host; use super::*; use super::Error as Fault;",
+        &[],
+    );
+}
+
+#[test]
+fn a_test_file_that_is_a_part_of_the_product_is_found() {
+    let with = |declaration: &str| {
+        let mut sources = BTreeMap::from([
+            (PACKAGE.to_owned(), String::new()),
+            ("src/lib.rs".to_owned(), "mod plan;".to_owned()),
+            ("src/plan.rs".to_owned(), declaration.to_owned()),
+        ]);
+        sources.insert("src/plan/tests.rs".to_owned(), "use std::fs;".to_owned());
+        violations(&sources)
+    };
+    assert_eq!(with("#[cfg(test)] mod tests;"), [""; 0]);
+    let found = "src/plan/tests.rs:1: `src/plan.rs` declares it without `#[cfg(test)]`";
+    assert_eq!(with("mod tests;"), [found]);
+    assert_eq!(with("#[cfg(any(test, feature = \"x\"))] mod tests;"), [found]);
 }
 
 #[test]

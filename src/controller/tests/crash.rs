@@ -207,7 +207,10 @@ async fn a_crash_after_any_effect_leaves_nothing_that_the_next_controller_does_n
     }
     // An import needs an archive, a lost pin somebody's hand, and the rest a failure: they are interrupted elsewhere.
     let elsewhere = [
-        "import",
+        "import/lease",
+        "import/blob",
+        "import/image",
+        "import/release",
         "publish",
         "stop/pid",
         "undo/task",

@@ -279,3 +279,24 @@ async fn the_process_behind_the_socket_is_known() {
     assert!(rig.evenkeel(&["--version"]).status.success());
     rig.assert_clean();
 }
+
+/// containerd refuses to send more than 16 MiB at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_is_listed_than_fits_into_one_answer() {
+    for engine in Engine::all() {
+        let real = Real::start(&engine).await;
+        let mut ids = BTreeSet::new();
+        real.client.lease(LEASE).await.unwrap();
+        for n in 0..180 {
+            let mut instance = new_instance(&real, &format!("w{n}"));
+            let mut workload = serde_json::to_value(&instance.workload).unwrap();
+            workload["spec"]["args"] = serde_json::json!(["x".repeat(100 << 10)]);
+            instance.workload = serde_json::from_value(workload).unwrap();
+            real.client.create(LEASE, &instance).await.unwrap();
+            ids.insert(instance.id);
+        }
+        let found = observe(&real).await.containers;
+        let found: BTreeSet<_> = found.into_iter().map(|it| it.id).collect();
+        assert_eq!(found, ids, "on containerd {engine}");
+    }
+}
