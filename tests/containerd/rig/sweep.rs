@@ -221,7 +221,7 @@ fn cgroup_parents(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Removes a cgroup and those below it. Returns whether it is gone.
-fn remove_cgroups(parent: &Path) -> bool {
+pub(crate) fn remove_cgroups(parent: &Path) -> bool {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|it| it.is_dir()) {
             remove_cgroups(&entry.path());
