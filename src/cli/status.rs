@@ -100,7 +100,7 @@ pub(super) fn problem_line(it: &ProblemStatus) -> String {
 }
 
 pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
-    if status.runtime.state != "ready" {
+    if status.runtime.state != "ready" || !status.runtime.message.is_empty() {
         writeln!(context.out, "containerd: {} ({})", status.runtime.state, status.runtime.message)?;
     }
     held_sources(context, &status.sources)?;

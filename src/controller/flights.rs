@@ -67,7 +67,8 @@ pub(super) fn keys(step: &Step) -> BTreeSet<Key> {
         | Action::Publish { .. }
         | Action::Clear { .. }
         | Action::Remove { .. }
-        | Action::RemoveOrphan { .. } => {}
+        | Action::RemoveOrphan { .. }
+        | Action::RemoveStray(_) => {}
     }
     keys
 }
@@ -366,6 +367,7 @@ impl Trouble {
             Action::Clear { .. }
             | Action::Remove { .. }
             | Action::RemoveOrphan { .. }
+            | Action::RemoveStray(_)
             | Action::Sweep(_) => "remove-failed",
         };
         Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted(), edits: 0 }

@@ -10,6 +10,7 @@ mod ipc;
 mod removals;
 mod runs;
 mod shutdown;
+mod strays;
 
 use super::*;
 use crate::observed::{HandKind, ImagePlace};
