@@ -318,6 +318,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             {
                 Some(Ended::NotConverged)
             }
+            // What nobody knows of may run.
+            Goal::Down { .. } if plan.is_empty() && has_unknown_strays(&look.observed) => {
+                Some(Ended::NotConverged)
+            }
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
             Goal::Down { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
             // A shim that is slow to answer may do so before the time is up.
@@ -325,7 +329,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 let observed = &look.observed;
                 let mut tasks =
                     observed.instances.values().map(|it| &it.task).chain(observed.orphans.values());
-                (!tasks.any(|it| *it == Task::Unknown)).then_some(Ended::Converged)
+                let is_unknown = tasks.any(|it| *it == Task::Unknown);
+                (!is_unknown && !has_unknown_strays(observed)).then_some(Ended::Converged)
             }
             // Refusals that come quickly are no reason to leave processes to the end of the machine.
             Goal::Shutdown { until, .. } => (look.now >= *until && cooling.has_given_up(look.now))
@@ -496,6 +501,11 @@ impl<R: Runtime, H: Host> Controller<R, H> {
     }
 }
 
+/// Whether something may run that the runtime has lost.
+fn has_unknown_strays(observed: &ObservedState) -> bool {
+    observed.strays_unknown.is_some() || observed.strays.values().any(|it| it.unsure)
+}
+
 /// Waits until a person has released something else than before. Asked only while something is held.
 async fn released_since<R: Runtime, H: Host>(edge: &Arc<Edge<R, H>>, before: &BTreeSet<Approval>) {
     loop {
@@ -588,6 +598,7 @@ async fn assemble<R: Runtime, H: Host>(
     ask.runtime.clone_from(&objects.process);
     let running = objects.containers.iter().filter_map(|it| Some((it.task.pid()?, it.id.clone())));
     ask.pids = running.collect();
+    ask.tasks = Some(objects.tasks);
     let missing: BTreeSet<String> =
         images.iter().filter(|it| !objects.images.contains_key(*it)).cloned().collect();
     let blocking = Arc::clone(edge);
@@ -622,6 +633,8 @@ async fn assemble<R: Runtime, H: Host>(
         hands: records.hands.0,
         broken_hands: records.hands.1,
         orphans: objects.orphans.clone(),
+        strays: facts.strays.clone(),
+        strays_unknown: facts.strays_unknown.clone(),
         ..ObservedState::default()
     };
     observed.images.extend(archived.images);
@@ -629,6 +642,10 @@ async fn assemble<R: Runtime, H: Host>(
     for container in objects.containers {
         let instance = instance(container, &facts);
         observed.instances.insert(instance.id.clone(), instance);
+    }
+    for (id, stray) in observed.strays.iter_mut().filter(|_| objects.incomplete) {
+        // Of a container object's task the runtime was asked alone.
+        stray.unsure = !observed.instances.contains_key(id);
     }
     observed.leftovers =
         leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
@@ -695,7 +712,11 @@ fn leftovers(
     snapshots: &BTreeSet<String>,
 ) -> BTreeSet<Leftover> {
     let mut leftovers = BTreeSet::new();
-    let ended = |id: &InstanceId| observed.instances.get(id).is_none_or(|it| it.task == Task::None);
+    // What the runtime has lost may still run, and write its log.
+    let ended = |id: &InstanceId| {
+        observed.instances.get(id).is_none_or(|it| it.task == Task::None)
+            && !observed.strays.contains_key(id)
+    };
     leftovers
         .extend(facts.published.keys().filter(|id| ended(id)).cloned().map(Leftover::Published));
     // One that was cleared after its last run has no log either.
@@ -706,7 +727,9 @@ fn leftovers(
             && it.end.is_some()
             && it.task == Task::None
     };
-    let is_left = |id: &&InstanceId| observed.instances.get(id).is_none_or(cleared);
+    let is_left = |id: &&InstanceId| {
+        observed.instances.get(id).is_none_or(cleared) && !observed.strays.contains_key(*id)
+    };
     leftovers.extend(logs.iter().filter(is_left).cloned().map(Leftover::Logs));
     leftovers.extend(leases.iter().cloned().map(Leftover::Lease));
     leftovers.extend(snapshots.iter().cloned().map(Leftover::Snapshot));

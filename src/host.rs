@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::desired::BootTime;
-use crate::observed::{FileKind, Published, RuntimeProcess, View};
-use crate::workload::{Bytes, InstanceId};
+use crate::observed::{FileKind, Published, RuntimeProcess, Stray, View};
+use crate::workload::{Bytes, InstanceId, Signal};
 
 pub mod linux;
 pub mod means;
 pub mod memory;
 pub mod mountinfo;
 mod probe;
+mod strays;
 
 /// What the host does for us. Verbs are quick and synchronous; the caller moves them off the async threads.
 ///
@@ -51,6 +52,18 @@ pub trait Host: Send + Sync + 'static {
     /// such process, or when it is none of the instance's, by its cgroup: pids are used again.
     fn kill(&self, pid: u32, id: &InstanceId) -> Result<(), Error>;
 
+    /// What is there of an instance, whether the runtime knows of it or not. `None`: nothing.
+    fn stray(&self, id: &InstanceId) -> Result<Option<Stray>, Error>;
+
+    /// Sends a signal to what the runtime has lost of an instance, and says whether there was anything to get it. Only
+    /// processes in the instance's cgroup, and the shim of exactly this container, are ever told anything.
+    fn signal_stray(&self, id: &InstanceId, whom: Whom, signal: Signal) -> Result<bool, Error>;
+
+    /// Removes what is left of an instance that the runtime has lost: the mount of its root file system, its cgroups
+    /// and, last of all because the rest is found by it, what the low-level runtime keeps. Refused while a process of
+    /// it lives.
+    fn remove_stray(&self, id: &InstanceId) -> Result<(), Error>;
+
     /// Time since boot, suspended time included.
     fn now(&self) -> BootTime;
 
@@ -72,6 +85,19 @@ pub struct Ask {
     pub pids: BTreeMap<u32, InstanceId>,
     /// The container runtime.
     pub runtime: Option<RuntimeProcess>,
+    /// The instances that the runtime has tasks of: what there is of others are strays. `None`: nobody asks for those.
+    pub tasks: Option<BTreeSet<InstanceId>>,
+}
+
+/// Who gets a signal of [`Host::signal_stray`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// The process that the program began with, as far as that is known.
+    Main,
+    /// All processes of the instance.
+    All,
+    /// The shim that held them, which is none of them.
+    Shim,
 }
 
 /// What [`Host::observe`] found.
@@ -84,6 +110,10 @@ pub struct Facts {
     pub views: BTreeMap<u32, View>,
     /// The host's own: /dev/shm and IPC namespace of the controller, which `host` mode shares.
     pub host_view: Option<View>,
+    /// What there is of instances of which the runtime has no task.
+    pub strays: BTreeMap<InstanceId, Stray>,
+    /// Why that is not known.
+    pub strays_unknown: Option<String>,
     pub means: Means,
 }
 

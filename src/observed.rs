@@ -21,6 +21,10 @@ pub struct ObservedState {
     pub instances: BTreeMap<InstanceId, Instance>,
     /// Tasks of our namespace without a container object.
     pub orphans: BTreeMap<InstanceId, Task>,
+    /// What is left of instances of which the runtime knows no task: it has lost them.
+    pub strays: BTreeMap<InstanceId, Stray>,
+    /// Why it is not known whether there are more of those; `None`: there are none.
+    pub strays_unknown: Option<String>,
     /// What an instance that is gone, or was never finished, left behind.
     pub leftovers: BTreeSet<Leftover>,
     /// The images that the manifests name, by their full name; absent: not to be had.
@@ -130,6 +134,16 @@ impl Task {
             Self::None | Self::Created { .. } | Self::Stopped { .. } | Self::Unknown => None,
         }
     }
+}
+
+/// What is left of an instance of which the runtime knows no task: processes that still run, or no more than what the
+/// low-level runtime keeps of it, which is in the way of its next start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stray {
+    /// Its living processes.
+    pub pids: BTreeSet<u32>,
+    /// The runtime does not say whether it has a task of it.
+    pub unsure: bool,
 }
 
 /// Label `evenkeel/run`: which start this is, and in which boot.

@@ -131,6 +131,8 @@ pub enum Action {
     Remove { id: InstanceId, by_absence: Option<ByAbsence> },
     /// Kills and removes a task that has no container object.
     RemoveOrphan { id: InstanceId, pid: Option<u32> },
+    /// Ends what the runtime has lost of an instance, and removes what is left of it.
+    RemoveStray(RemoveStray),
     /// Removes what no instance owns.
     Sweep(Leftover),
 }
@@ -174,6 +176,14 @@ pub struct StopInstance {
     pub started: Option<BootTime>,
     /// Runs of the instance that failed so far; this one is none.
     pub failures: u32,
+}
+
+/// See [`Action::RemoveStray`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoveStray {
+    pub id: InstanceId,
+    pub signal: Signal,
+    pub timeout: StopTimeout,
 }
 
 /// See [`Action::Finish`].
@@ -314,6 +324,8 @@ pub enum Cause {
     ExecKilled,
     /// It has a task but no container object.
     Orphaned,
+    /// The runtime knows no task of it, and so many of its processes live.
+    Stray { processes: usize },
     /// `evenkeel down`.
     Down,
     /// A person asked for it beside the manifests.
@@ -355,6 +367,15 @@ impl fmt::Display for Cause {
             Self::Leftover => f.write_str("left behind, owned by nothing"),
             Self::ExecKilled => f.write_str("the `evenkeel exec` that it belongs to was killed"),
             Self::Orphaned => f.write_str("a task without a container object"),
+            Self::Stray { processes: 0 } => {
+                f.write_str("containerd has lost it, and what is left of it is in the way")
+            }
+            Self::Stray { processes: 1 } => {
+                f.write_str("containerd has lost it, and a process of it still runs")
+            }
+            Self::Stray { processes } => {
+                write!(f, "containerd has lost it, and {processes} of its processes still run")
+            }
             Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
             Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
             Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
@@ -382,7 +403,7 @@ impl Action {
             Self::Start(_) => "start",
             Self::Publish { .. } => "publish",
             Self::Clear { .. } => "clear",
-            Self::Remove { .. } | Self::RemoveOrphan { .. } => "remove",
+            Self::Remove { .. } | Self::RemoveOrphan { .. } | Self::RemoveStray(_) => "remove",
             Self::Sweep(_) => "sweep",
         }
     }
@@ -396,6 +417,7 @@ impl Action {
             Self::Stop(it) => it.id.to_string(),
             Self::Finish(it) => it.id.to_string(),
             Self::Start(it) => it.id.to_string(),
+            Self::RemoveStray(it) => it.id.to_string(),
             Self::Resume { id }
             | Self::Publish { id, .. }
             | Self::Clear { id }
@@ -413,6 +435,7 @@ impl Action {
             Self::Stop(it) => Some(&it.id),
             Self::Finish(it) => Some(&it.id),
             Self::Start(it) => Some(&it.id),
+            Self::RemoveStray(it) => Some(&it.id),
             Self::Resume { id }
             | Self::Publish { id, .. }
             | Self::Clear { id }

@@ -187,6 +187,10 @@ pub struct Objects {
     /// Tasks without a container object of their own; also those for which [`Runtime::readopt`] has put one back,
     /// until that is removed.
     pub orphans: BTreeMap<InstanceId, Task>,
+    /// Every instance of which there is a task, whatever is known of it.
+    pub tasks: BTreeSet<InstanceId>,
+    /// The tasks could not be listed: one without a container object may be missing.
+    pub incomplete: bool,
     /// IDs of leases of ours.
     pub leases: BTreeSet<String>,
     /// Keys of snapshots of ours without a container.

@@ -1,6 +1,6 @@
 //! What is told to people and programs: the status document, exit codes, and how an error is printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::manifest::{Problem, Severity};
 use crate::observed::{End, Instance, ObservedState};
 use crate::plan::{Phase, Plan, Step};
 use crate::refusal;
-use crate::workload::{Name, Shm};
+use crate::workload::{InstanceId, Name, Shm};
 
 mod event;
 
@@ -346,12 +346,39 @@ pub fn status(
         api_version: crate::workload::API_VERSION.to_owned(),
         kind: "Status".to_owned(),
         controller: around.controller.clone(),
-        runtime: around.runtime.clone(),
+        runtime: runtime(observed, plan, around),
         sources,
         holds,
         items,
         problems: problems.map(ProblemStatus::from).chain(broken).collect(),
     }
+}
+
+/// How the runtime answers, and what it has lost that no workload's item tells of.
+fn runtime(observed: &ObservedState, plan: &Plan, around: &Around) -> RuntimeStatus {
+    let mut runtime = around.runtime.clone();
+    if !runtime.message.is_empty() {
+        return runtime;
+    }
+    let stems: BTreeSet<String> = plan.standings.keys().map(InstanceId::stem_of).collect();
+    let unknown = observed.strays.iter().filter(|(id, _)| !stems.contains(id.stem()));
+    let alive = unknown.filter(|it| !it.1.pids.is_empty()).map(|it| format!("`{}`", it.0));
+    let alive: Vec<String> = alive.collect();
+    runtime.message = match (&observed.strays_unknown, alive.as_slice()) {
+        (Some(why), _) => {
+            format!(
+                "it is not known what runs without containerd's knowledge, so nothing is started: {why}"
+            )
+        }
+        (None, []) => String::new(),
+        (None, alive) => {
+            format!(
+                "it has lost what still runs and belongs to no known workload: {}",
+                alive.join(", ")
+            )
+        }
+    };
+    runtime
 }
 
 /// A wish of a person that cannot be understood. A warning: no manifest is wrong, and all goes on as if nobody had

@@ -254,8 +254,9 @@ pub(super) async fn connect(
     };
     let runtime = Containerd::new(runtime_settings(settings, address, snapshotter.clone())?)
         .map_err(|error| Failure::environment(&error))?;
-    let host =
-        LinuxHost::new(&settings.run_directory).map_err(|error| Failure::environment(&error))?;
+    let cgroup_parent = crate::config::cgroup_parent(&settings.run_directory);
+    let host = LinuxHost::new(&settings.run_directory, &cgroup_parent)
+        .map_err(|error| Failure::environment(&error))?;
     let boot_id = boot_id().map_err(|error| {
         Failure::new(Exit::Environment, format_args!("failed to read the boot id: {error}"))
     })?;

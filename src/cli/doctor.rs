@@ -442,7 +442,8 @@ async fn reached(
 /// Whether the runtime sees what we mount for joiners.
 fn shared(settings: &Settings, peer: Option<u32>, mounts: &[mountinfo::Mount]) -> Check {
     let name = "mounts";
-    let seen = LinuxHost::new(&settings.run_directory)
+    let cgroup_parent = crate::config::cgroup_parent(&settings.run_directory);
+    let seen = LinuxHost::new(&settings.run_directory, &cgroup_parent)
         .map_err(|error| Chain(&error).to_string())
         .and_then(|host| host.mounts_shared_with(peer.unwrap_or(0)));
     let propagation = mount_of(existing(&settings.run_directory), mounts)

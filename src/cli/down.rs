@@ -16,7 +16,7 @@ use crate::controller::{self, Controller, Ended, Goal};
 use crate::desired::Source;
 use crate::observed::{HandKind, ObservedState};
 use crate::status::{Chain, Exit};
-use crate::workload::{Name, Span};
+use crate::workload::{InstanceId, Name, Span};
 
 /// How long a controller is waited for.
 const BESIDE: Span = Span(Duration::from_mins(5));
@@ -129,7 +129,11 @@ async fn choose(
     if names.is_empty() && source.is_none() {
         return Ok((observed, None));
     }
-    let is_unknown = |it: &Name| !observed.instances.values().any(|instance| &instance.name == it);
+    // Of what containerd has lost, the name is left in its ID.
+    let is_lost = |it: &Name| observed.strays.keys().any(|id| id.stem() == InstanceId::stem_of(it));
+    let is_unknown = |it: &Name| {
+        !observed.instances.values().any(|instance| &instance.name == it) && !is_lost(it)
+    };
     let unknown: Vec<Name> = names.iter().filter(|it| is_unknown(it)).cloned().collect();
     nothing_of(&unknown, None)?;
     let mut chosen: BTreeSet<Name> = names.into_iter().collect();
@@ -168,6 +172,11 @@ async fn left(connection: &Connection, chosen: Option<&BTreeSet<Name>>) -> Failu
         left.extend(observed.orphans.keys().map(|it| format!("the task of `{it}`")));
         left.extend(observed.leftovers.iter().map(ToString::to_string));
     }
+    let stems = chosen.map(|it| it.iter().map(InstanceId::stem_of).collect::<BTreeSet<_>>());
+    let strays = observed.strays.keys();
+    let strays = strays.filter(|it| stems.as_ref().is_none_or(|stems| stems.contains(it.stem())));
+    left.extend(strays.map(|it| format!("what containerd has lost of `{it}`")));
+    left.extend(observed.strays_unknown.iter().map(|it| format!("whatever nobody can see: {it}")));
     let left = left.into_iter().collect::<Vec<_>>().join(", ");
     Failure::new(
         Exit::NotConverged,

@@ -234,6 +234,10 @@ fn advice(reason: &str) -> &'static str {
         "exited" => "look at `evenkeel logs NAME`",
         "exit-unknown" => "look for a power cut or a dead shim, and at `evenkeel logs NAME`",
         "runtime-not-answering" => "look for a hung shim of this container",
+        "task-lost" => "give it what the message says is missing; then it is started anew",
+        "processes-unknown" => {
+            "mount cgroups at /sys/fs/cgroup where the controller sees them; `evenkeel doctor` looks at them"
+        }
         "completed" => "`evenkeel restart NAME` runs it again, as does a change of its manifest",
         "stopped-by-hand" => "`evenkeel start NAME`",
         "exec-running" => "end the command that the message names, or `evenkeel restart NAME`",

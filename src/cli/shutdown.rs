@@ -155,7 +155,9 @@ async fn left_over(connection: &Connection) -> String {
     let instances = observed.instances.values().filter(|it| is_left(&it.task));
     let instances = instances.map(|it| format!("`{}`", it.name));
     let orphans = observed.orphans.iter().filter(|it| is_left(it.1));
-    let names: Vec<String> = instances.chain(orphans.map(|it| format!("`{}`", it.0))).collect();
+    let strays = observed.strays.iter().filter(|it| !it.1.pids.is_empty());
+    let unnamed = orphans.map(|it| it.0).chain(strays.map(|it| it.0));
+    let names: Vec<String> = instances.chain(unnamed.map(|it| format!("`{it}`"))).collect();
     match names.as_slice() {
         [] => "not everything is cleaned up; the next start does the rest".to_owned(),
         names => format!("not ended in time: {}", names.join(", ")),

@@ -111,7 +111,7 @@ pub(super) fn problem_line(it: &ProblemStatus) -> String {
 }
 
 pub(super) fn table(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
-    if status.runtime.state != "ready" {
+    if status.runtime.state != "ready" || !status.runtime.message.is_empty() {
         let message = super::one_line(&status.runtime.message);
         writeln!(context.out, "containerd: {} ({message})", status.runtime.state)?;
     }

@@ -28,6 +28,8 @@ use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
 use crate::status::Chain;
 use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
+mod strays;
+
 /// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
 pub const CONCURRENCY: usize = 8;
 
@@ -94,6 +96,10 @@ pub const EFFECTS: &[&str] = &[
     "remove/logs",
     "orphan/object",
     "orphan/task",
+    "stray/signal",
+    "stray/kill",
+    "stray/shim",
+    "stray/remove",
     "sweep",
 ];
 
@@ -411,7 +417,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     ) -> (Result<(), Error>, Option<Permit>) {
         // Waiting for a process to end makes nothing, and must not keep others from being made.
         let permit = match (&step.action, permit) {
-            (Action::Stop(_), _) => None,
+            (Action::Stop(_) | Action::RemoveStray(_), _) => None,
             (
                 Action::Import { .. }
                 | Action::Prepare(_)
@@ -470,6 +476,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 self.effect("orphan/task", self.runtime.delete_task(id)).await?;
                 self.remove(id).await
             }
+            Action::RemoveStray(stray) => self.remove_stray(stray).await,
             Action::Sweep(leftover) => self.sweep(leftover).await,
         }
     }

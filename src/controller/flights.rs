@@ -67,7 +67,8 @@ fn keys(step: &Step) -> BTreeSet<Key> {
         | Action::Publish { .. }
         | Action::Clear { .. }
         | Action::Remove { .. }
-        | Action::RemoveOrphan { .. } => {}
+        | Action::RemoveOrphan { .. }
+        | Action::RemoveStray(_) => {}
     }
     keys
 }
@@ -390,6 +391,7 @@ impl Trouble {
             Action::Clear { .. }
             | Action::Remove { .. }
             | Action::RemoveOrphan { .. }
+            | Action::RemoveStray(_)
             | Action::Sweep(_) => "remove-failed",
         };
         Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted(), edits: 0 }

@@ -12,6 +12,7 @@ mod removals;
 mod runs;
 mod shutdown;
 mod stops;
+mod strays;
 
 use super::*;
 use crate::observed::{HandKind, ImagePlace};

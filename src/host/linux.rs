@@ -23,10 +23,11 @@ use rustix::time::ClockId;
 
 use super::mountinfo::{self, Mount};
 use super::probe::Probe;
-use super::{Ask, Error, Facts, Host, means};
+use super::strays::Strays;
+use super::{Ask, Error, Facts, Host, Whom, means};
 use crate::desired::BootTime;
-use crate::observed::{FileKind, Published, PublishedPaths, View, published_paths};
-use crate::workload::{Bytes, DEV_SHM, InstanceId};
+use crate::observed::{FileKind, Published, PublishedPaths, Stray, View, published_paths};
+use crate::workload::{self, Bytes, DEV_SHM, InstanceId};
 
 /// Rounds of "look, unmount all that is there" before [`LinuxHost::unpublish`] gives up: one is enough unless
 /// somebody mounts at the same time.
@@ -43,15 +44,17 @@ pub struct LinuxHost {
     // Held while mounts are changed: the private mount comes with the first instance and goes with the last one.
     changing: Mutex<()>,
     probe: Probe,
+    strays: Strays,
 }
 
 impl LinuxHost {
     /// The host with `run` as our run directory, which is made (0700) with the first thing that is published: who
-    /// only looks leaves no trace.
-    pub fn new(run: &Path) -> Result<Self, Error> {
+    /// only looks leaves no trace. The cgroups of its instances are below `cgroup_parent`.
+    pub fn new(run: &Path, cgroup_parent: &str) -> Result<Self, Error> {
         let run =
             canonicalize(run).map_err(|cause| failure("find the run directory", run, cause))?;
-        Ok(Self { run, changing: Mutex::new(()), probe: Probe::new(kind_of) })
+        let strays = Strays::new(cgroup_parent, &run);
+        Ok(Self { run, changing: Mutex::new(()), probe: Probe::new(kind_of), strays })
     }
 
     /// `<run>/ipc`.
@@ -210,7 +213,15 @@ impl Host for LinuxHost {
         let host_view = self.view(std::process::id())?;
         let means = ask.runtime.as_ref();
         let means = means.map(|it| means::of(it, ask.pids.keys())).unwrap_or_default();
-        Ok(Facts { boot_id, published, paths, views, host_view, means })
+        // What cannot be read is no reason to look at nothing else.
+        let (strays, strays_unknown) = match &ask.tasks {
+            None => (BTreeMap::new(), None),
+            Some(tasks) => match self.strays.all(&mounts, tasks) {
+                Ok(strays) => (strays, None),
+                Err(error) => (BTreeMap::new(), Some(error.to_string())),
+            },
+        };
+        Ok(Facts { boot_id, published, paths, views, host_view, strays, strays_unknown, means })
     }
 
     fn publish_shm(&self, id: &InstanceId, size: Bytes) -> Result<(), Error> {
@@ -271,26 +282,34 @@ impl Host for LinuxHost {
 
     fn kill(&self, pid: u32, id: &InstanceId) -> Result<(), Error> {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        let failed = |cause| failure("kill", &process, cause);
-        // 0 is our own process group; 1 and ourselves can only be mistakes.
-        let target = i32::try_from(pid)
-            .ok()
-            .filter(|it| *it > 1 && pid != std::process::id())
-            .and_then(Pid::from_raw);
-        let Some(target) = target else { return Err(failed(io::ErrorKind::InvalidInput.into())) };
-        // Held before it is looked at: what is killed is what was looked at.
-        let held = match rustix::process::pidfd_open(target, PidfdFlags::empty()) {
-            Ok(held) => held,
-            Err(Errno::SRCH) => return Ok(()),
-            Err(error) => return Err(failed(error.into())),
+        signal_process(pid, Signal::KILL, |process| is_of(process, id))
+            .map(drop)
+            .map_err(|cause| failure("kill", &process, cause))
+    }
+
+    fn stray(&self, id: &InstanceId) -> Result<Option<Stray>, Error> {
+        let look = || self.strays.one(&own_mounts()?, id);
+        look().map_err(|cause| failure("look for processes of", Path::new(id.as_str()), cause))
+    }
+
+    fn signal_stray(
+        &self,
+        id: &InstanceId,
+        whom: Whom,
+        signal: workload::Signal,
+    ) -> Result<bool, Error> {
+        let send = || {
+            let number = i32::from(signal.number());
+            let signal = Signal::from_named_raw(number)
+                .ok_or_else(|| io::Error::other(format!("signal {number} cannot be sent")))?;
+            self.strays.signal(&own_mounts()?, id, whom, signal)
         };
-        if !is_of(&process, id).map_err(failed)? {
-            return Ok(());
-        }
-        match rustix::process::pidfd_send_signal(held, Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(failed(error.into())),
-        }
+        send().map_err(|cause| failure("signal what is left of", Path::new(id.as_str()), cause))
+    }
+
+    fn remove_stray(&self, id: &InstanceId) -> Result<(), Error> {
+        let remove = || self.strays.remove(&own_mounts()?, id);
+        remove().map_err(|cause| failure("remove what is left of", Path::new(id.as_str()), cause))
     }
 
     fn now(&self) -> BootTime {
@@ -299,6 +318,52 @@ impl Host for LinuxHost {
 
     fn wall_clock_after(&self, span: Duration) -> String {
         wall_clock_after(span)
+    }
+}
+
+/// Sends a signal to a process that is in a cgroup of which that holds; whether there is one. Pids are used again: what
+/// is told is what was looked at.
+pub(super) fn signal_member(
+    pid: u32,
+    signal: Signal,
+    is_its: impl Fn(&Path) -> bool,
+) -> io::Result<bool> {
+    signal_process(pid, signal, |process| {
+        let cgroups = fs::read_to_string(process.join("cgroup"))?;
+        let path = |line: &str| PathBuf::from(line.splitn(3, ':').nth(2).unwrap_or_default());
+        Ok(cgroups.lines().any(|line| is_its(&path(line))))
+    })
+}
+
+/// Sends a signal to a process of which that holds, by its directory in /proc; whether there is one.
+pub(super) fn signal_process(
+    pid: u32,
+    signal: Signal,
+    is_it: impl Fn(&Path) -> io::Result<bool>,
+) -> io::Result<bool> {
+    // 0 is our own process group; 1 and ourselves can only be mistakes.
+    let target = i32::try_from(pid)
+        .ok()
+        .filter(|it| *it > 1 && pid != std::process::id())
+        .and_then(Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    // Held before it is looked at: what gets the signal is what was looked at.
+    let held = match rustix::process::pidfd_open(target, PidfdFlags::empty()) {
+        Ok(held) => held,
+        Err(Errno::SRCH) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    match is_it(&PathBuf::from(format!("/proc/{pid}"))) {
+        Ok(true) => {}
+        Ok(false) => return Ok(false),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    match rustix::process::pidfd_send_signal(held, signal) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -404,7 +469,7 @@ fn is_shm(path: &Path, size: Bytes) -> io::Result<bool> {
 }
 
 /// Unmounts everything at and below `path`, the last mounted first, until mountinfo shows nothing there.
-fn unmount_all(path: &Path) -> io::Result<()> {
+pub(super) fn unmount_all(path: &Path) -> io::Result<()> {
     for _ in 0..UNMOUNT_ROUNDS {
         let mounts = own_mounts()?;
         let mut clean = true;
@@ -427,7 +492,7 @@ fn unmount_all(path: &Path) -> io::Result<()> {
 }
 
 /// Removes a directory with what is in it, but never crosses into another file system or follows a link.
-fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
+pub(super) fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -11,13 +11,23 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::{Ask, Error, Facts, Host, Means, Process, ProcessIpc, ProcessShm};
+use super::{Ask, Error, Facts, Host, Means, Process, ProcessIpc, ProcessShm, Whom};
 use crate::desired::BootTime;
-use crate::observed::{FileKind, Published, View, published_paths};
-use crate::workload::{Bytes, InstanceId};
+use crate::observed::{FileKind, Published, Stray, View, published_paths};
+use crate::workload::{Bytes, InstanceId, Signal};
 
 /// How the processes of a runtime in memory were made; `None`: there is no such process.
 pub type Processes = Arc<dyn Fn(u32) -> Option<Process> + Send + Sync>;
+
+type Tell = Arc<dyn Fn(&InstanceId, Signal) + Send + Sync>;
+
+/// What a runtime in memory has lost, and how it is ended.
+#[derive(Clone)]
+pub struct Lost {
+    pub all: Arc<dyn Fn() -> BTreeMap<InstanceId, Stray> + Send + Sync>,
+    pub signal: Tell,
+    pub remove: Arc<dyn Fn(&InstanceId) + Send + Sync>,
+}
 
 /// What an OCI spec asks for: how the processes that a runtime in memory makes of it were made.
 pub fn process_of(spec: &Spec) -> Process {
@@ -61,10 +71,12 @@ const FIRST_PUBLISHED: u64 = 10_000;
 pub struct MemoryHost {
     run: PathBuf,
     processes: Processes,
+    lost: Option<Lost>,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
+    strays_unknown: Option<String>,
     clock: Clock,
     boot: u64,
     published: BTreeMap<InstanceId, Entry>,
@@ -107,6 +119,7 @@ impl MemoryHost {
     /// An empty host whose clock stands still at an hour after boot until it is advanced.
     pub fn new(run: &Path, processes: Processes) -> Self {
         let state = State {
+            strays_unknown: None,
             clock: Clock::Manual(BootTime(START)),
             boot: 1,
             published: BTreeMap::new(),
@@ -119,7 +132,14 @@ impl MemoryHost {
             means: Means::default(),
             failures: BTreeMap::new(),
         };
-        Self { run: run.to_owned(), processes, state: Arc::new(Mutex::new(state)) }
+        let state = Arc::new(Mutex::new(state));
+        Self { run: run.to_owned(), processes, lost: None, state }
+    }
+
+    /// The same host with what a runtime has lost.
+    #[must_use]
+    pub fn with_lost(self, lost: Lost) -> Self {
+        Self { lost: Some(lost), ..self }
     }
 
     /// The same host with a clock that follows tokio's, which a test can pause.
@@ -160,6 +180,11 @@ impl MemoryHost {
     /// What the runtime lacks from now on.
     pub fn set_means(&self, means: Means) {
         self.state().means = means;
+    }
+
+    /// From now on it is not known what the runtime has lost, for this reason; `None`: it is again.
+    pub fn hide_strays(&self, why: Option<&str>) {
+        self.state().strays_unknown = why.map(str::to_owned);
     }
 
     /// Mounts one more tmpfs on an instance's `shm`, as a crash or an older program may have left it.
@@ -287,7 +312,17 @@ impl Host for MemoryHost {
         };
         let views = ask.pids.iter().filter(|(pid, id)| is_of(**pid, id));
         let views = views.filter_map(|(pid, _)| Some((*pid, self.seen_by(*pid)?))).collect();
+        // Not under our lock: the closure may take locks of its own.
+        let mut strays = match &ask.tasks {
+            Some(_) => self.lost.as_ref().map(|it| (it.all)()).unwrap_or_default(),
+            None => BTreeMap::new(),
+        };
+        strays.retain(|id, _| ask.tasks.as_ref().is_some_and(|it| !it.contains(id)));
         let state = self.state();
+        let strays_unknown = state.strays_unknown.clone().filter(|_| ask.tasks.is_some());
+        if strays_unknown.is_some() {
+            strays.clear();
+        }
         let published = |entry: &Entry| Published {
             directory: true,
             shm: entry.shm.last().map(|(device, _)| *device),
@@ -307,6 +342,8 @@ impl Host for MemoryHost {
             views,
             host_view: Some(View { ipc_ns: HOST_IPC, shm: Some(HOST_SHM), shm_root: Some(1) }),
             means: state.means.clone(),
+            strays,
+            strays_unknown,
         })
     }
 
@@ -367,6 +404,35 @@ impl Host for MemoryHost {
 
     fn kill(&self, pid: u32, _id: &InstanceId) -> Result<(), Error> {
         self.state().killed.insert(pid);
+        Ok(())
+    }
+
+    fn stray(&self, id: &InstanceId) -> Result<Option<Stray>, Error> {
+        self.fails("stray", id)?;
+        Ok(self.lost.as_ref().and_then(|it| (it.all)().remove(id)))
+    }
+
+    fn signal_stray(&self, id: &InstanceId, whom: Whom, signal: Signal) -> Result<bool, Error> {
+        self.fails("signal_stray", id)?;
+        let lives = self.stray(id)?.is_some_and(|it| !it.pids.is_empty());
+        if let Some(lost) = self.lost.as_ref().filter(|_| lives && whom != Whom::Shim) {
+            (lost.signal)(id, signal);
+        }
+        Ok(lives && whom != Whom::Shim)
+    }
+
+    fn remove_stray(&self, id: &InstanceId) -> Result<(), Error> {
+        self.fails("remove_stray", id)?;
+        if self.stray(id)?.is_some_and(|it| !it.pids.is_empty()) {
+            return Err(Error {
+                operation: "remove what is left of",
+                subject: id.to_string(),
+                cause: io::ErrorKind::ResourceBusy.into(),
+            });
+        }
+        if let Some(lost) = &self.lost {
+            (lost.remove)(id);
+        }
         Ok(())
     }
 

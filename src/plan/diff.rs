@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Action, Again, ByAbsence, Cause, Decision, Expect, ExpectNamespace, ExpectShm, Finish, Fit,
-    Have, Hold, Log, PRUNE_WINDOW, Phase, Plan, Policy, Prepare, Relabel, Standing, Start, StepId,
-    StopInstance, Want, decide, stop_signal,
+    Have, Hold, Log, PRUNE_WINDOW, Phase, Plan, Policy, Prepare, Relabel, RemoveStray, Standing,
+    Start, StepId, StopInstance, Want, decide, stop_signal,
 };
 use crate::backoff::{Delays, Strikes};
 use crate::content::hex;
@@ -29,6 +29,7 @@ use crate::workload::{
 mod execs;
 mod hands;
 mod shutdown;
+mod strays;
 
 pub use shutdown::shutdown;
 
@@ -52,18 +53,22 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     let chosen = |name: &Name| names.is_none_or(|names| names.contains(name));
     let instances: Vec<&Instance> =
         observed.instances.values().filter(|it| chosen(&it.name)).collect();
+    // An orphan and a stray have no name but the one that their ID was made of.
+    let stems: Option<BTreeSet<String>> =
+        names.map(|names| names.iter().map(InstanceId::stem_of).collect());
+    let strays = strays::end_all(&mut plan, observed, &Cause::Down, |id| {
+        stems.as_ref().is_none_or(|stems| stems.contains(id.stem()))
+    });
     let mut joiners: BTreeMap<&Name, Vec<StepId>> = BTreeMap::new();
     // Joiners come before what they join, whatever their names are.
     for instance in donors_last(&instances) {
-        let before = joiners.get(&instance.name).cloned().unwrap_or_default();
+        let mut before = joiners.get(&instance.name).cloned().unwrap_or_default();
+        before.extend(strays.get(&instance.id));
         let step = remove_steps(&mut plan, instance, &Cause::Down, before, None);
         if let Some(donor) = donor_of(instance) {
             joiners.entry(donor).or_default().push(step);
         }
     }
-    // An orphan has no name but the one that its ID was made of.
-    let stems: Option<BTreeSet<String>> =
-        names.map(|names| names.iter().map(InstanceId::stem_of).collect());
     for (id, task) in &observed.orphans {
         let chosen = stems.as_ref().is_none_or(|stems| stems.contains(id.stem()));
         if chosen && *task != Task::Unknown {
@@ -169,6 +174,8 @@ struct Planner<'a> {
     /// The steps that remove tasks without a container object, by what their IDs start with; `None`: nobody knows
     /// how the task is.
     orphans: BTreeMap<&'a str, Option<StepId>>,
+    /// The last of the steps that end what the runtime has lost, by the same.
+    strays: BTreeMap<&'a str, StepId>,
     /// How many workloads each source has, those it lost included.
     sizes: BTreeMap<&'a Source, usize>,
     /// What of [`oci::HOST_NETWORK_FILES`] is there.
@@ -197,6 +204,7 @@ impl<'a> Planner<'a> {
             joiners: BTreeMap::new(),
             imports: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            strays: BTreeMap::new(),
             sizes: BTreeMap::new(),
             host_files: oci::HOST_NETWORK_FILES.into_iter().filter(is_there).collect(),
         }
@@ -214,6 +222,7 @@ impl<'a> Planner<'a> {
             self.plan_one(&name);
         }
         self.plan_removals();
+        self.end_unowned_strays();
         self.sweep_hands();
         let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
         sweep(&mut self.plan, self.observed, |name| !wanted.contains(name));
@@ -526,6 +535,7 @@ impl<'a> Planner<'a> {
             Wish::Follow(workload, origin) => self.follow(name, current, &workload, origin),
         }
         self.remember_execs(name);
+        self.end_other_strays(name, current);
         // What is superseded goes once the workload runs as wanted, or was never more than prepared.
         self.remove_superseded(current, &others, first);
     }
@@ -740,6 +750,9 @@ impl<'a> Planner<'a> {
         if let Some(why) = &self.observed.cgroup_fault {
             return no("cgroup-failed", format!("no container can have a cgroup: {why}"));
         }
+        if let Some(unknown) = self.stray_obstacle(target.id.stem()) {
+            return Some(unknown);
+        }
         let image = match &target.image {
             Some(image) if !self.is_to_be_made_from_what_is_gone(target, image) => image,
             Some(image) if self.observed.images.contains_key(&image.name) => {
@@ -940,6 +953,13 @@ impl<'a> Planner<'a> {
                     ),
                 });
             }
+        }
+        if !stopped
+            && have == Have::Lost
+            && let Some(why) = self.lives_on(current, ready, again, obstacle.as_ref())
+        {
+            self.stand(name, Phase::Waiting, Some(why), fit != Fit::Changed, current);
+            return;
         }
         let decision = decide(want, have, fit, ready, again);
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
@@ -1302,6 +1322,7 @@ impl<'a> Planner<'a> {
             }
             if let Some(current) = current.filter(|_| decision == Decision::Renew) {
                 let mut requires = before.clone();
+                requires.extend(self.end_strays(Some(name), target.id.stem(), before.clone()));
                 requires.extend(self.donors_start(target));
                 before = vec![remove_steps(&mut self.plan, current, &cause, requires, None)];
             }
@@ -1320,6 +1341,8 @@ impl<'a> Planner<'a> {
             before =
                 vec![self.plan.push(Some(name), Action::Prepare(Box::new(prepare)), why, before)];
         }
+        // Not before there is something to take its place.
+        before.extend(self.end_strays(Some(name), target.id.stem(), before.clone()));
         // A joiner's process must not outlive the start of its donor into the wrong namespace.
         let donor = target.ipc.mode.donor().and_then(|it| self.donors.get(it)).cloned();
         let pause = match (&donor, decision) {
@@ -1338,7 +1361,13 @@ impl<'a> Planner<'a> {
                     before = vec![stop];
                 }
                 (_, Have::Exited | Have::Lost | Have::Created) => {
-                    before.push(self.finish_with(name, current, target, Vec::new()));
+                    let stray = self.strays.get(current.id.stem()).copied();
+                    before.push(self.finish_with(
+                        name,
+                        current,
+                        target,
+                        stray.into_iter().collect(),
+                    ));
                 }
                 (_, Have::Nothing | Have::Unstarted | Have::Ended | Have::Unknown) => {}
             }
@@ -1470,7 +1499,11 @@ impl<'a> Planner<'a> {
         current: Option<&'a Instance>,
         target: &Target<'a>,
     ) -> Option<StepId> {
-        current.map(|it| self.finish_with(name, it, target, Vec::new()))
+        current.map(|it| {
+            // A run that is written down as over is over.
+            let stray = self.end_strays(Some(name), it.id.stem(), Vec::new());
+            self.finish_with(name, it, target, stray.into_iter().collect())
+        })
     }
 
     /// Removes what the last run has left, if that is wanted; the container object keeps saying how it ended.
@@ -1652,6 +1685,12 @@ impl<'a> Planner<'a> {
                 Wish::Follow(..) | Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => None,
             })
             .collect();
+        let strays: BTreeMap<&Name, Option<StepId>> = leaving
+            .keys()
+            .map(|name| {
+                (*name, self.end_strays(Some(name), &InstanceId::stem_of(name), Vec::new()))
+            })
+            .collect();
         let instances: Vec<&'a Instance> = leaving
             .keys()
             .filter_map(|name| self.cases.get(*name))
@@ -1672,7 +1711,8 @@ impl<'a> Planner<'a> {
             }
             // Several instances of one workload are one removal.
             let by_absence = by_absence.clone().filter(|_| counted.insert(name));
-            let before = joiners.get(name).cloned().unwrap_or_default();
+            let mut before = joiners.get(name).cloned().unwrap_or_default();
+            before.extend(strays.get(name).copied().flatten());
             let step = remove_steps(&mut self.plan, instance, cause, before, by_absence);
             if let Some(donor) = donor_of(instance) {
                 joiners.entry(donor).or_default().push(step);

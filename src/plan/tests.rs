@@ -240,6 +240,7 @@ fn rows_by_have(want: Want, every: &Sets) -> Vec<Sets> {
 }
 
 mod hands;
+mod strays;
 mod model {
     //! Observed states and a model of what steps do to them.
 
@@ -443,6 +444,8 @@ mod model {
                     };
                     let instance = observed.instances.get_mut(&it.id).expect("it is there");
                     assert_eq!(instance.task, Task::None, "started twice: {plan}");
+                    let stray = observed.strays.keys().find(|stray| stray.stem() == it.id.stem());
+                    assert_eq!(stray, None, "started beside what is lost: {plan}");
                     let others = |other: &Instance| other.task.pid().is_some();
                     instance.task = Task::Running { pid: u32::try_from(inode).unwrap() };
                     instance.run = Some(Run {
@@ -472,6 +475,7 @@ mod model {
                 Action::Remove { id, .. } => {
                     let gone = observed.instances.remove(id).expect("it is there");
                     assert_eq!(gone.task, Task::None, "removed while it runs: {plan}");
+                    assert!(!observed.strays.contains_key(id), "removed while it runs: {plan}");
                 }
                 Action::Publish { id, .. } => {
                     let instance = observed.instances.get_mut(id).expect("it is there");
@@ -479,6 +483,9 @@ mod model {
                     instance.published.ns_inode = instance.view.map(|it| it.ipc_ns);
                 }
                 Action::RemoveOrphan { id, .. } => drop(observed.orphans.remove(id)),
+                Action::RemoveStray(it) => {
+                    assert!(observed.strays.remove(&it.id).is_some(), "it is there: {plan}");
+                }
                 Action::Sweep(Leftover::Hand(name, hand)) => {
                     assert_eq!(observed.hands.remove(name).as_ref(), Some(hand), "{plan}");
                 }

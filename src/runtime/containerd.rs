@@ -251,7 +251,10 @@ impl Containerd {
             // Tasks without a container object can be listed only: the last list has to do.
             Listed::Stalled => (self.tasks.each(&ids).await?, self.tasks.known()),
         };
-        let mut objects = Objects { leases, images, process, ..Objects::default() };
+        let mut objects =
+            Objects { leases, images, process, incomplete: !is_complete, ..Objects::default() };
+        let shown = tasks.keys().chain(everything.keys());
+        objects.tasks = shown.filter_map(|id| id.parse().ok()).collect();
         for record in &containers {
             let task = tasks.remove(&record.id).unwrap_or_default();
             match record::read(record) {

@@ -17,7 +17,7 @@ use super::{
     Streams, Tell, Update, verb,
 };
 use crate::content::Digest;
-use crate::observed::{Image, ImagePlace, Task};
+use crate::observed::{Image, ImagePlace, Stray, Task};
 use crate::workload::{InstanceId, Name, Signal};
 
 /// The first process of a model; far from those of the system that the tests run on.
@@ -51,6 +51,8 @@ enum Answers {
 struct State {
     containers: BTreeMap<InstanceId, Object>,
     tasks: BTreeMap<InstanceId, Running>,
+    /// What is there of instances whose tasks are forgotten; stopped ones are in the way of the next start all the same.
+    lost: BTreeMap<InstanceId, Running>,
     /// Processes beside the tasks' own, with their codes once they have ended.
     execs: BTreeMap<(InstanceId, String), Option<u32>>,
     snapshots: BTreeMap<String, Snapshot>,
@@ -111,6 +113,7 @@ impl Default for MemoryRuntime {
         let state = State {
             containers: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            lost: BTreeMap::new(),
             execs: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             leases: BTreeSet::new(),
@@ -251,7 +254,59 @@ impl MemoryRuntime {
         self.change(|state| {
             state.tasks.clear();
             state.execs.clear();
+            state.lost.clear();
         });
+    }
+
+    /// Forgets an instance, its task and its snapshot while its process lives on.
+    pub fn lose(&self, id: &InstanceId) {
+        self.change(|state| {
+            state.lost.extend(state.tasks.remove_entry(id));
+            state.containers.remove(id);
+            state.snapshots.remove(id.as_str());
+        });
+    }
+
+    /// Forgets all tasks while their processes live on, as a containerd whose state directory is gone.
+    pub fn lose_tasks(&self) {
+        self.change(State::lose_tasks);
+    }
+
+    /// Forgets all tasks, containers, snapshots and leases of ours while the processes live on, as a containerd whose
+    /// data is gone, or another one at the same place. The images are there again.
+    pub fn lose_everything(&self) {
+        self.change(|state| {
+            state.lose_tasks();
+            state.containers.retain(|_, it| matches!(it, Object::Foreign));
+            state.snapshots.clear();
+            state.leases.clear();
+        });
+    }
+
+    /// What is there of instances whose tasks were lost.
+    pub fn strays(&self) -> BTreeMap<InstanceId, Stray> {
+        let pids = |it: &Running| match it.task {
+            Task::Created { pid } | Task::Running { pid } | Task::Paused { pid } => [pid].into(),
+            Task::None | Task::Stopped { .. } | Task::Unknown => BTreeSet::new(),
+        };
+        let state = self.state();
+        let strays = state.lost.iter();
+        strays.map(|(id, it)| (id.clone(), Stray { pids: pids(it), unsure: false })).collect()
+    }
+
+    /// Tells a lost process, as the kernel does it.
+    pub fn signal_stray(&self, id: &InstanceId, signal: Signal) {
+        let mut state = self.state();
+        let ends = signal == Signal::KILL || !state.stubborn.contains(id);
+        let at = state.wall_clock();
+        if let Some(it) = state.lost.get_mut(id).filter(|_| ends) {
+            it.task = Task::Stopped { code: 128 + u32::from(signal.number()), at };
+        }
+    }
+
+    /// Removes what is in the way of its next start.
+    pub fn remove_stray(&self, id: &InstanceId) {
+        self.state().lost.remove(id);
     }
 
     /// While unreachable every verb fails; what runs goes on running.
@@ -317,7 +372,7 @@ impl MemoryRuntime {
     /// A live process, created or running.
     pub fn process(&self, pid: u32) -> Option<Process> {
         let state = self.state();
-        let (id, it) = state.tasks.iter().find(|(_, it)| match it.task {
+        let (id, it) = state.tasks.iter().chain(&state.lost).find(|(_, it)| match it.task {
             Task::Created { pid: own } | Task::Running { pid: own } | Task::Paused { pid: own } => {
                 own == pid
             }
@@ -411,6 +466,13 @@ const NOT_OURS: Refusal = Refusal(
 );
 
 impl State {
+    fn lose_tasks(&mut self) {
+        self.execs.clear();
+        let tasks = std::mem::take(&mut self.tasks);
+        let is_there = |it: &Running| !matches!(it.task, Task::Stopped { .. });
+        self.lost.extend(tasks.into_iter().filter(|(_, it)| is_there(it)));
+    }
+
     fn end(&mut self, id: &InstanceId, code: u32) {
         let at = self.wall_clock();
         if let Some(it) = self.tasks.get_mut(id)
@@ -438,7 +500,7 @@ impl State {
 
     fn new_pid(&mut self) -> u32 {
         let is_used = |pid| {
-            self.tasks.values().any(|it| match it.task {
+            self.tasks.values().chain(self.lost.values()).any(|it| match it.task {
                 Task::Created { pid: used }
                 | Task::Running { pid: used }
                 | Task::Paused { pid: used } => used == pid,
@@ -511,7 +573,8 @@ impl Runtime for MemoryRuntime {
             changes.changed().await.ok();
         }
         self.look(verb::OBSERVE, "the model", |state| {
-            let mut objects = Objects { leases: state.leases.clone(), ..Objects::default() };
+            let tasks = state.tasks.keys().cloned().collect();
+            let mut objects = Objects { leases: state.leases.clone(), tasks, ..Objects::default() };
             for (id, object) in &state.containers {
                 match object {
                     Object::Ours(record) => {
@@ -695,6 +758,13 @@ impl Runtime for MemoryRuntime {
             }
             if !state.snapshots.contains_key(id.as_str()) {
                 return Err(Refusal(ErrorKind::Missing, "it has no snapshot"));
+            }
+            // runc finds the one that it still knows.
+            if state.lost.contains_key(id) {
+                return Err(Refusal(
+                    ErrorKind::Refused,
+                    "runc create failed: container with given ID already exists",
+                ));
             }
             let pid = state.new_pid();
             let task = Task::Created { pid };

@@ -101,6 +101,7 @@ impl Event {
             Action::Remove { .. } | Action::RemoveOrphan { .. } => {
                 (EventKind::Step, EventType::Normal, "removed")
             }
+            Action::RemoveStray(_) => (EventKind::Step, EventType::Warning, "removed"),
             Action::Sweep(_) => (EventKind::Step, EventType::Normal, "swept"),
             Action::Finish(it) if it.never_ran => {
                 (EventKind::Step, EventType::Normal, "start-interrupted")

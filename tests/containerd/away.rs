@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
 use crate::program::{Site, sleeper};
-use crate::rig::{Rig, sweep};
+use crate::rig::{Engine, Rig, sweep};
 use crate::safety::assert_untouched;
 
 fn start(site: &Site, n: usize) -> Vec<(String, u32)> {
@@ -155,36 +155,142 @@ fn fill(directory: &Path) {
     while names.next().is_some_and(|it| std::fs::File::create(it).is_ok()) {}
 }
 
-/// A containerd that has lost everything, at the same address, while what the one before it started still runs.
-#[tokio::test]
-async fn nothing_runs_twice_under_a_containerd_that_has_forgotten_everything() {
-    let mut rig = Rig::start().await;
-    let site = Site::of(&rig);
-    let controller = site.controller();
-    let before = start(&site, 2);
-
-    rig.kill_containerd();
-    until_unreachable(&site);
-    for directory in ["containerd-root", "containerd-state"] {
+/// What containerd keeps goes, below what it runs.
+fn lose(rig: &Rig, directories: &[&str]) {
+    sweep::remember_sockets(rig.dir());
+    for directory in directories {
         let directory = rig.dir().join(directory);
         for mount in sweep::mounts_below(&directory).iter().rev() {
             rustix::mount::unmount(mount, UnmountFlags::DETACH).unwrap();
         }
         std::fs::remove_dir_all(&directory).unwrap();
     }
-    rig.start_containerd().await;
-    until_ready(&site);
-    // The names of instances are the same, and so is the place of runc's state: what still runs is found, ended and
-    // started anew instead of a second time.
-    for (name, old) in &before {
+}
+
+const EVERYTHING: [&str; 2] = ["containerd-root", "containerd-state"];
+
+/// The programs of all workloads, and their shims.
+fn processes(rig: &Rig) -> (usize, usize) {
+    let all = sweep::processes_of(rig.dir());
+    let count = |name: &str| {
+        let is = |it: &&sweep::Process| it.arguments.first().is_some_and(|it| it.ends_with(name));
+        all.iter().filter(is).count()
+    };
+    (count("sleep"), count("containerd-shim-runc-v2"))
+}
+
+/// Waits until each of them runs as something else, once.
+#[track_caller]
+fn until_run_anew(site: &Site, rig: &Rig, before: &[(String, u32)]) {
+    for (name, old) in before {
         site.until(name, |item| {
             let pid = item.filter(|it| it.phase == Phase::Running)?.instance.as_ref()?.pid?;
             (pid != *old).then_some(())
         });
-        assert!(!sweep::is_alive(*old), "{name} runs twice");
+        assert!(!sweep::is_alive(*old), "{name} runs twice on {}", rig.engine());
     }
-    let is_program = |it: &sweep::Process| it.arguments.first().is_some_and(|it| it == "sleep");
-    let programs = sweep::processes_of(rig.dir()).into_iter().filter(is_program).count();
-    assert_eq!(programs, before.len());
-    assert_eq!(controller.terminate(), Some(0));
+    crate::program::eventually("one program and one shim of each", || {
+        (processes(rig) == (before.len(), before.len())).then_some(())
+    });
+    site.plan_is_empty();
+}
+
+/// A containerd that has lost everything, at the same address, while what the one before it started still runs.
+#[tokio::test]
+async fn nothing_runs_twice_under_a_containerd_that_has_forgotten_everything() {
+    for engine in Engine::all() {
+        let mut rig = Rig::start_on(&engine).await;
+        let site = Site::of(&rig);
+        let controller = site.controller();
+        let before = start(&site, 2);
+
+        rig.kill_containerd();
+        until_unreachable(&site);
+        lose(&rig, &EVERYTHING);
+        rig.start_containerd().await;
+        until_ready(&site);
+        // The names of instances are the same, and so is the place of runc's state.
+        until_run_anew(&site, &rig, &before);
+        assert_eq!(controller.terminate(), Some(0));
+    }
+}
+
+/// The instance that is wanted has another name than the one that nobody remembers.
+#[tokio::test]
+async fn an_edit_while_containerd_forgets_everything_leaves_nothing_of_the_old_one() {
+    for engine in Engine::all() {
+        let mut rig = Rig::start_on(&engine).await;
+        let site = Site::of(&rig);
+        let controller = site.controller();
+        let before = start(&site, 2);
+
+        rig.kill_containerd();
+        until_unreachable(&site);
+        lose(&rig, &EVERYTHING);
+        site.write("w0.yaml", &(sleeper("w0") + "  env: [{name: OTHER, value: \"1\"}]\n"));
+        rig.start_containerd().await;
+        until_ready(&site);
+        until_run_anew(&site, &rig, &before);
+        let kept = std::fs::read_dir(site.run_dir().join("runc").join(site.namespace())).unwrap();
+        assert_eq!(kept.count(), 2, "runc keeps what nobody needs on {engine}");
+        let log = controller.log();
+        assert!(log.contains("containerd has lost it, and a process of it still runs"), "{log}");
+        assert_eq!(controller.terminate(), Some(0));
+    }
+}
+
+/// The containers are there, and what runs of them is not known: a power cut on a box whose `/run` is not in memory, or
+/// a shim that was killed while runc could not clean up after it.
+#[tokio::test]
+async fn nothing_runs_twice_whose_task_alone_is_lost() {
+    for engine in Engine::all() {
+        let mut rig = Rig::start_on(&engine).await;
+        let site = Site::of(&rig);
+        let controller = site.controller();
+        let before = start(&site, 2);
+        rig.kill_containerd();
+        until_unreachable(&site);
+        lose(&rig, &["containerd-state"]);
+        rig.start_containerd().await;
+        until_ready(&site);
+        until_run_anew(&site, &rig, &before);
+
+        let before: Vec<_> =
+            before.iter().map(|it| (it.0.clone(), site.until_running(&it.0))).collect();
+        let (kept, away) = (site.run_dir().join("runc"), site.run_dir().join("runc.away"));
+        std::fs::rename(&kept, &away).unwrap();
+        sweep::remember_sockets(rig.dir());
+        for shim in sweep::processes_of(rig.dir()) {
+            if shim.arguments.first().is_some_and(|it| it.ends_with("containerd-shim-runc-v2")) {
+                sweep::signal(shim.pid, Signal::KILL);
+            }
+        }
+        until_run_anew(&site, &rig, &before);
+        std::fs::remove_dir_all(&away).unwrap();
+        assert_eq!(controller.terminate(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn down_ends_what_containerd_has_forgotten_and_leaves_nothing() {
+    for engine in Engine::all() {
+        for lost in [&EVERYTHING[..], &["containerd-root"], &["containerd-state"]] {
+            let mut rig = Rig::start_on(&engine).await;
+            let site = Site::beside(&rig, "lost");
+            site.write("a.yaml", &(sleeper("a") + "  ipcMode: shareable\n"));
+            site.write("b.yaml", &(sleeper("b") + "  ipcMode: container:a\n"));
+            site.apply();
+            rig.kill_containerd();
+            lose(&rig, lost);
+            rig.start_containerd().await;
+            site.run(&["down", "--dry-run"]).exits(0).says(&["a-", "b-"]);
+            site.run(&["down"]).exits(0);
+            assert_eq!(processes(&rig), (0, 0), "{engine} without {lost:?}");
+            // It waits for containerd by itself.
+            let left = std::thread::scope(|it| {
+                it.spawn(|| crate::crash::left_after_down(&rig, &site)).join().unwrap()
+            });
+            assert_eq!(left, Vec::<String>::new(), "{engine} without {lost:?}");
+        }
+    }
 }

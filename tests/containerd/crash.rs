@@ -520,9 +520,13 @@ async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
 }
 
 /// A new effect has to be walked too.
+///
+/// Not those for what containerd has lost: it would have to lose everything of everybody who shares it. They are
+/// interrupted in memory, and made for real where a containerd of its own forgets all it knew.
 #[track_caller]
 pub(crate) fn assert_all_were_walked(walked: &BTreeSet<String>) {
-    let left: Vec<_> = EFFECTS.iter().filter(|it| !walked.contains(**it)).collect();
+    let is_walked = |it: &str| walked.contains(it) || it.starts_with("stray/");
+    let left: Vec<_> = EFFECTS.iter().filter(|it| !is_walked(it)).collect();
     assert!(left.is_empty(), "no walk comes to {left:?}");
 }
 

@@ -174,7 +174,12 @@ fn others_things() -> Vec<Leg> {
     vec![
         leg("unpinned", &[], 0, unpin).at(&["publish"]),
         leg("leftover", &[], 0, leave).at(&["sweep"]),
-        leg("image", &["b"], 0, image).at(&["import"]),
+        leg("image", &["b"], 0, image).at(&[
+            "import/lease",
+            "import/blob",
+            "import/image",
+            "import/release",
+        ]),
         leg("remove", &[], 0, away(&["b"])).at(&[]),
         leg("directory", &["b"], 0, directory).at(&["start/directory"]),
         leg("remove", &[], 0, away(&["b"])).at(&[]),

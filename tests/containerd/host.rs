@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use evenkeel::host::linux::LinuxHost;
-use evenkeel::host::memory::MemoryHost;
-use evenkeel::host::{Ask, Facts, Host, Process, ProcessIpc, ProcessShm, mountinfo};
-use evenkeel::observed::{FileKind, Published, View, published_paths};
+use evenkeel::host::memory::{Lost, MemoryHost};
+use evenkeel::host::{Ask, Facts, Host, Process, ProcessIpc, ProcessShm, Whom, mountinfo};
+use evenkeel::observed::{FileKind, Published, Stray, View, published_paths};
 use evenkeel::rundir::RunDirectory;
-use evenkeel::workload::{Bytes, InstanceId};
+use evenkeel::workload::{Bytes, InstanceId, Signal};
 
 use crate::program::eventually;
 use crate::rig::sweep;
@@ -37,6 +37,8 @@ trait Harness {
     fn leave_directory(&self, id: &InstanceId);
     /// Number of mounts on `shm` and the size in bytes of the one on top.
     fn shm(&self, id: &InstanceId) -> (usize, Option<u64>);
+    /// Starts a process of an instance that no runtime knows of; the low-level one keeps what it keeps of each.
+    fn strand(&mut self, id: &InstanceId) -> u32;
     /// A path for a bind source.
     fn source(&self, name: &str, kind: FileKind) -> PathBuf;
 }
@@ -44,6 +46,7 @@ trait Harness {
 struct Memory {
     host: MemoryHost,
     processes: Arc<Mutex<BTreeMap<u32, Process>>>,
+    lost: Arc<Mutex<BTreeMap<InstanceId, Stray>>>,
     last_pid: u32,
 }
 
@@ -57,7 +60,16 @@ impl Harness for Memory {
             Path::new("/run/evenkeel"),
             Arc::new(move |pid| known.lock().unwrap().get(&pid).cloned()),
         );
-        Self { host, processes, last_pid: 100 }
+        let lost: Arc<Mutex<BTreeMap<InstanceId, Stray>>> = Arc::default();
+        let (all, signal, remove) = (Arc::clone(&lost), Arc::clone(&lost), Arc::clone(&lost));
+        let host = host.with_lost(Lost {
+            all: Arc::new(move || all.lock().unwrap().clone()),
+            signal: Arc::new(move |id, _| {
+                signal.lock().unwrap().get_mut(id).unwrap().pids.clear();
+            }),
+            remove: Arc::new(move |id| drop(remove.lock().unwrap().remove(id))),
+        });
+        Self { host, processes, lost, last_pid: 100 }
     }
 
     fn host(&self) -> &MemoryHost {
@@ -75,6 +87,13 @@ impl Harness for Memory {
         // The controller looks at every process before it runs; who joins is joined from then on.
         self.host.view(pid).unwrap().unwrap();
         pid
+    }
+
+    fn strand(&mut self, id: &InstanceId) -> u32 {
+        self.last_pid += 1;
+        let stray = Stray { pids: [self.last_pid].into(), unsure: false };
+        self.lost.lock().unwrap().insert(id.clone(), stray);
+        self.last_pid
     }
 
     fn end(&mut self, pid: u32) {
@@ -106,6 +125,8 @@ struct Linux {
     directory: Option<tempfile::TempDir>,
     host: LinuxHost,
     children: Vec<Child>,
+    /// Where the cgroups of its instances are.
+    cgroups: PathBuf,
 }
 
 impl Harness for Linux {
@@ -113,8 +134,12 @@ impl Harness for Linux {
 
     fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("evenkeel host ").tempdir().unwrap();
-        let host = LinuxHost::new(&directory.path().join("run")).unwrap();
-        Self { directory: Some(directory), host, children: Vec::new() }
+        let parent = format!("evenkeel-host-{}", std::process::id());
+        let host = LinuxHost::new(&directory.path().join("run"), &format!("/{parent}")).unwrap();
+        let roots = ["/sys/fs/cgroup/devices", "/sys/fs/cgroup"].map(PathBuf::from);
+        let root = roots.into_iter().find(|it| it.join("cgroup.procs").exists()).unwrap();
+        let cgroups = root.join(parent);
+        Self { directory: Some(directory), host, children: Vec::new(), cgroups }
     }
 
     fn host(&self) -> &LinuxHost {
@@ -181,6 +206,12 @@ impl Harness for Linux {
         (mounts.len(), size)
     }
 
+    fn strand(&mut self, id: &InstanceId) -> u32 {
+        let pid = self.member(id.as_str(), command(&["sleep", "600"]));
+        self.keep(id, pid);
+        pid
+    }
+
     fn source(&self, name: &str, kind: FileKind) -> PathBuf {
         let path = self.directory.as_ref().unwrap().path().join(name);
         match kind {
@@ -208,14 +239,7 @@ impl Drop for Linux {
             child.kill().ok();
             child.wait().ok();
         }
-        let cgroup = self.cgroup();
-        for instance in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
-            // Its files go with it.
-            if instance.path().is_dir() {
-                fs::remove_dir(instance.path()).ok();
-            }
-        }
-        fs::remove_dir(cgroup).ok();
+        sweep::remove_cgroups(&self.cgroups);
         // A failed test leaves its mounts; they would keep the directory.
         if let Some(directory) = &self.directory {
             for mount in mounts_below(directory.path()).iter().rev() {
@@ -235,6 +259,37 @@ fn mounts_below(path: &Path) -> Vec<mountinfo::Mount> {
     let mut mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").unwrap());
     mounts.retain(|mount| mount.point.starts_with(path));
     mounts
+}
+
+impl Linux {
+    /// A process in the cgroup at that path below that of all instances.
+    fn member(&mut self, cgroup: &str, mut process: Command) -> u32 {
+        let cgroup = self.cgroups.join(cgroup);
+        fs::create_dir_all(&cgroup).unwrap();
+        let child = process.stdin(Stdio::null()).spawn().unwrap();
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+        self.children.push(child);
+        self.children.last().unwrap().id()
+    }
+
+    fn bundle(&self, id: &InstanceId) -> PathBuf {
+        let state = fs::canonicalize(self.directory.as_ref().unwrap().path()).unwrap();
+        state.join("state/evenkeel").join(id.as_str())
+    }
+
+    /// What runc keeps of a container.
+    fn keep(&self, id: &InstanceId, pid: u32) {
+        let kept = self.run().join("runc/evenkeel").join(id.as_str());
+        fs::create_dir_all(&kept).unwrap();
+        let start = evenkeel::host::linux::start_time(pid).unwrap();
+        let rootfs = self.bundle(id).join("rootfs");
+        fs::create_dir_all(&rootfs).unwrap();
+        let state = format!(
+            r#"{{"id":"{id}","init_process_pid":{pid},"init_process_start":{start},"config":{{"rootfs":"{}"}}}}"#,
+            rootfs.display()
+        );
+        fs::write(kept.join("state.json"), state).unwrap();
+    }
 }
 
 const MIB: Bytes = Bytes::new(1 << 20).unwrap();
@@ -559,6 +614,38 @@ fn clocks_do_not_go_back_and_say_the_day<T: Harness>() {
     assert!(wall.starts_with("20") && wall.ends_with('Z'), "{wall}");
 }
 
+fn strays<H: Host>(host: &H, tasks: &[&InstanceId]) -> BTreeMap<InstanceId, Stray> {
+    let tasks = Some(tasks.iter().map(|it| (*it).clone()).collect());
+    let facts = host.observe(&Ask { tasks, ..Ask::default() }).unwrap();
+    assert_eq!(facts.strays_unknown, None);
+    facts.strays
+}
+
+fn what_no_runtime_knows_of_is_found_ended_and_removed<T: Harness>() {
+    let mut it = T::new();
+    let (lost, other) = (id("a-0123456789"), id("b-0123456789"));
+    assert_eq!(strays(it.host(), &[]), BTreeMap::new());
+    let pid = it.strand(&lost);
+    let bystander = it.strand(&other);
+    let stray = |pids: &[u32]| Stray { pids: pids.iter().copied().collect(), unsure: false };
+    let found = strays(it.host(), &[&other]);
+    assert_eq!(found, BTreeMap::from([(lost.clone(), stray(&[pid]))]));
+    assert_eq!(it.host().stray(&lost).unwrap(), Some(stray(&[pid])));
+    assert!(facts(it.host()).strays.is_empty(), "nobody has asked");
+    // What runs keeps all that it has.
+    it.host().remove_stray(&lost).unwrap_err();
+    assert!(it.host().signal_stray(&lost, Whom::All, Signal::KILL).unwrap());
+    let ended = || (it.host().stray(&lost).unwrap() == Some(stray(&[]))).then_some(());
+    eventually("the end of the process", ended);
+    assert!(!it.host().signal_stray(&lost, Whom::Main, Signal::KILL).unwrap());
+    assert_eq!(strays(it.host(), &[&other]), BTreeMap::from([(lost.clone(), stray(&[]))]));
+    for _ in 0..2 {
+        it.host().remove_stray(&lost).unwrap();
+        assert_eq!(it.host().stray(&lost).unwrap(), None);
+    }
+    assert_eq!(strays(it.host(), &[]), BTreeMap::from([(other, stray(&[bystander]))]));
+}
+
 macro_rules! contract {
     ($($case:ident)*) => {
         mod memory {
@@ -571,6 +658,7 @@ macro_rules! contract {
 }
 
 contract! {
+    what_no_runtime_knows_of_is_found_ended_and_removed
     an_untouched_host_publishes_nothing
     publishing_shm_twice_is_one_mount
     a_size_is_rounded_up_to_a_page_and_stays_one_mount
@@ -813,6 +901,76 @@ fn only_a_process_in_the_cgroup_of_its_instance_is_killed() {
     std::fs::remove_dir(parent.join("a-1")).unwrap();
     std::fs::remove_dir(parent).unwrap();
     assert!(is_alive, "it was killed as another instance's");
+}
+
+#[test]
+fn a_process_of_a_lost_instance_is_found_however_deep_it_is_and_its_main_one_is_told_apart() {
+    let mut it = Linux::new();
+    let lost = id("a-0123456789");
+    let main = it.strand(&lost);
+    let deep = it.member("a-0123456789/x/y", command(&["sleep", "600"]));
+    // Another one's, whose name begins like that.
+    let other = it.member("a-01234567890", command(&["sleep", "600"]));
+    assert_eq!(strays(&it.host, &[])[&lost].pids, BTreeSet::from([main, deep]));
+    assert!(it.host.signal_stray(&lost, Whom::Main, Signal::TERM).unwrap());
+    eventually("the end of the first", || {
+        (strays(&it.host, &[])[&lost].pids == BTreeSet::from([deep])).then_some(())
+    });
+    // Its pid may be another process's by now: that is not the one that runc has started.
+    it.keep(&lost, deep);
+    let state = it.run().join("runc/evenkeel/a-0123456789/state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, text.replace("\"init_process_start\":", "\"init_process_start\":1")).unwrap();
+    assert!(!it.host.signal_stray(&lost, Whom::Main, Signal::KILL).unwrap());
+    assert!(it.host.signal_stray(&lost, Whom::All, Signal::KILL).unwrap());
+    eventually("the end of all", || strays(&it.host, &[])[&lost].pids.is_empty().then_some(()));
+    it.host.remove_stray(&lost).unwrap();
+    assert!(!it.cgroups.join("a-0123456789").exists());
+    assert!(sweep::is_alive(other));
+}
+
+#[test]
+fn the_shim_and_the_root_file_system_of_exactly_the_lost_container_go() {
+    let mut it = Linux::new();
+    let (lost, other) = (id("a-0123456789"), id("b-0123456789"));
+    for id in [&lost, &other] {
+        let pid = it.strand(id);
+        it.host.signal_stray(id, Whom::All, Signal::KILL).unwrap();
+        eventually("the end", || (!sweep::is_alive(pid)).then_some(()));
+        let rootfs = it.bundle(id).join("rootfs");
+        rustix::mount::mount("root", &rootfs, "tmpfs", rustix::mount::MountFlags::empty(), None)
+            .unwrap();
+    }
+    // A shell that is called as a shim is, works where it works, and does what it is told.
+    let program = it.directory.as_ref().unwrap().path().join("containerd-shim-x");
+    fs::copy("/bin/sh", &program).unwrap();
+    let shim = |it: &mut Linux, id: &InstanceId, named: &str| {
+        let mut shim = Command::new(&program);
+        let script = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+        shim.args(["-c", script, "sh", "-id", named]).current_dir(it.bundle(id));
+        it.children.push(shim.spawn().unwrap());
+        it.children.last().unwrap().id()
+    };
+    let own = shim(&mut it, &lost, lost.as_str());
+    // In another containerd's bundle of the same name, and another one's that somebody started in this bundle.
+    let others = [shim(&mut it, &other, lost.as_str()), shim(&mut it, &lost, other.as_str())];
+    eventually("the shims", || {
+        let comm = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        let all = [own, others[0], others[1]];
+        all.iter().all(|it| comm(*it).starts_with("containerd-shim")).then_some(())
+    });
+    // Gone below it, as when somebody removes containerd's state.
+    eventually("the end of its shim", || {
+        (!it.host.signal_stray(&lost, Whom::Shim, Signal::TERM).unwrap()).then_some(())
+    });
+    assert!(!sweep::is_alive(own));
+    assert!(others.iter().all(|it| sweep::is_alive(*it)));
+    it.host.remove_stray(&lost).unwrap();
+    let left: Vec<PathBuf> = mounts_below(&it.bundle(&lost).join("../..").canonicalize().unwrap())
+        .into_iter()
+        .map(|it| it.point)
+        .collect();
+    assert_eq!(left, [it.bundle(&other).join("rootfs")]);
 }
 
 #[test]

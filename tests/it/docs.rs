@@ -144,6 +144,7 @@ fn every_reason_that_the_sources_give_is_explained_and_no_other() {
         "src/plan/diff.rs",
         "src/plan/diff/execs.rs",
         "src/plan/diff/hands.rs",
+        "src/plan/diff/strays.rs",
         "src/oci.rs",
         "src/observed.rs",
         "src/controller/execute.rs",

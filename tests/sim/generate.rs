@@ -266,10 +266,11 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
                 _ => Step::Litter { kind: "lease".to_owned(), id: format!("{name}-{own:010x}") },
             });
         }
-        49 => steps.push(match dice.below(3) {
+        49 => steps.push(match dice.below(5) {
             0 => Step::Pause { name },
             1 => Step::Stubborn { name },
-            _ => Step::LoseContainer { name },
+            2 => Step::LoseContainer { name },
+            it => Step::LoseEverything { tasks_only: it == 3 },
         }),
         50 => {
             steps.push(Step::Hang { name: name.clone(), hung: true });

@@ -260,6 +260,13 @@ impl Judge {
         }
     }
 
+    /// Nobody sees the end of a run that is lost.
+    pub(crate) fn ended(&mut self, id: &InstanceId) {
+        if let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut()) {
+            run.ended.get_or_insert(Instant::now());
+        }
+    }
+
     pub(crate) fn approve(&mut self, ids: impl Iterator<Item = InstanceId>) {
         self.approved.extend(ids);
     }
@@ -1014,10 +1021,12 @@ impl Judge {
         self.sizes.push((size, Instant::now()));
         let mut live: BTreeMap<String, InstanceId> = BTreeMap::new();
         let tasks = objects.containers.iter().map(|it| (&it.id, &it.task));
-        for (id, task) in tasks.chain(&objects.orphans) {
-            if is_live(task)
-                && let Some(other) = live.insert(id.stem().to_owned(), id.clone())
-            {
+        let known = tasks.chain(&objects.orphans).filter(|it| is_live(it.1)).map(|it| it.0);
+        // What the runtime has lost runs all the same.
+        let strays = runtime.strays();
+        let lost = strays.iter().filter(|it| !it.1.pids.is_empty()).map(|it| it.0);
+        for id in known.chain(lost) {
+            if let Some(other) = live.insert(id.stem().to_owned(), id.clone()) {
                 self.check("never-two", false, || format!("{id} runs beside {other}"));
             }
         }

@@ -100,6 +100,10 @@ pub(crate) enum Step {
     LoseContainer {
         name: String,
     },
+    /// containerd forgets its tasks, or containers and all, and what runs goes on.
+    LoseEverything {
+        tasks_only: bool,
+    },
     /// The next call of that verb fails.
     Fail {
         verb: String,
@@ -212,6 +216,8 @@ impl fmt::Display for Step {
             Self::Pause { name } => write!(f, "pause {name}"),
             Self::Hang { name, hung } => write!(f, "hang {name} {}", on(*hung)),
             Self::LoseContainer { name } => write!(f, "lose {name}"),
+            Self::LoseEverything { tasks_only: true } => f.write_str("lose-tasks"),
+            Self::LoseEverything { tasks_only: false } => f.write_str("lose-everything"),
             Self::Fail { verb, when, refused } => {
                 let when = if *when == When::Before { "before" } else { "after" };
                 let how = if *refused { "refused" } else { "unreachable" };
@@ -302,6 +308,8 @@ impl FromStr for Step {
             "pause" => Self::Pause { name: own },
             "hang" => two().map(|(name, it)| Self::Hang { name, hung: it == "on" })?,
             "lose" => Self::LoseContainer { name: own },
+            "lose-tasks" => Self::LoseEverything { tasks_only: true },
+            "lose-everything" => Self::LoseEverything { tasks_only: false },
             "fail" => {
                 let mut words = rest.splitn(3, ' ');
                 let when = match words.next() {

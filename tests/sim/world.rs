@@ -7,7 +7,7 @@ use std::time::Duration;
 use evenkeel::backoff::Delays;
 use evenkeel::controller::{Controller, Crash, Edge, Ended, Goal, observe_once};
 use evenkeel::desired::{Believing, DesiredState, History};
-use evenkeel::host::memory::{MemoryHost, process_of};
+use evenkeel::host::memory::{Lost, MemoryHost, process_of};
 use evenkeel::host::{Ask, Host as _};
 use evenkeel::image::Archives;
 use evenkeel::observed::{Hand, HandKind, Image, ImageConfig, ImagePlace, Task};
@@ -187,7 +187,12 @@ impl World {
         let processes = memory.clone();
         let processes = Arc::new(move |pid| processes.process(pid).map(|it| process_of(&it.spec)));
         let run = directory.path().join("run");
-        let host = MemoryHost::new(&run, processes).with_runtime_clock();
+        let (all, signal, remove) = (memory.clone(), memory.clone(), memory.clone());
+        let host = MemoryHost::new(&run, processes).with_runtime_clock().with_lost(Lost {
+            all: Arc::new(move || all.strays()),
+            signal: Arc::new(move |id, it| signal.signal_stray(id, it)),
+            remove: Arc::new(move |id| remove.remove_stray(id)),
+        });
         let policy = Policy {
             ipc: IpcDefaults::default(),
             restart: RestartPolicy::Always,
@@ -364,6 +369,7 @@ impl World {
                     self.shared.judge(|it| it.lost(&id, name));
                 }
             }
+            Step::LoseEverything { tasks_only } => self.lose(*tasks_only),
             Step::Fail { verb, when, refused } => self.shared.fail(verb, *when, *refused),
             Step::Slow { verb, ms } => self.shared.slow(verb, *ms),
             Step::FailHost { verb } => {
@@ -433,6 +439,16 @@ impl World {
         }
         // What is ready now happens now.
         tokio::task::yield_now().await;
+    }
+
+    /// What runs goes on, and the runtime knows nothing of it any more.
+    fn lose(&self, tasks_only: bool) {
+        let memory = &self.shared.memory;
+        for container in objects(memory).containers {
+            let (id, name) = (&container.id, container.name.as_str());
+            self.shared.judge(|it| if tasks_only { it.ended(id) } else { it.lost(id, name) });
+        }
+        if tasks_only { memory.lose_tasks() } else { memory.lose_everything() }
     }
 
     fn exit(&self, id: &InstanceId, code: u32) {
@@ -591,8 +607,22 @@ impl World {
         if !plan.is_empty() {
             return self.blame("second-look-plans-nothing", &plan.to_string());
         }
-        if !observed.leftovers.is_empty() || !observed.orphans.is_empty() {
-            let left = format!("{:?} {:?}", observed.leftovers, observed.orphans);
+        let lost = self.shared.memory.strays();
+        let mut strays = lost.clone();
+        // What runs goes on while nothing can take its place, or a file may hide what it is; and that is told.
+        let told = |id: &InstanceId| {
+            let is_its = |it: &(&Name, &plan::Standing)| InstanceId::stem_of(it.0) == id.stem();
+            match plan.standings.iter().find(is_its) {
+                Some((_, standing)) => standing.message.contains("containerd has lost it"),
+                None => desired
+                    .sources
+                    .values()
+                    .any(|it| !it.blockers.is_empty() || !it.partial.is_empty()),
+            }
+        };
+        strays.retain(|id, it| it.pids.is_empty() || !told(id));
+        if !observed.leftovers.is_empty() || !observed.orphans.is_empty() || !strays.is_empty() {
+            let left = format!("{:?} {:?} {strays:?}", observed.leftovers, observed.orphans);
             return self.blame("nothing-left-over", &left);
         }
         let objects = objects(&self.shared.memory);
@@ -603,14 +633,16 @@ impl World {
         let facts = self.shared.host.observe(&Ask::default()).expect("it can be looked at");
         for id in facts.published.keys() {
             let runs = objects.containers.iter().any(|it| it.id == *id && it.task.pid().is_some());
-            if !runs {
+            if !runs && !lost.contains_key(id) {
                 return self.blame("nothing-left-over", &format!("published paths of {id}"));
             }
         }
         let logs = std::fs::read_dir(self.logs()).into_iter().flatten().flatten();
         for entry in logs {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !objects.containers.iter().any(|it| it.id.as_str() == name) {
+            if !objects.containers.iter().any(|it| it.id.as_str() == name)
+                && !lost.keys().any(|it| it.as_str() == name)
+            {
                 return self.blame("nothing-left-over", &format!("logs of {name}"));
             }
         }
@@ -642,7 +674,7 @@ impl World {
             let standing = plan.standings.iter().find(|(it, _)| it.as_str() == name).map(|it| it.1);
             let excuse = standing.is_some_and(|it| {
                 matches!(it.phase, Phase::Completed | Phase::Failed)
-                    || it.reason == "image-missing"
+                    || matches!(it.reason, "image-missing" | "task-lost")
                     || it.reason.contains("donor")
             });
             // A foreign container sits where it should be.

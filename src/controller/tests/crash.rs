@@ -155,6 +155,15 @@ const SCENARIOS: &[Scenario] = &[
         },
     },
     Scenario {
+        what: "a lost container with its task",
+        before: &[BYSTANDER, ("a", r#""ipcMode": "shareable", "stop": {"timeout": "1s"}"#)],
+        change: |it| {
+            let id = InstanceId::new(&name("a"), &it.revision("a"));
+            it.runtime.ignore_signals(&id);
+            it.runtime.lose(&id);
+        },
+    },
+    Scenario {
         what: "leftovers",
         before: &[BYSTANDER],
         change: |it| {

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::super::*;
 use crate::backoff::Delays;
 use crate::desired::{Origin, Source, SourceState, Wanted};
-use crate::host::memory::{MemoryHost, process_of};
+use crate::host::memory::{Lost, MemoryHost, process_of};
 use crate::image::Archives;
 use crate::observed::{HandKind, Image, ImageConfig, ImagePlace, Published};
 use crate::plan::LogDefaults;
@@ -91,6 +91,12 @@ impl Harness {
         let processes = Arc::new(move |pid| processes.process(pid).map(|it| process_of(&it.spec)));
         let run = directory.path().join("run");
         let host = MemoryHost::new(&run, processes).with_runtime_clock();
+        let (all, signal, remove) = (runtime.clone(), runtime.clone(), runtime.clone());
+        let host = host.with_lost(Lost {
+            all: Arc::new(move || all.strays()),
+            signal: Arc::new(move |id, it| signal.signal_stray(id, it)),
+            remove: Arc::new(move |id| remove.remove_stray(id)),
+        });
         let policy = Policy {
             ipc: IpcDefaults::default(),
             restart: RestartPolicy::Always,
@@ -416,6 +422,7 @@ impl Harness {
         let facts = self.host.observe(&Ask::default()).unwrap();
         all.extend(facts.published.keys().map(|it| format!("published {it}")));
         all.extend(observed.orphans.keys().map(|it| format!("orphan {it}")));
+        all.extend(observed.strays.keys().map(|it| format!("stray {it}")));
         all.extend(observed.leftovers.iter().map(|it| format!("leftover {it}")));
         let objects = self.runtime.observe(&BTreeSet::new()).await.unwrap();
         all.extend(objects.leases.iter().map(|it| format!("lease {it}")));

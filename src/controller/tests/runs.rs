@@ -181,7 +181,7 @@ async fn delay_after(spec: &str, configured: impl FnOnce(&mut Policy), lasted: u
     it.until_running("a").await;
     let run = it.instance("a").await.run.unwrap().at;
     let ran = it.host.now().since(run);
-    tokio::time::sleep(Duration::from_millis(lasted) - ran).await;
+    tokio::time::sleep(Duration::from_millis(lasted).saturating_sub(ran)).await;
     it.exit("a", 1).await;
     let (ended, before) = (it.clock(), it.starts("a").len());
     while it.starts("a").len() == before {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{donor_of, donors_last, ended, has_ended, is_ending, stop_of, was_stopped};
+use super::{donor_of, donors_last, ended, has_ended, is_ending, stop_of, strays, was_stopped};
 use crate::desired::BootTime;
 use crate::observed::{Instance, ObservedState, Task};
 use crate::plan::{Action, Cause, Finish, MachineEnd, Plan, StepId};
-use crate::workload::{Name, Span, StopTimeout};
+use crate::workload::{InstanceId, Name, Span, StopTimeout};
 
 /// Between the end of those who join and the end of whom they join: none, but who ends next is planned when it is
 /// known what is left of the time.
@@ -34,11 +34,7 @@ pub fn shutdown(
         match &instance.task {
             Task::Created { .. } | Task::Running { .. } | Task::Paused { .. } => {
                 let mut stop = stop_of(instance);
-                stop.timeout = StopTimeout::After(match stop.timeout {
-                    StopTimeout::After(Span(own)) => Span(own.min(left)),
-                    // The machine does not wait for ever.
-                    StopTimeout::Never => Span(left),
-                });
+                stop.timeout = at_most(stop.timeout, left);
                 let mut before = joiners.get(&instance.name).cloned().unwrap_or_default();
                 if left.is_zero() {
                     // Now each is killed, and nobody waits for one that nothing ends.
@@ -62,6 +58,13 @@ pub fn shutdown(
             Task::None | Task::Unknown => {}
         }
     }
+    let runs = |id: &InstanceId| observed.strays.get(id).is_some_and(|it| !it.pids.is_empty());
+    for step in strays::end_all(&mut plan, observed, &Cause::Shutdown(why), runs).values() {
+        let action = plan.steps.get_mut(step.0).map(|it| &mut it.action);
+        if let Some(Action::RemoveStray(stray)) = action {
+            stray.timeout = at_most(stray.timeout, left);
+        }
+    }
     for (id, task) in &observed.orphans {
         if *task != Task::Unknown {
             let remove = Action::RemoveOrphan { id: id.clone(), pid: task.pid() };
@@ -69,6 +72,14 @@ pub fn shutdown(
         }
     }
     plan
+}
+
+fn at_most(own: StopTimeout, left: Duration) -> StopTimeout {
+    StopTimeout::After(match own {
+        StopTimeout::After(Span(own)) => Span(own.min(left)),
+        // The machine does not wait for ever.
+        StopTimeout::Never => Span(left),
+    })
 }
 
 fn finish(instance: &Instance, now: BootTime, code: u32, at: &str) -> Finish {

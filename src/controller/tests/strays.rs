@@ -1,0 +1,127 @@
+//! A runtime that has lost what runs: nothing runs twice, and nothing is left running.
+
+use std::io;
+
+use super::*;
+use crate::plan::RemoveStray;
+use crate::status::Item;
+
+/// What runs of all workloads, known to the runtime or not.
+async fn processes(it: &Harness) -> usize {
+    let lost: usize = it.runtime.strays().values().map(|it| it.pids.len()).sum();
+    it.pids().await.len() + lost
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_runtime_has_lost_runs_once_whether_its_manifest_changed_or_not() {
+    for everything in [true, false] {
+        for edit in [true, false] {
+            let mut it = Harness::with(&[("a", ""), ("b", "")]).await;
+            let before = it.pids().await;
+            if everything {
+                it.runtime.lose_everything();
+            } else {
+                it.runtime.lose_tasks();
+            }
+            if edit {
+                it.want("a", r#""args": ["5"]"#);
+            }
+            it.until("it runs as something else", |status| {
+                let pid = |it: &Item| it.instance.as_ref().and_then(|it| it.pid);
+                let is_new = |it: &Item| pid(it).is_some_and(|pid| pid != before[&it.name]);
+                status.items.len() == 2 && status.items.iter().all(is_new)
+            })
+            .await;
+            it.idle().await;
+            assert_eq!(processes(&it).await, 2, "everything {everything}, edit {edit}");
+            assert!(it.runtime.strays().is_empty());
+            assert!(it.plan().await.is_empty());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn down_ends_what_a_runtime_has_lost() {
+    let mut it = Harness::with(&[("a", ""), ("b", r#""ipcMode": "shareable""#)]).await;
+    it.kill().await;
+    it.runtime.lose_everything();
+    let names = Some([name("a")].into());
+    assert_eq!(it.once(Goal::Down { names }).await, Ended::Converged);
+    assert_eq!(it.runtime.strays().len(), 1);
+    assert_eq!(it.once(Goal::Down { names: None }).await, Ended::Converged);
+    assert_eq!((processes(&it).await, it.everything().await), (0, Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn down_does_not_say_that_all_is_gone_where_nobody_can_look() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    it.kill().await;
+    it.runtime.lose_everything();
+    it.host.hide_strays(Some("no cgroups"));
+    assert_eq!(it.once(Goal::Down { names: None }).await, Ended::NotConverged);
+    it.host.hide_strays(None);
+    assert_eq!(it.once(Goal::Down { names: None }).await, Ended::Converged);
+    assert_eq!(processes(&it).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_asked_to_end_and_killed_when_its_time_is_over() {
+    for (stubborn, least, most) in [(false, 0, 2000), (true, 5000, 7000)] {
+        let it = Harness::with(&[("a", r#""stop": {"timeout": "5s"}"#)]).await;
+        if stubborn {
+            it.runtime.ignore_signals(&it.id_of("a").await);
+        }
+        it.runtime.lose_tasks();
+        let begun = it.clock();
+        while !it.runtime.strays().is_empty() {
+            it.after(0.05).await;
+            assert!(it.clock() - begun < 60_000, "it is never ended");
+        }
+        let took = it.clock() - begun;
+        assert!((least..most).contains(&took), "stubborn {stubborn}: {took} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_ended_holds_its_own_workload_and_says_why() {
+    let mut it = Harness::with(&[("a", ""), ("b", "")]).await;
+    let before = it.pids().await;
+    it.kill().await;
+    it.runtime.lose_everything();
+    it.host.fail_next("remove_stray", io::ErrorKind::PermissionDenied);
+    it.run();
+    let has_failed = |it: &&Item| it.reason == "remove-failed";
+    it.until("one fails", |it| it.items.iter().any(|it| has_failed(&it))).await;
+    let failed = it.status().items.iter().find(has_failed).unwrap().clone();
+    assert!(failed.message.contains("permission denied"), "{}", failed.message);
+    let other = if failed.name == "a" { "b" } else { "a" };
+    it.until_running(other).await;
+    assert_ne!(it.pid_of(other).await, before[other]);
+    // The next try does it.
+    it.until_running(&failed.name).await;
+    it.idle().await;
+    assert_eq!(processes(&it).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_runtime_has_after_all_is_not_touched() {
+    let it = Harness::with(&[("a", "")]).await;
+    let (pid, id) = (it.pid_of("a").await, it.id_of("a").await);
+    // Of a look that was made before its task was there.
+    let step = Step {
+        name: Some(name("a")),
+        action: Action::RemoveStray(RemoveStray {
+            id: id.clone(),
+            signal: Signal::KILL,
+            timeout: StopTimeout::After(Span(Duration::ZERO)),
+        }),
+        cause: Cause::Stray { processes: 1 },
+        requires: Vec::new(),
+        pause: Duration::ZERO,
+    };
+    it.host.fail_next("signal_stray", io::ErrorKind::Other);
+    it.host.fail_next("remove_stray", io::ErrorKind::Other);
+    let (done, _) = it.edge().carry_out(&step, None).await;
+    assert!(done.is_ok(), "{done:?}");
+    assert_eq!(it.pid_of("a").await, pid);
+}
