@@ -246,14 +246,17 @@ pub(super) async fn connect(
         },
     };
     let is_recorded = recorded.is_some();
-    let snapshotter = match recorded {
+    let mut snapshotter = match recorded {
         Some(record) => record.snapshotter,
         // To find out mounts and makes directories, and nobody who only looks makes snapshots.
         None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
         None => decide_snapshotter(settings, &decision, &embedded)?,
     };
-    let runtime = Containerd::new(runtime_settings(settings, address, snapshotter.clone())?)
-        .map_err(|error| Failure::environment(&error))?;
+    let through = |snapshotter: &str| {
+        Containerd::new(runtime_settings(settings, address.clone(), snapshotter.to_owned())?)
+            .map_err(|error| Failure::environment(&error))
+    };
+    let mut runtime = through(&snapshotter)?;
     let cgroup_parent = crate::config::cgroup_parent(&settings.run_directory);
     let host = LinuxHost::new(&settings.run_directory, &cgroup_parent)
         .map_err(|error| Failure::environment(&error))?;
@@ -268,6 +271,21 @@ pub(super) async fn connect(
         oom_score_adj = pid.and_then(oom_score_adj_under);
         if start != Start::Nothing {
             claim(&runtime, settings, take_over).await?;
+        }
+        let used = runtime.snapshotters().await.map_err(|error| Failure::environment(&error))?;
+        // With another one the writable layers of what is there would be taken for lost, and made anew.
+        if let Some(other) = used.iter().find(|it| **it != snapshotter) {
+            if is_recorded || used.len() > 1 {
+                let state = settings.state_directory.display();
+                let message = format!(
+                    "containers of ours have their files in the snapshotter `{other}`, and not in `{snapshotter}`, \
+                     which `{state}/engine.json` names or this box would choose: nothing of them would be found. Put \
+                     `{other}` there, or remove those containers with the `evenkeel` that made them"
+                );
+                return Err(Failure::new(Exit::Environment, message));
+            }
+            snapshotter.clone_from(other);
+            runtime = through(&snapshotter)?;
         }
         // Only now: a place that does not answer must not bind anybody. And before anything is made there.
         if start == Start::Engine && !is_recorded {
@@ -428,10 +446,11 @@ pub(super) async fn stop_engine(settings: &Settings) -> Result<(), Failure> {
     }
 }
 
-/// Removes what is empty and ours once everything is down; what is not empty stays.
+/// Removes what is empty and ours once everything is down, the directory of logs too; what is not empty stays.
 pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings) {
     let path = run.path().to_owned();
     let cgroup = crate::config::cgroup_parent(&settings.run_directory);
+    let logs = settings.log_directory();
     let removed = tokio::task::spawn_blocking(move || {
         remove_empty_cgroup(&cgroup);
         // containerd's second socket, which it leaves behind.
@@ -444,6 +463,8 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         }
         // What commands that were killed have left; without containers there is no process of theirs.
         drop(std::fs::remove_dir_all(path.join("exec")));
+        // Each log went with its container.
+        drop(std::fs::remove_dir(logs));
         for name in ["status.json", "removals.json", "shutdown.json"] {
             drop(std::fs::remove_file(path.join(name)));
         }

@@ -563,6 +563,27 @@ async fn the_end_is_heard_in_the_middle_of_a_look() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_waits_for_no_step_that_failed_before_it() {
+    let mut it = Harness::new();
+    for _ in 0..10 {
+        it.runtime.fail_next(verb::PREPARE_SNAPSHOT, ErrorKind::Refused);
+    }
+    it.want("a", "");
+    it.run();
+    it.until_reason("a", "prepare-failed").await;
+    it.after(10.0).await;
+    let next = it.calls();
+    assert!(next.iter().filter(|it| *it == "prepare snapshot a").count() > 3, "{next:?}");
+    // By now it is tried again after a while only.
+    it.after(1.0).await;
+    assert!(!it.calls().contains(&"prepare snapshot a".to_owned()));
+    let edited = it.clock();
+    it.want("a", r#""args": ["x"]"#);
+    it.after(0.2).await;
+    assert!(it.calls().contains(&"prepare snapshot a".to_owned()), "at {edited}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_step_that_fails_after_an_edit_keeps_the_edit_from_nothing() {
     let mut it = Harness::with(&[("a", "")]).await;
     it.kill().await;

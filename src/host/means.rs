@@ -317,8 +317,8 @@ mod tests {
     #[test]
     fn cgroups_that_cannot_be_written_to_are_told_from_those_that_nobody_needs() {
         let mounts = |lines: &[&str]| {
-            let lines: Vec<_> = lines.iter().map(|it| format!("1 2 0:3 / {it}\n")).collect();
-            mountinfo::parse(lines.concat().as_bytes())
+            let lines: Vec<String> = lines.iter().map(|it| format!("1 2 0:3 / {it}")).collect();
+            mountinfo::parse(lines.join("\n").as_bytes())
         };
         let memory = "/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory";
         let both = "/sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct";

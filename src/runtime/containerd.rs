@@ -173,6 +173,14 @@ impl Containerd {
             .during("ask for the snapshotter", name)
     }
 
+    /// Those that containers of ours keep their files in.
+    pub async fn snapshotters(&self) -> Result<BTreeSet<String>, Error> {
+        let all =
+            self.containers().await.during("list the containers of", &self.settings.namespace)?;
+        let ours = all.into_iter().filter(|it| matches!(record::read(it), Kind::Ours(_)));
+        Ok(ours.map(|it| it.snapshotter).filter(|it| !it.is_empty()).collect())
+    }
+
     /// Has containerd delete now what was removed, writable layers above all, and waits for it. By itself it does so
     /// some time later, and never when it is ended before.
     pub async fn collect_garbage(&self) -> Result<(), Error> {

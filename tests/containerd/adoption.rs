@@ -21,6 +21,41 @@ use rustix::process::Signal;
 use crate::program::{Site, manifest, sleeper, until_dead};
 use crate::rig::{Rig, sweep};
 
+/// The record of the engine says where the files of containers are. Without it they say so themselves.
+#[tokio::test]
+async fn what_is_in_another_snapshotter_is_kept_where_it_is_or_everything_is_refused() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let file = site.state_dir().join("engine.json");
+    let record = |snapshotter: &str| {
+        let text = fs::read_to_string(&file).unwrap();
+        let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let before = record["snapshotter"].as_str().unwrap().to_owned();
+        record["snapshotter"] = snapshotter.into();
+        fs::write(&file, record.to_string()).unwrap();
+        before
+    };
+    // A box on which overlays could not be mounted when it began.
+    site.apply();
+    assert_eq!(record("native"), "overlayfs");
+    site.write("web.yaml", &sleeper("web"));
+    site.apply();
+    let pid = site.pid("web");
+    fs::remove_file(&file).unwrap();
+    site.plan_is_empty();
+    site.apply();
+    assert_eq!(record("overlayfs"), "native", "it is found out from what is there");
+    for command in ["plan", "apply", "down"] {
+        site.run(&[command]).exits(3).says(&["`native`", "`overlayfs`", "engine.json"]);
+    }
+    assert!(sweep::is_alive(pid));
+    record("native");
+    assert_eq!(site.pid("web"), pid);
+    site.plan_is_empty();
+    site.run(&["down"]).exits(0);
+    assert!(!site.state_dir().join("logs").exists());
+}
+
 #[tokio::test]
 async fn what_ended_while_nobody_looked_is_told_with_its_code_and_what_runs_is_kept() {
     let rig = Rig::start().await;

@@ -328,7 +328,6 @@ pub(crate) fn left_after_down(rig: &Rig, site: &Site) -> Vec<String> {
         "file: lib",
         "file: lib/images",
         "file: lib/images/busybox.tar",
-        "file: lib/logs",
         "file: lib/owner",
         "file: run",
         "file: run/lock",

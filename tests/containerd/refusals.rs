@@ -161,6 +161,7 @@ async fn made(rig: &Rig, client: &Containerd, image: &Image, row: &Row) -> NewIn
 }
 
 /// What a start fails with, which may be nothing of the container itself.
+#[expect(clippy::print_stdout, reason = "shown with the failed test, and measured with")]
 async fn refused(rig: &Rig, row: &Row) {
     let image = rig.load_image().await;
     let client = rig.client();
