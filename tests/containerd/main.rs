@@ -5,6 +5,7 @@
 mod adoption;
 mod attach;
 mod away;
+mod commands;
 mod contract;
 mod crash;
 mod cycles;
@@ -27,5 +28,6 @@ mod refusals;
 mod rig;
 mod rigs;
 mod safety;
+mod sealed;
 mod shutdown;
 mod stuck;
