@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::ipc::stage::{Stage, mount_on, pid};
 
-/// Docker's set: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw,
-/// sys_chroot, mknod, audit_write, setfcap.
+/// Docker's set: `chown`, `dac_override`, `fowner`, `fsetid`, `kill`, `setgid`, `setuid`, `setpcap`,
+/// `net_bind_service`, `net_raw`, `sys_chroot`, `mknod`, `audit_write`, `setfcap`.
 const ROOT: &str = "00000000a80425fb";
 const NOTHING: &str = "0000000000000000";
 
