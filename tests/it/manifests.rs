@@ -389,6 +389,46 @@ fn hostile() -> BTreeMap<&'static str, Vec<u8>> {
     files
 }
 
+/// The codes of what is wrong with a hostile file.
+fn refusals(name: &str) -> BTreeSet<&'static str> {
+    let codes: &[&str] = match name {
+        "NUL" => &["nul-byte"],
+        "not UTF-8" => &["not-utf8"],
+        "too large" => &["file-too-large"],
+        "alias of itself" => &["alias-loop"],
+        "billion laughs" | "one large anchor used often" | "one long text used often" => {
+            &["too-many-aliases"]
+        }
+        "braced keys"
+        | "braces"
+        | "brackets"
+        | "brackets in a manifest"
+        | "chain of aliases"
+        | "dashes"
+        | "double brackets"
+        | "keys at growing depth"
+        | "question marks" => &["too-deep"],
+        "variables of one name" => &["too-many-nodes"],
+        "long image" => &["image-invalid"],
+        "long mode" | "nested anchors" | "one long quoted line" => &["syntax-error"],
+        "anchors" | "one long line" | "only dashes" | "only line ends" | "tags" => {
+            &["foreign-document"]
+        }
+        // Of so many, the first thousand are told.
+        "labels of the wrong type" => &["wrong-type", "too-many-problems"],
+        "many broken documents" => &["syntax-error", "too-many-problems"],
+        "many documents" | "many documents of one field" => {
+            &["foreign-document", "too-many-problems"]
+        }
+        "old octal numbers" => &["number-ambiguous", "too-many-problems"],
+        "one key again and again" => &["duplicate-key", "too-many-problems"],
+        "unknown fields" => &["unknown-field", "too-many-problems"],
+        "unknown fields on one line" => &["missing-field", "unknown-field", "too-many-problems"],
+        other => panic!("`{other}` has to be refused, and its code has to be here"),
+    };
+    codes.iter().copied().collect()
+}
+
 /// Runs as a process of its own, so that what it uses is what the files cost; without the variable it does nothing.
 #[test]
 fn cost_of_hostile_files() {
@@ -410,6 +450,8 @@ fn cost_of_hostile_files() {
             .iter()
             .any(|it| matches!(&it.content, Content::Workload { workload: Some(_), .. }));
         assert!(!acts || !reading.problems.is_empty(), "`{name}` was accepted");
+        let codes: BTreeSet<&str> = reading.problems.iter().map(|it| it.code).collect();
+        assert_eq!(codes, refusals(name), "`{name}`");
     }
     assert!(peak() < 100 * 1024, "{} KiB", peak());
 }
