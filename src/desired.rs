@@ -116,6 +116,20 @@ pub struct Scan {
     /// Files that count, by their path below the source; empty path for a single file and stdin.
     /// A file that has not settled yet is here with its last settled reading, or `Unsettled`.
     pub files: BTreeMap<PathBuf, FileState>,
+    /// What else there is below a directory, by its path below the source.
+    pub below: BTreeMap<PathBuf, Below>,
+}
+
+/// Something below a source that files are found in, or may be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Below {
+    Directory {
+        device: u64,
+    },
+    /// It may be a directory, and cannot be looked into; a stable code says why.
+    Unknown {
+        code: &'static str,
+    },
 }
 
 /// What a source's root was found to be.
@@ -163,7 +177,8 @@ pub struct SourceState {
     pub prunes: bool,
     /// Why nothing of this source is removed now; the worst first. Empty when absence is believable.
     pub blockers: Vec<Blocker>,
-    /// Files that hold only some workloads: foreign documents and files with nothing but comments.
+    /// What holds only some workloads: files with foreign documents or nothing but comments, and directories that are
+    /// not what they were.
     pub partial: Vec<PartialHold>,
     /// Absence acts from then on; later changes move it.
     pub absence_acts_at: BootTime,
@@ -197,12 +212,12 @@ pub struct Blocker {
     pub since: BootTime,
 }
 
-/// A file that holds the workloads that came from it, and those it names.
+/// A file or directory that holds the workloads that came from it, and those it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialHold {
     /// Path below the source.
     pub file: PathBuf,
-    /// `foreign-document` or `comments-only`.
+    /// `foreign-document` or `comments-only`; of a directory `source-replaced`, or why it cannot be looked into.
     pub code: &'static str,
     pub names: BTreeSet<String>,
     pub since: BootTime,
@@ -250,7 +265,7 @@ impl DesiredState {
         for (source, state) in &self.sources {
             let holds = |it: &&PartialHold| {
                 it.names.contains(name.as_str())
-                    || (*source == origin.source && it.file == origin.file)
+                    || (*source == origin.source && origin.file.starts_with(&it.file))
             };
             if let Some(hold) = state.partial.iter().find(holds) {
                 return Absence::Held {
@@ -260,9 +275,15 @@ impl DesiredState {
                         "comments-only" => {
                             format!("has nothing but comments and may have named `{name}`")
                         }
-                        _ => format!(
+                        "foreign-document" => format!(
                             "has a document that is not Evenkeel's and may have named `{name}`"
                         ),
+                        "source-replaced" => format!(
+                            "is on another device than before, where `{name}` came from; believed after {} s with a \
+                             valid manifest and nothing unreadable",
+                            history::TRIAL.as_secs()
+                        ),
+                        _ => format!("cannot be followed, and `{name}` came from there"),
                     },
                     since: hold.since,
                 };

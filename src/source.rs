@@ -459,6 +459,7 @@ fn read_stdin(source: &Source, stdin: impl std::io::Read) -> Scan {
         last_change: at,
         root: Root::File,
         files: [(PathBuf::new(), FileState::Settled(Arc::new(reading)))].into(),
+        below: std::collections::BTreeMap::new(),
     }
 }
 

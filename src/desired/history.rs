@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::desired::graph::{self, Named};
 use crate::desired::{
-    Blocker, BootTime, DesiredState, FileState, Origin, PartialHold, Root, Scan, Source,
+    Below, Blocker, BootTime, DesiredState, FileState, Origin, PartialHold, Root, Scan, Source,
     SourceState, Wanted,
 };
 use crate::manifest::{Content, Problem, Reading};
@@ -64,6 +64,8 @@ struct Past {
     /// Device number of the root that is believed.
     device: Option<u64>,
     trial: Option<Trial>,
+    /// The same of each directory below it: manifests may be on a mount there.
+    below: BTreeMap<PathBuf, (u64, Option<Trial>)>,
     /// Since when each path is in the way.
     blocked: BTreeMap<PathBuf, BootTime>,
     partial: BTreeMap<PathBuf, BootTime>,
@@ -199,7 +201,9 @@ impl Past {
         let mut blockers = self.root_blockers(scan, &seen, now, options, &mut due);
         blockers.extend(seen.blockers);
         self.date(&mut blockers, now);
-        let partial = self.date_partial(seen.partial, now);
+        let mut partial = seen.partial;
+        partial.extend(self.unsure_below(scan, blockers.is_empty(), now, &mut due));
+        let partial = self.date_partial(partial, now);
 
         let blocked = !blockers.is_empty();
         if blocked {
@@ -281,6 +285,7 @@ impl Past {
                     Some(since) if scan.at >= since + TRIAL => {
                         self.device = Some(device);
                         self.trial = None;
+                        self.below.clear();
                     }
                     _ => {
                         due.extend(good.map(|since| since + TRIAL));
@@ -303,6 +308,55 @@ impl Past {
             blockers.push(blocker("source-emptied", message));
         }
         blockers
+    }
+
+    /// Directories below the root that are not what they were, or cannot be looked into: what came from there is held.
+    /// A mount that is gone leaves an empty directory.
+    fn unsure_below(
+        &mut self,
+        scan: &Scan,
+        nothing_in_the_way: bool,
+        now: BootTime,
+        due: &mut Vec<BootTime>,
+    ) -> Vec<PartialHold> {
+        let hold = |file: &PathBuf, code| PartialHold {
+            file: file.clone(),
+            code,
+            names: BTreeSet::new(),
+            since: BootTime::default(),
+        };
+        // What is below a root that is not believed is none of its directories.
+        if !matches!(scan.root, Root::Directory { device } if self.device == Some(device)) {
+            return Vec::new();
+        }
+        let mut holds = Vec::new();
+        self.below.retain(|path, _| scan.below.contains_key(path));
+        for (path, below) in &scan.below {
+            let device = match below {
+                Below::Directory { device } => *device,
+                Below::Unknown { code } => {
+                    holds.push(hold(path, code));
+                    continue;
+                }
+            };
+            let (believed, trial) = self.below.entry(path.clone()).or_insert((device, None));
+            if *believed == device {
+                *trial = None;
+                continue;
+            }
+            let good = nothing_in_the_way && has_valid_below(scan, path);
+            let since = trial.filter(|it| it.device == device).and_then(|it| it.good);
+            let good = good.then_some(since.unwrap_or(now));
+            match good {
+                Some(since) if scan.at >= since + TRIAL => (*believed, *trial) = (device, None),
+                _ => {
+                    *trial = Some(Trial { device, good });
+                    due.extend(good.map(|since| since + TRIAL));
+                    holds.push(hold(path, "source-replaced"));
+                }
+            }
+        }
+        holds
     }
 
     /// Writes down since when each path is in the way, and forgets those that are not any more.
@@ -351,6 +405,16 @@ impl Past {
         }
         self.present.clone_from(names);
     }
+}
+
+fn has_valid_below(scan: &Scan, path: &Path) -> bool {
+    let is_valid = |it: &Content| matches!(it, Content::Workload { workload: Some(_), .. });
+    scan.files.iter().any(|(file, state)| match state {
+        FileState::Settled(reading) => {
+            file.starts_with(path) && reading.documents.iter().any(|it| is_valid(&it.content))
+        }
+        FileState::Unsettled => false,
+    })
 }
 
 /// What one scan shows of one source.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::events::{Key, Watches};
 use super::file::{self, FILE_LIMIT, FileId, Kind, Refusal, Signature};
 use super::ignore::{self, Ignore};
-use crate::desired::Root;
+use crate::desired::{Below, Root};
 
 /// Most manifests of one source.
 pub const FILES_LIMIT: usize = 20_000;
@@ -50,6 +50,8 @@ pub(super) struct Found {
     pub(super) files: BTreeMap<PathBuf, Entry>,
     /// `.evenkeelignore` of the root.
     pub(super) ignore: Option<Entry>,
+    /// Directories by path below the root, and what may be one.
+    pub(super) below: BTreeMap<PathBuf, Below>,
     /// Identity and last change of each directory, so that something that came and went is seen without events.
     pub(super) directories: BTreeSet<(FileId, (i64, i64))>,
     /// Something vanished during the walk: it has to be repeated.
@@ -98,6 +100,7 @@ impl Walk<'_> {
             id: None,
             files: BTreeMap::new(),
             ignore: None,
+            below: BTreeMap::new(),
             directories: BTreeSet::new(),
             unsteady: false,
         };
@@ -149,6 +152,7 @@ impl Walk<'_> {
                 Err(Stop::Refused(refusal)) if todo.below.as_os_str().is_empty() => {
                     found.root = Root::Unreadable(refusal.message);
                     found.files.clear();
+                    found.below.clear();
                     return;
                 }
                 Err(Stop::Refused(refusal)) => {
@@ -187,6 +191,9 @@ impl Walk<'_> {
             return Ok(());
         }
         self.watches.directory(&todo.real, id, self.source);
+        if todo.depth > 0 {
+            found.below.insert(todo.below.clone(), Below::Directory { device: id.device });
+        }
         found.directories.insert((id, (metadata.ctime(), metadata.ctime_nsec())));
 
         let mut names = Vec::new();
@@ -290,6 +297,14 @@ impl Walk<'_> {
                     Stop::Limit(format!("{} MiB of manifests", TOTAL_LIMIT >> 20))
                 })?;
                 self.place(real, &metadata, (!is_link).then_some((directory, name)))
+            }
+            // Less likely, and so it holds no more than what came from there.
+            Kind::Refused(refusal)
+                if refusal.code != "not-a-regular-file"
+                    && (is_link || kind == FileType::Unknown) =>
+            {
+                found.below.insert(below, Below::Unknown { code: refusal.code });
+                return Ok(());
             }
             Kind::Refused(_) | Kind::File(_) => return Ok(()),
         };

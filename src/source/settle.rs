@@ -450,6 +450,7 @@ impl Tracker {
         found.id.hash(&mut hasher);
         found.files.hash(&mut hasher);
         found.ignore.hash(&mut hasher);
+        found.below.hash(&mut hasher);
         for (id, changed) in &found.directories {
             // Where there are events they say more: what is hidden does not count.
             (id, (!watches.is_watched(*id)).then_some(changed)).hash(&mut hasher);
@@ -465,6 +466,7 @@ impl Tracker {
             last_change: self.last_change,
             root: found.root.clone(),
             files: BTreeMap::new(),
+            below: found.below.clone(),
         };
         let state = |tracked: &Tracked| match &tracked.settled {
             Some(settled) => FileState::Settled(Arc::clone(&settled.reading)),
@@ -499,6 +501,7 @@ impl Tracker {
             last_change: self.last_change,
             root: Root::Unreadable(format!("its {} keeps changing", ignore::FILE)),
             files: BTreeMap::new(),
+            below: BTreeMap::new(),
         }
     }
 

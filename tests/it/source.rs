@@ -489,6 +489,54 @@ async fn what_is_no_readable_file_holds_everything_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn what_a_link_led_to_is_kept_while_it_leads_nowhere_or_elsewhere() {
+    let (directory, root) = prepared(&[("a.yaml", &manifest("a", "1"))]);
+    let site = directory.path().join("site");
+    fs::create_dir(&site).unwrap();
+    for workload in ["b", "c"] {
+        fs::write(site.join(format!("{workload}.yaml")), manifest(workload, "1")).unwrap();
+    }
+    // Its name looks like a file's.
+    symlink(&site, root.join("site.d")).unwrap();
+    symlink("nowhere", root.join("notes.txt")).unwrap();
+    let mut rig = Rig::watch(directory, &root, true);
+    rig.until_tags(&[("a", "1"), ("b", "1"), ("c", "1")]).await;
+    let held_by = |rig: &Rig, state: &DesiredState, file| match rig.removal(state, "b", file) {
+        Absence::Held { code, path, .. } => Some((code, path)),
+        Absence::Acts | Absence::Pending { .. } | Absence::Never | Absence::Unclaimed => None,
+    };
+    let link = rig.path("site.d");
+    let away = rig.directory.path().join("away");
+    fs::rename(&site, &away).unwrap();
+    place(&rig.path("a.yaml"), &manifest("a", "2"));
+    let state = rig.until_tags(&[("a", "2")]).await;
+    assert_eq!(held_by(&rig, &state, "site.d/b.yaml"), Some(("dangling-symlink", link.clone())));
+    assert_eq!(held_by(&rig, &state, "b.yaml"), None);
+    fs::rename(&away, &site).unwrap();
+    place(&rig.path("a.yaml"), &manifest("a", "3"));
+    rig.until_tags(&[("a", "3"), ("b", "1"), ("c", "1")]).await;
+    // As where a mount was: a directory on another device, and empty.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    symlink(elsewhere.path(), rig.path(".next")).unwrap();
+    fs::rename(rig.path(".next"), &link).unwrap();
+    let state = rig.until_tags(&[("a", "3")]).await;
+    assert_eq!(held_by(&rig, &state, "site.d/b.yaml"), Some(("source-replaced", link.clone())));
+    // Removed, which says enough.
+    fs::remove_file(&link).unwrap();
+    let file = "site.d/b.yaml";
+    rig.until("the removal acts", |it| {
+        it.removal(&name("b"), &origin_of(it, file), now()) == Absence::Acts
+    })
+    .await;
+}
+
+/// The origin of a file of the only source.
+fn origin_of(state: &DesiredState, file: &str) -> Origin {
+    let source = state.sources.keys().next().unwrap().clone();
+    Origin { source, file: file.into(), document: 0 }
+}
+
+#[tokio::test]
 async fn litter_and_hidden_directories_do_not_count_and_directories_in_a_circle_end() {
     let mut rig = Rig::new(&[
         ("a.yaml", &manifest("a", "1")),

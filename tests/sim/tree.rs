@@ -151,7 +151,14 @@ impl Tree {
                 files.insert(PathBuf::from(path), FileState::Settled(unreadable(path)));
             }
         }
-        Scan { source: source(), at, last_change: self.last_change, root, files }
+        Scan {
+            source: source(),
+            at,
+            last_change: self.last_change,
+            root,
+            files,
+            below: BTreeMap::new(),
+        }
     }
 
     /// The same, by the rules' own understanding.

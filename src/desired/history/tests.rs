@@ -40,6 +40,7 @@ fn scan(millis: u64, last_change: u64, files: &[(&str, &str)]) -> Scan {
         last_change: at(last_change),
         root: Root::Directory { device: 1 },
         files: files.collect(),
+        below: BTreeMap::new(),
     }
 }
 
@@ -368,6 +369,39 @@ fn a_root_on_another_device_is_believed_after_ten_good_seconds() {
     fold(&mut history, &on(3, 30_000, &[]));
     let state = fold(&mut history, &on(3, 900_000, &[]));
     assert_eq!(absence(&state, 900_000), "source-replaced");
+}
+
+#[test]
+fn a_directory_below_the_root_on_another_device_holds_what_came_from_it() {
+    let mut history = History::default();
+    let on = |device, millis, files: &[(&str, &str)]| {
+        let mut scan = scan(millis, 1_000, files);
+        scan.below = [(PathBuf::from("site"), Below::Directory { device })].into();
+        scan
+    };
+    let absence = |state: &DesiredState, file, now| {
+        code(&state.removal(&name("web"), &origin(file), at(now)))
+    };
+    let (db, api) = (("db.yaml", &*valid("db")), ("site/api.yaml", &*valid("api")));
+    fold(&mut history, &on(2, 0, &[db, api, ("site/web.yaml", &valid("web"))]));
+    // Its mount is gone, and what is left is an empty directory.
+    let state = fold(&mut history, &on(1, 1_000, &[db]));
+    assert_eq!(absence(&state, "site/web.yaml", 1_000), "source-replaced");
+    let state = fold(&mut history, &on(1, 900_000, &[db]));
+    assert_eq!(absence(&state, "site/web.yaml", 900_000), "source-replaced");
+    assert_eq!(absence(&state, "site.yaml", 900_000), "acts");
+    // Back as it was, and then on another device for good.
+    let state = fold(&mut history, &on(2, 900_100, &[db, api]));
+    assert_eq!(absence(&state, "site/web.yaml", 900_100), "acts");
+    for millis in [900_200, 905_000, 910_199] {
+        let state = fold(&mut history, &on(3, millis, &[db, api]));
+        assert_eq!(absence(&state, "site/web.yaml", millis), "source-replaced", "{millis}");
+    }
+    let state = fold(&mut history, &on(3, 910_200, &[db, api]));
+    assert_eq!(absence(&state, "site/web.yaml", 910_200), "acts");
+    // Removed with all that is in it.
+    let state = fold(&mut history, &scan(920_000, 1_000, &[db]));
+    assert_eq!(absence(&state, "site/web.yaml", 920_000), "acts");
 }
 
 #[test]
