@@ -193,7 +193,10 @@ pub struct End {
     /// were stopped on purpose or that a reboot took are none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub failures: u32,
-    /// The last exit before this start, which failed: no start that fails hides it.
+    /// Its process was made and taken away before it began, by a crash in between: there was no exit to tell of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub never_ran: bool,
+    /// The last exit before this start, which failed or never began: it hides none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Exit>,
 }
@@ -207,9 +210,9 @@ pub struct Exit {
 }
 
 impl End {
-    /// The exit that it tells of: its own, or the one before a start that failed.
+    /// The exit that it tells of: its own, or the one before a start that came to nothing.
     pub fn exit(&self) -> Option<Exit> {
-        if self.is_failed_start() {
+        if self.is_failed_start() || self.never_ran {
             return self.before.clone();
         }
         Some(Exit { code: self.code, reason: self.reason.clone(), at: self.at.clone() })

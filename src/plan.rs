@@ -196,6 +196,8 @@ pub struct Finish {
     pub exit: Option<(u32, String)>,
     /// Its process was created and never ran, although its run is noted: that ends as one that was stopped.
     pub never_ran: bool,
+    /// The exit before that, then.
+    pub before: Option<Exit>,
     /// It was being ended on purpose, by one who did not get to write down that it has: as one that was stopped too.
     pub stopped: bool,
     pub started: Option<BootTime>,

@@ -698,6 +698,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             at,
             lasted_ms: 0,
             failures: start.failures_if_failed,
+            never_ran: false,
             before: start.before.clone(),
         };
         let update = Update { run: Some(run), end: Some(end), ..Update::default() };
@@ -761,7 +762,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         if stop.run > 0 {
             let lasted_ms = stop.started.map_or(0, |it| milliseconds(self.host.now().since(it)));
             let (reason, failures) = (STOPPED.to_owned(), stop.failures);
-            let end = End { n: stop.run, code, reason, at, lasted_ms, failures, before: None };
+            let end = End { n: stop.run, code, reason, at, lasted_ms, failures, ..End::default() };
             let update = Update { end: Some(end), ..Update::default() };
             is_recorded =
                 self.link(&mut cleanup, "stop/end", self.runtime.update(id, &update)).await;
@@ -901,8 +902,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 None => (255, EXIT_UNKNOWN, self.host.wall_clock()),
             };
             let lasted_ms = if finish.never_ran { 0 } else { milliseconds(finish.lasted) };
-            let (reason, failures) = (reason.to_owned(), finish.failures);
-            let end = End { n: finish.run, code, reason, at, lasted_ms, failures, before: None };
+            let end = End {
+                n: finish.run,
+                code,
+                reason: reason.to_owned(),
+                at,
+                lasted_ms,
+                failures: finish.failures,
+                never_ran: finish.never_ran,
+                before: finish.before.clone(),
+            };
             let update = Update { end: Some(end), ..Update::default() };
             is_recorded =
                 self.link(&mut cleanup, "finish/end", self.runtime.update(id, &update)).await;

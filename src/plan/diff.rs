@@ -1553,6 +1553,7 @@ impl<'a> Planner<'a> {
             },
             exit,
             never_ran: created,
+            before: last_exit(current).filter(|_| created),
             stopped: is_ending(current),
             started: run.map(|it| it.at),
             lasted: run.map_or(Duration::ZERO, |it| it.lasted(self.now, ended_at(current))),

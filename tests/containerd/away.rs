@@ -1,13 +1,14 @@
 //! containerd goes away, hangs, has no room, or is another one than before: containers go on, and on its return
 //! everything is as wanted.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use evenkeel::plan::Phase;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
-use crate::program::{Site, sleeper};
+use crate::program::{Site, manifest, sleeper, until_dead};
 use crate::rig::{Engine, Rig, sweep};
 use crate::safety::assert_untouched;
 
@@ -137,6 +138,63 @@ async fn a_containerd_without_room_fails_the_new_and_leaves_the_others() {
     assert_untouched(&site, &before);
     site.run(&["status"]).exits(0);
     assert_eq!(controller.terminate(), Some(0));
+    site.run(&["down"]).exits(0);
+    rig.stop_containerd();
+    rustix::mount::unmount(&root, UnmountFlags::DETACH).unwrap();
+}
+
+/// What ends while there is no room is told and started again once there is, and nothing is done twice.
+#[tokio::test]
+async fn exits_restarts_and_stops_without_room_are_caught_up_with_when_there_is_some() {
+    let mut rig = Rig::start().await;
+    rig.stop_containerd();
+    let root = rig.dir().join("containerd-root");
+    let size = Some(c"size=48m,nr_inodes=16k");
+    rustix::mount::mount("tmpfs", &root, "tmpfs", MountFlags::empty(), size).unwrap();
+    rig.start_containerd().await;
+    let site = Site::of(&rig);
+    let out = rig.dir().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let script = "echo run >> /out/runs; until [ -e /out/end ]; do sleep 0.1; done; exit 7";
+    let mount = format!("{{type: bind, source: {}, target: /out}}", out.display());
+    let once =
+        format!("command: [sh, -c, \"{script}\"]\nmounts: [{mount}]\nrestart: {{policy: never}}");
+    site.write("once.yaml", &manifest("once", &once));
+    site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n"));
+    let controller = site.controller();
+    let before = start(&site, 3);
+    let (once, donor) = (site.until_running("once"), site.until_running("donor"));
+
+    let ballast = root.join("ballast");
+    fill(&ballast);
+    std::fs::write(out.join("end"), "").unwrap();
+    for pid in [before[0].1, donor] {
+        sweep::signal(pid, Signal::KILL);
+    }
+    site.write("w1.yaml", &(sleeper("w1") + "  state: stopped\n"));
+    for pid in [once, donor, before[0].1, before[1].1] {
+        until_dead(pid);
+    }
+    assert_untouched(&site, &before[2..]);
+    site.run(&["status"]);
+
+    std::fs::remove_dir_all(&ballast).unwrap();
+    let ended = |name: &str, phase: Phase| {
+        site.until(name, |item| {
+            let item = item.filter(|it| it.phase == phase)?;
+            item.last_exit.as_ref().map(|it| (it.code, it.reason.clone()))
+        })
+    };
+    assert_eq!(ended("once", Phase::Failed), (7, "exited".to_owned()));
+    assert_eq!(ended("w1", Phase::Stopped), (137, "stopped".to_owned()));
+    for (name, old) in [("w0", before[0].1), ("donor", donor)] {
+        assert_ne!(site.until_running(name), old);
+        assert_eq!(ended(name, Phase::Running), (137, "exited".to_owned()), "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(out.join("runs")).unwrap(), "run\n");
+    assert_untouched(&site, &before[2..]);
+    assert_eq!(controller.terminate(), Some(0));
+    site.plan_is_empty();
     site.run(&["down"]).exits(0);
     rig.stop_containerd();
     rustix::mount::unmount(&root, UnmountFlags::DETACH).unwrap();
@@ -293,4 +351,80 @@ async fn down_ends_what_containerd_has_forgotten_and_leaves_nothing() {
             assert_eq!(left, Vec::<String>::new(), "{engine} without {lost:?}");
         }
     }
+}
+
+/// As of something that listens there and is no containerd, or one that cannot get on.
+#[tokio::test]
+async fn a_socket_that_accepts_and_never_answers_is_told_of_and_left_as_soon_as_there_is_another() {
+    let mut rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let controller = site.controller();
+    let before = start(&site, 2);
+
+    let silent = |rig: &mut Rig| {
+        rig.kill_containerd();
+        std::fs::remove_file(rig.socket()).unwrap();
+        std::os::unix::net::UnixListener::bind(rig.socket()).unwrap()
+    };
+    let listener = silent(&mut rig);
+    // For a moment there was nobody.
+    site.until_status("that it does not answer", |status| {
+        let is_silent = status.runtime.message.contains("not answered");
+        (status.runtime.state == "unreachable" && is_silent).then_some(())
+    });
+    site.write("late.yaml", &sleeper("late"));
+    site.run(&["status"]).exits(3).says(&["unreachable", "w0"]);
+    assert!(before.iter().all(|it| sweep::is_alive(it.1)));
+
+    drop(listener);
+    std::fs::remove_file(rig.socket()).unwrap();
+    rig.start_containerd().await;
+    site.until_running("late");
+    until_ready(&site);
+    assert_untouched(&site, &before);
+    assert_eq!(controller.terminate(), Some(0));
+    site.plan_is_empty();
+}
+
+/// Everything that runs in the cgroups of a site.
+fn programs(site: &Site) -> BTreeSet<u32> {
+    let parent = evenkeel::config::cgroup_parent(&site.run_dir());
+    let is_ours = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text.lines().any(|it| it.contains(&format!(":{parent}/")))
+    };
+    let processes = sweep::processes().into_iter().map(|it| it.pid);
+    processes.filter(|pid| is_ours(*pid)).collect()
+}
+
+/// The address stays, and who listens there is somebody else, with nothing of ours, while the one before lives on.
+#[tokio::test]
+async fn nothing_runs_twice_when_another_containerd_takes_the_socket_over() {
+    let (rig, other) = tokio::join!(Rig::start(), Rig::start());
+    let socket = rig.dir().join("current.sock");
+    let point_at = |rig: &Rig, to: &Rig| {
+        let new = rig.dir().join("new.sock");
+        std::os::unix::fs::symlink(to.socket(), &new).unwrap();
+        std::fs::rename(new, rig.dir().join("current.sock")).unwrap();
+    };
+    point_at(&rig, &rig);
+    let site = Site::of(&rig).with_socket(&socket);
+    let controller = site.controller();
+    let before = start(&site, 2);
+    point_at(&rig, &other);
+    // Whoever is connected to the one before stays so, and nothing changes for him.
+    controller.hang_up();
+    controller.until_logged("configuration was read again", 1);
+    assert_untouched(&site, &before);
+    assert_eq!(controller.terminate(), Some(0));
+    let controller = site.controller();
+    let now = before.iter().map(|(name, old)| {
+        site.until(name, |item| {
+            let item = item.filter(|it| it.phase == Phase::Running && it.up_to_date)?;
+            item.instance.as_ref()?.pid.filter(|it| it != old)
+        })
+    });
+    let now: BTreeSet<u32> = now.collect();
+    assert_eq!(programs(&site), now, "something runs twice");
+    assert_eq!(controller.terminate(), Some(0));
 }

@@ -1,13 +1,12 @@
 //! The same over and over: nothing piles up, and no order of things leads elsewhere.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use evenkeel::plan::Phase;
 use rustix::process::Signal;
 
-use crate::ipc::stage::ipc_namespace;
+use crate::ipc::stage::{Inside, ipc_namespace};
 use crate::program::{Controller, Site, eventually, manifest, pause, sleeper};
 use crate::rig::{Rig, sweep};
 
@@ -36,29 +35,46 @@ impl Random {
     }
 }
 
-/// What the host, the controller and containerd have now, but for what is known to be kept.
-fn inventory(rig: &Rig, site: &Site, controller: &Controller) -> BTreeSet<String> {
+/// What the host, the controller and containerd have now, but for what is known to be kept; what is there twice is
+/// there twice.
+fn inventory(rig: &Rig, site: &Site, controller: &Controller) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let own = rig.dir().to_str().unwrap();
     let mounts = mounts.lines().filter(|it| it.contains(own));
     // Without their numbers, which are given anew.
-    let mut found: BTreeSet<String> =
+    let mut found: Vec<String> =
         mounts.map(|it| it.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" ")).collect();
     let descriptors = fs::read_dir(format!("/proc/{}/fd", controller.pid())).unwrap().count();
-    found.insert(format!("{descriptors} open files"));
-    let mut directories = vec![site.run_dir(), site.state_dir()];
+    found.push(format!("{descriptors} open files"));
+    // Bundles too; removed layers are deleted when containerd comes to it.
+    let mut directories =
+        vec![site.run_dir(), site.state_dir(), rig.dir().join("containerd-state")];
+    let cgroup = evenkeel::config::cgroup_parent(&site.run_dir());
+    for root in sweep::cgroup_roots() {
+        let own = root.join(cgroup.trim_start_matches('/'));
+        let entries = fs::read_dir(own).into_iter().flatten().flatten().map(|it| it.path());
+        found.extend(entries.filter(|it| it.is_dir()).map(|it| it.display().to_string()));
+    }
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             // Where something below is mounted, the mount says so.
             if entry.file_type().is_ok_and(|it| it.is_dir()) {
                 directories.push(entry.path());
             }
-            found.insert(entry.path().display().to_string());
+            found.push(entry.path().display().to_string());
         }
     }
     // It has its own history, which is bounded.
     found.retain(|it| !it.ends_with("/removals.json"));
     found.extend(rig.remains());
+    for args in [
+        &["images", "list", "--quiet"][..],
+        &["content", "list", "--quiet"],
+        &["snapshots", "--snapshotter", &Rig::snapshotter(), "list"],
+    ] {
+        found.extend(rig.ctr(args).lines().map(|it| format!("{} {it}", args[0])));
+    }
+    found.sort();
     found
 }
 
@@ -158,10 +174,11 @@ fn boot(rig: &Rig, n: usize) {
     site.apply();
     let pids = site.pids();
     assert_eq!(pids.len(), workloads.len(), "{workloads:?}");
-    let namespaces: BTreeSet<u64> =
-        pids.iter().map(|(_, pid)| ipc_namespace(&pid.to_string())).collect();
-    assert_eq!(namespaces.len(), 1, "{workloads:?}");
-    assert_ne!(namespaces.first(), Some(&ipc_namespace("self")));
+    // The namespace, /dev/shm and the queues.
+    let inside: Vec<Inside> = pids.iter().map(|(_, pid)| Inside::of(&pid.to_string())).collect();
+    let own = inside[0].identity();
+    assert!(own.1.is_some() && inside.iter().all(|it| it.identity() == own), "{inside:?}");
+    assert_ne!(own.0, ipc_namespace("self"));
     site.run(&["down"]).exits(0);
 }
 

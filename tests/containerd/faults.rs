@@ -258,7 +258,7 @@ fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
         ),
         ("kept", nothing(), others_things()),
     ];
-    let modes = [("own", "private"), ("shown", "shareable"), ("joined", "container:giver")];
+    let modes = [("solo", "private"), ("shown", "shareable"), ("joined", "container:giver")];
     lanes.extend(modes.map(|(name, mode)| {
         let undo: &[_] = if mode == "shareable" {
             &["undo/task", "undo/unpublish", "failed/strikes", "failed/end"]

@@ -9,6 +9,7 @@ use evenkeel::plan::Phase;
 use evenkeel::status::Item;
 use rustix::process::Signal;
 
+use crate::others;
 use crate::program::{Site, eventually, manifest, sleeper, until_dead, write};
 use crate::rig::{Engine, NAMESPACE, Rig, busybox, sweep};
 use crate::safety::assert_untouched;
@@ -551,6 +552,62 @@ async fn what_is_removed_on_exit_leaves_nothing_but_how_it_ended() {
         );
         site.apply_exits(4);
     }
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
+/// How containerd says a workload's process is.
+fn task_state(rig: &Rig, site: &Site, name: &str) -> String {
+    let id = others::id(site, name);
+    let list = rig.ctr(&["tasks", "list"]);
+    let line = list.lines().find(|it| it.starts_with(&id)).unwrap_or_else(|| panic!("{list}"));
+    line.split_whitespace().last().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_somebody_has_paused_is_told_and_resumed_and_before_its_stop_signal_too() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let out = rig.dir().join("out");
+    fs::create_dir(&out).unwrap();
+    let text = |more: &str| {
+        let script = "trap 'exit 7' TERM; echo up > /out/web; while true; do sleep 0.1; done";
+        let mounts = format!("mounts: [{{type: bind, source: {}, target: /out}}]", out.display());
+        let spec = format!("command: [sh, -c, \"{script}\"]\n{mounts}\nstop: {{timeout: 1m}}");
+        manifest("web", &(spec + more))
+    };
+    site.write("web.yaml", &text(""));
+    site.apply();
+    eventually("a program that is up", || out.join("web").exists().then_some(()));
+    let web = site.pid("web");
+    others::pause(&site, "web");
+    assert_eq!(task_state(&rig, &site, "web"), "PAUSED");
+    site.run(&["plan"]).exits(5).says(&["resume", "paused, and wanted running"]);
+    site.run(&["explain", "web"]).says(&["resume"]);
+
+    // By the controller when it comes, and when it is there.
+    let controller = site.controller();
+    for _ in 0..2 {
+        eventually("a resumed program", || {
+            (task_state(&rig, &site, "web") == "RUNNING").then_some(())
+        });
+        assert_eq!(site.until_running("web"), web);
+        others::pause(&site, "web");
+    }
+    eventually("a resumed program", || (task_state(&rig, &site, "web") == "RUNNING").then_some(()));
+    assert_eq!(site.item("web").unwrap().instance.unwrap().restarts, 0);
+
+    // It gets its signal and its time, though it was paused when its end was asked for.
+    assert_eq!(controller.terminate(), Some(0));
+    others::pause(&site, "web");
+    site.write("web.yaml", &text("\nstate: stopped"));
+    let controller = site.controller();
+    let item = site.until("web", |item| {
+        item.filter(|it| it.phase == Phase::Stopped && it.last_exit.is_some()).cloned()
+    });
+    assert_eq!(end(&item), Some((7, "stopped")));
+    until_dead(web);
+    assert_eq!(controller.terminate(), Some(0));
     site.run(&["down"]).exits(0);
     rig.assert_clean();
 }

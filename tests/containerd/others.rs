@@ -28,11 +28,18 @@ pub(crate) fn id(site: &Site, name: &str) -> String {
     item.and_then(|it| it.instance).unwrap_or_else(|| panic!("{name} has no instance")).id
 }
 
-/// A bare conversation with the containerd of a site, outside of any task.
-fn converse<T, F: Future<Output = T>>(site: &Site, talk: impl FnOnce(Channel) -> F) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+/// A bare conversation with the containerd of a site; on a thread of its own, since the caller's may drive tasks.
+fn converse<T: Send, F: Future<Output = T>>(
+    site: &Site,
+    talk: impl FnOnce(Channel) -> F + Send,
+) -> T {
     let address = format!("unix://{}", site.socket().display());
-    runtime.block_on(async { talk(Endpoint::from_shared(address).unwrap().connect_lazy()).await })
+    let talk = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let endpoint = Endpoint::from_shared(address).unwrap();
+        runtime.block_on(async { talk(endpoint.connect_lazy()).await })
+    };
+    std::thread::scope(|scope| scope.spawn(talk).join()).unwrap()
 }
 
 pub(crate) fn pause(site: &Site, name: &str) {

@@ -7,7 +7,7 @@ use evenkeel::desired::{Origin, Source};
 use evenkeel::host::means;
 use evenkeel::observed::Image;
 use evenkeel::refusal;
-use evenkeel::runtime::containerd::Containerd;
+use evenkeel::runtime::containerd::{Containerd, Settings};
 use evenkeel::runtime::{LogTarget, NewInstance, Runtime as _, Update};
 use evenkeel::workload::{InstanceId, IpcDefaults, Workload};
 use serde_json::{Value, json};
@@ -21,6 +21,9 @@ struct Row {
     mounts: Vec<Value>,
     /// JSON pointers into the spec, and what is put there.
     changes: Vec<(&'static str, Value)>,
+    /// What happens to the box before.
+    spoil: fn(&Rig),
+    log: LogTarget,
     code: u32,
     reason: &'static str,
     /// The text has this part: it is the situation that is meant.
@@ -34,7 +37,8 @@ fn row(
     reason: &'static str,
     says: &'static str,
 ) -> Row {
-    Row { name, args: json!(args), mounts: Vec::new(), changes: Vec::new(), code, reason, says }
+    let (args, mounts, changes) = (json!(args), Vec::new(), Vec::new());
+    Row { name, args, mounts, changes, spoil: |_| {}, log: LogTarget::None, code, reason, says }
 }
 
 fn bind(source: &Path, target: &str) -> Value {
@@ -74,7 +78,17 @@ fn rows(directory: &Path) -> Vec<Row> {
     working.changes = vec![("/process/cwd", json!("/bin/busybox"))];
     let mut sysctl = row("sysctl", &sleep, 128, "spec-rejected", "sysctl");
     sysctl.changes = vec![("/linux/sysctl", json!({ "vm.swappiness": "1" }))];
+    let mut cpus = row("cpus", &sleep, 128, "cgroup-failed", "4095");
+    cpus.changes = vec![("/linux/resources", json!({ "cpu": { "cpus": "4095" } }))];
+    let mut no_layer = row("no-layer", &sleep, 128, "rootfs-failed", "failed to mount rootfs");
+    no_layer.spoil = remove_newest_layer;
+    let mut no_log = row("no-log", &sleep, 128, "log-failed", "no such file or directory");
+    no_log.log =
+        LogTarget::Files { directory: directory.join("log"), max_size: 1 << 20, max_files: 1 };
     vec![
+        cpus,
+        no_layer,
+        no_log,
         row("not-in-path", &["nosuch"], 127, "command-not-found", "executable file not found"),
         row("no-such-path", &["/bin/nosuch"], 127, "command-not-found", "stat /bin/nosuch"),
         row("a-directory", &["/etc"], 126, "command-not-executable", "\"/etc\""),
@@ -94,6 +108,16 @@ fn rows(directory: &Path) -> Vec<Row> {
         working,
         sysctl,
     ]
+}
+
+/// As a disk that has lost files does to the writable layer that was made last.
+fn remove_newest_layer(rig: &Rig) {
+    let own = format!("io.containerd.snapshotter.v1.{}/snapshots", Rig::snapshotter());
+    let entries = fs::read_dir(rig.dir().join("containerd-root").join(own)).unwrap();
+    let numbers = entries.filter_map(|it| it.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    let newest = numbers.max().unwrap();
+    let own = format!("io.containerd.snapshotter.v1.{}/snapshots/{newest}", Rig::snapshotter());
+    fs::remove_dir_all(rig.dir().join("containerd-root").join(own)).unwrap();
 }
 
 fn spec(rig: &Rig, id: &InstanceId, row: &Row) -> Value {
@@ -166,7 +190,12 @@ async fn refused(rig: &Rig, row: &Row) {
     let image = rig.load_image().await;
     let client = rig.client();
     let id = made(rig, &client, &image, row).await.id;
-    let error = client.create_task(&id, &LogTarget::None).await.expect_err(row.name);
+    (row.spoil)(rig);
+    // Its program for logs is not there any more.
+    let settings = Settings { log_program: rig.dir().join("gone"), ..rig.settings() };
+    let without_log = Containerd::new(settings).unwrap();
+    let creator = if row.log == LogTarget::None { &client } else { &without_log };
+    let error = creator.create_task(&id, &row.log).await.expect_err(row.name);
     let text = error.cause.as_ref().unwrap().to_string();
     let engine = rig.engine();
     println!("{engine} {}: {text}", row.name);

@@ -9,7 +9,7 @@ use evenkeel::plan::Phase;
 use evenkeel::status::Item;
 use rustix::process::Signal;
 
-use crate::program::{Site, eventually, sleeper, until_dead};
+use crate::program::{Site, eventually, manifest, sleeper, until_dead};
 use crate::rig::{Rig, sweep};
 use crate::safety::assert_untouched;
 
@@ -198,6 +198,74 @@ async fn a_shim_that_hangs_in_a_removal_is_waited_for_and_keeps_nothing_else_wai
     site.run(&["down"]).exits(0);
     rig.assert_clean();
     assert_eq!(cgroups(&site), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_shim_that_begins_to_hang_in_the_middle_of_a_stop_keeps_neither_others_nor_a_newer_manifest_waiting()
+ {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    let out = rig.dir().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let text = |name: &str, more: &str| {
+        let script = format!(
+            "trap 'echo asked > /out/{name}; while [ -e /out/{name} ]; do sleep 0.1; done; exit 7' TERM; echo up > /out/{name}-up; while true; do sleep 0.1; done"
+        );
+        let mount = format!("{{type: bind, source: {}, target: /out}}", out.display());
+        manifest(
+            name,
+            &format!(
+                "command: [sh, -c, \"{script}\"]\nmounts: [{mount}]\nstop: {{timeout: 1h}}{more}"
+            ),
+        )
+    };
+    let controller = site.controller();
+    let names = ["continued", "killed"];
+    for it in names {
+        site.write(&format!("{it}.yaml"), &text(it, ""));
+    }
+    site.write("other.yaml", &sleeper("other"));
+    for it in names {
+        site.until_running(it);
+        eventually("a program that is up", || out.join(format!("{it}-up")).exists().then_some(()));
+    }
+    site.until_running("other");
+    let other = ("other".to_owned(), site.pid("other"));
+    let shims = names.map(|it| (it, site.pid(it), rig.shim(&id(&site, it))));
+    for (name, _, shim) in shims {
+        site.write(&format!("{name}.yaml"), &text(name, "\nstate: stopped"));
+        eventually("a program that was asked to end", || out.join(name).exists().then_some(()));
+        sweep::signal(shim, Signal::STOP);
+    }
+    for (name, ..) in shims {
+        site.until(name, |item| {
+            let item: &Item = item?;
+            (item.phase != Phase::Running && item.reason == "runtime-not-answering").then_some(())
+        });
+    }
+    others_go_on(&site, "late");
+    assert_untouched(&site, &[other]);
+    // What is wanted by now is another one, which will not wait for an hour either.
+    for (name, ..) in shims {
+        let spec = "command: [sleep, \"36000\"]\nstop: {signal: SIGKILL, timeout: 1s}";
+        site.write(&format!("{name}.yaml"), &manifest(name, spec));
+    }
+    others_go_on(&site, "later");
+    for (_, pid, _) in shims {
+        assert!(sweep::is_alive(pid));
+    }
+    sweep::signal(shims[0].2, Signal::CONT);
+    sweep::signal(shims[1].2, Signal::KILL);
+    for (name, pid, _) in shims {
+        let now = site.until_running(name);
+        assert_ne!(now, pid);
+        until_dead(pid);
+    }
+    assert_eq!(controller.terminate(), Some(0));
+    site.plan_is_empty();
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
 }
 
 #[tokio::test]

@@ -93,6 +93,7 @@ fn finish(instance: &Instance, now: BootTime, code: u32, at: &str) -> Finish {
         run: if was_stopped(instance) { 0 } else { n },
         exit: Some((code, at.to_owned())),
         never_ran: false,
+        before: None,
         stopped: is_ending(instance),
         started: run.map(|it| it.at),
         lasted: run.map_or(Duration::ZERO, |it| it.lasted(now, Some(at))),

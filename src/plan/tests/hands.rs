@@ -130,8 +130,7 @@ fn states() -> Vec<(&'static str, Change)> {
         instance.view = None;
         instance.published = crate::observed::Published::default();
         let (code, reason, at) = (3, reason.to_owned(), String::new());
-        instance.end =
-            Some(End { n: 1, code, reason, at, lasted_ms: 0, failures: 1, before: None });
+        instance.end = Some(End { n: 1, code, reason, at, failures: 1, ..End::default() });
     }
     vec![
         ("running", |_| {}),
