@@ -290,7 +290,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let waits = |step: &Step| {
                 needs(step).iter().any(waits) || donors(step).any(|it| flights.is_busy(&it))
             };
-            let held = held(plan, &part, waits);
+            let held = held(plan, &part, &flights.joined(), waits);
             // A later plan has what comes after a pause, and what it has learned meanwhile: a joiner is not stopped
             // for a donor that did not live through its first moments.
             let mut later = BTreeSet::new();
@@ -761,10 +761,20 @@ fn directories(path: &std::path::Path) -> Vec<InstanceId> {
 }
 
 /// What of a part is left to a later plan: the workloads of which a step waits, whole, and what requires any of that.
-/// Nobody else waits: a donor starts again whatever those who join it are busy with.
-fn held(plan: &Plan, part: &[StepId], waits: impl Fn(&Step) -> bool) -> BTreeSet<StepId> {
+/// Nobody else waits: a donor starts again whatever those who join it are busy with, but for the moment in which they do.
+fn held(
+    plan: &Plan,
+    part: &[StepId],
+    joined: &BTreeSet<InstanceId>,
+    waits: impl Fn(&Step) -> bool,
+) -> BTreeSet<StepId> {
     let of = |id: &StepId| &plan.steps[id.0];
     let mut held: BTreeSet<StepId> = part.iter().copied().filter(|id| waits(of(id))).collect();
+    if !held.is_empty() {
+        let is_joined =
+            |id: &StepId| of(id).action.instance().is_some_and(|it| joined.contains(it));
+        held.extend(part.iter().copied().filter(is_joined));
+    }
     let mut names: BTreeSet<&Name> = BTreeSet::new();
     loop {
         let before = held.len();

@@ -137,6 +137,27 @@ impl Flights {
         self.busy.contains_key(key)
     }
 
+    /// Whom somebody is just joining. Who ends such a one now, and starts it anew, has a joiner in an old namespace.
+    pub(super) fn joined(&self) -> BTreeSet<InstanceId> {
+        let begun = self.steps.values().filter(|it| it.begun.is_some() && it.ended.is_none());
+        begun
+            .filter_map(
+                |it| if let Action::Start(start) = &it.step.action { Some(start) } else { None },
+            )
+            .flat_map(|it| it.donors.iter().cloned())
+            .collect()
+    }
+
+    /// Whom of its donors a start would join that is just being ended or started, by another plan than its own.
+    fn unsteady_donor(&self, start: &Step) -> Option<(InstanceId, InstanceId)> {
+        let Action::Start(start) = &start.action else { return None };
+        let is_touched = |donor: &&InstanceId| {
+            let key = Key::Instance((*donor).clone());
+            self.steps.values().any(|it| it.ended.is_none() && it.keys.contains(&key))
+        };
+        start.donors.iter().find(is_touched).map(|donor| (start.id.clone(), donor.clone()))
+    }
+
     /// Everything is looked at now, whatever was freed before.
     pub(super) fn seen(&mut self) {
         self.freed = false;
@@ -214,7 +235,16 @@ impl Flights {
         if let Some(flight) = self.steps.get_mut(&ticket) {
             flight.ended = Some(Instant::now());
         }
-        let ready = if result.is_ok() { self.allowed_by(ticket) } else { Vec::new() };
+        let mut ready = if result.is_ok() { self.allowed_by(ticket) } else { Vec::new() };
+        ready.retain(|ticket| {
+            let flight = self.steps.get(ticket);
+            let Some((id, donor)) = flight.and_then(|it| self.unsteady_donor(&it.step)) else {
+                return true;
+            };
+            // It waited for long, and its donor goes on meanwhile: it is planned anew.
+            self.ended.push_back((*ticket, Err(Error::DonorEnded { id, donor })));
+            false
+        });
         self.begin(edge, ready, permit);
         self.ended.push_back((ticket, result));
         Some(())

@@ -395,6 +395,30 @@ async fn a_donor_starts_again_whatever_its_joiners_are_busy_with() {
     assert!(it.plan().await.is_empty(), "{}", it.plan().await);
 }
 
+/// What waited for the end of a process joins nobody who is just being ended.
+#[tokio::test(start_paused = true)]
+async fn a_joiner_that_was_stuck_does_not_join_a_donor_that_is_being_replaced() {
+    let never = r#""ipcMode": "container:donor", "stop": {"timeout": "never"}"#;
+    let mut it = Harness::with(&[("donor", DONOR), ("joiner", never)]).await;
+    it.after(20.0).await;
+    let (old, donor) = (it.id_of("joiner").await, it.id_of("donor").await);
+    it.runtime.ignore_signals(&old);
+    it.runtime.ignore_signals(&donor);
+    it.want("joiner", &format!(r#"{never}, "args": ["x"]"#));
+    it.after(5.0).await;
+    it.want("donor", r#""ipcMode": "shareable", "args": ["x"]"#);
+    it.after(5.0).await;
+    it.runtime.exit(&old, 0);
+    it.after(20.0).await;
+    assert_eq!(it.running().await, ["donor", "joiner"]);
+    assert!(shares(&it).await);
+    let (donors, joiners) = (it.starts("donor"), it.starts("joiner"));
+    assert_eq!((donors.len(), joiners.len()), (2, 2), "{donors:?} {joiners:?}");
+    assert!(joiners[1] > donors[1]);
+    assert!(!it.look().await.strikes.contains_key(&name("joiner")));
+    assert!(it.plan().await.is_empty(), "{}", it.plan().await);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_donor_starts_again_while_steps_of_its_joiners_fail() {
     let mut it = Harness::with(&[("donor", DONOR), ("joiner", JOINER), ("bad", JOINER)]).await;
