@@ -9,12 +9,12 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{
-    DirBuilderExt as _, DirEntryExt as _, MetadataExt as _, OpenOptionsExt as _,
+    DirBuilderExt as _, DirEntryExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -484,6 +484,18 @@ impl RunDirectory {
                 drop(fs::remove_dir_all(entry.path()));
             }
         }
+    }
+
+    /// Opens the FIFOs of one whose command is gone, to be held until it is deleted. While a shim starts a process it
+    /// waits for a reader of what that prints, for half a minute, and says nothing about the whole instance meanwhile.
+    pub fn read_exec(&self, key: &str) -> Vec<File> {
+        let entries = fs::read_dir(self.exec_directory().join(key)).into_iter().flatten().flatten();
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        entries
+            .filter(|it| it.file_type().is_ok_and(|it| it.is_fifo()))
+            .filter_map(|it| rustix::fs::open(it.path(), flags, Mode::empty()).ok())
+            .map(File::from)
+            .collect()
     }
 
     /// Forgets one that is gone.

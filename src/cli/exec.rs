@@ -145,6 +145,10 @@ pub(super) async fn running(connection: &Connection, name: &Name) -> Result<Inst
     if connection.is_absent {
         return Err(unknown());
     }
+    let run = &connection.edge.run;
+    // A command that was killed while its process started keeps the shim from answering.
+    let dead = run.execs().into_iter().filter(|(_, owner)| !owner.holder.is_alive());
+    let _readers: Vec<_> = dead.map(|(key, _)| run.read_exec(&key)).collect();
     let mut tries = 0;
     loop {
         let objects = connection.edge.runtime.observe(&std::collections::BTreeSet::new()).await;

@@ -976,6 +976,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 Leftover::Approval(it) => self.use_up_approval(&it.instance)?,
                 Leftover::Hand(name, hand) => self.run.take_hand(name, hand)?,
                 Leftover::Exec(id, key) => {
+                    let _readers = self.run.read_exec(key);
                     self.runtime.delete_exec(id, key).await?;
                     // Only now: without it nobody would know of the process any more.
                     self.run.remove_exec(key)?;

@@ -189,6 +189,28 @@ async fn a_signal_is_passed_on_and_a_killed_command_leaves_nothing_for_long() {
     rig.assert_clean();
 }
 
+/// While a shim starts a process, it waits for somebody to read what that prints.
+#[tokio::test]
+async fn a_command_that_is_killed_while_its_process_starts_does_not_silence_the_workload() {
+    let rig = Rig::start().await;
+    let site = with_web(&rig);
+    let pid = site.pid("web");
+    for n in 0..5 {
+        let mut child = start(&site, &[], &format!(": >/dev/{n}; exec sleep 36000"));
+        let path = format!("/proc/{pid}/root/dev/{n}");
+        // At once: the shim goes on a moment later.
+        while !std::path::Path::new(&path).exists() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(run(&site, &[], "echo fine"), (Some(0), "fine\n".to_owned(), String::new()));
+    }
+    no_leftovers(&site, pid);
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
+}
+
 #[tokio::test]
 async fn input_that_ends_while_containerd_is_away_ends_for_the_process_too() {
     let mut rig = Rig::start().await;
