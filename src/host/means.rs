@@ -173,6 +173,10 @@ impl Directory {
     /// The directories of the `PATH` that it was started with.
     fn search_path(&self) -> io::Result<Vec<PathBuf>> {
         let environment = fs::read(self.0.join("environ"))?;
+        if environment.is_empty() {
+            // The kernel shows none of a process that is just becoming its program, or has hidden it.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let mut variables = environment.split(|it| *it == 0);
         let path = variables.find_map(|it| it.strip_prefix(b"PATH="));
         let path = OsString::from_vec(path.unwrap_or_default().to_vec());
@@ -207,18 +211,15 @@ mod tests {
     impl Process {
         fn start(program: &Path, work: &Path, path: Option<&str>) -> Self {
             let mut command = Command::new(program);
-            command.arg("1000").current_dir(work).env_clear();
+            command.arg("1000").current_dir(work).env_clear().env("HOME", "/");
             command.envs(path.map(|it| ("PATH", it)));
             let process = Self(command.spawn().unwrap());
-            // The kernel lets go of who spawns it a moment before the words and the environment are there.
-            let words = Path::new("/proc").join(process.0.id().to_string()).join("cmdline");
-            for _ in 0..100_000 {
-                if !fs::read(&words).unwrap().is_empty() {
-                    return process;
-                }
+            // It is what it will be, which takes a moment longer than its start.
+            let environment = format!("/proc/{}/environ", process.0.id());
+            while fs::read(&environment).unwrap().is_empty() {
                 std::thread::yield_now();
             }
-            panic!("{} has no command line", program.display());
+            process
         }
 
         fn finds(&self, directories: &[PathBuf]) -> Programs {

@@ -197,9 +197,10 @@ async fn explain_says_what_runs_what_comes_next_and_what_it_waits_for() {
     let site = Site::of(&rig);
     site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n"));
     site.write("joiner.yaml", &(sleeper("joiner") + "  ipcMode: container:donor\n"));
-    // Its delay is longer than it takes to ask for it.
-    let typo = "command: [slep]\nrestart: {backoff: {initial: 30s}}";
-    site.write("typo.yaml", &manifest("typo", typo));
+    site.write(
+        "typo.yaml",
+        &manifest("typo", "command: [slep]\nrestart: {backoff: {initial: 60s}}"),
+    );
     site.run(&["explain", "joiner"]).exits(4).says(&[
         "joiner: Starting, not as the manifest says",
         "/joiner.yaml:1\n",

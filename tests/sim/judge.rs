@@ -16,6 +16,7 @@ use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
 use evenkeel::workload::{InstanceId, IpcMode, Name, RestartPolicy, WantedState};
 use tokio::time::Instant;
 
+use crate::script::Doc;
 use crate::tree::{Said, Truth};
 
 /// As the configuration has it.
@@ -88,6 +89,8 @@ pub(crate) struct Judge {
     /// Of those that have lost their container object, as long as that was believed to be there.
     lost: Vec<Run>,
     failures: BTreeMap<String, Failures>,
+    /// What each workload's document said last, and since when it says something else than before.
+    edits: BTreeMap<String, (Doc, Option<Instant>)>,
     removals: Vec<(String, Instant)>,
     sizes: Vec<(usize, Instant)>,
     approved: BTreeSet<InstanceId>,
@@ -217,6 +220,17 @@ impl Judge {
         let ran = self.runs.values().flatten().map(|it| &it.name);
         let size = truth.names().chain(ran).collect::<BTreeSet<_>>().len();
         self.sizes.push((size, at));
+        for name in truth.names() {
+            let Said::Valid(doc) = truth.said(name) else { continue };
+            match self.edits.get_mut(name) {
+                Some((last, edited)) if last != doc => {
+                    *edited = Some(at);
+                    last.clone_from(doc);
+                }
+                Some(_) => {}
+                None => drop(self.edits.insert(name.clone(), (doc.clone(), None))),
+            }
+        }
         let mut truth = truth;
         truth.blocked = blocked;
         self.seen.push(Seen { at, truth, absent, clear, quiet });
@@ -750,7 +764,11 @@ impl Judge {
         // What a person asks for waits for no delay; a start and a retry forget what failed before.
         let again = self.asks_for_another(container, &[HandKind::Start, HandKind::Retry], at);
         let anew = self.asks_for_another(container, &[HandKind::Restart], at);
-        if again {
+        // So does an edit, in place as any other, whenever it is noticed.
+        let edited = self.edits.get(name).and_then(|it| it.1);
+        let edited_since = |then: Instant| edited.is_some_and(|it| it >= then);
+        let failed = self.failures.get(name).map(|it| it.at);
+        if again || failed.is_some_and(edited_since) {
             self.failures.remove(name);
         }
         if let Some(failures) =
@@ -783,7 +801,7 @@ impl Judge {
         let long = noticed.duration_since(last.created) >= RESET_AFTER;
         let count = if long { 1 } else { before.map_or(0, |it| it.count) + 1 };
         // Counted by `started`; the note of the next run makes it lasting.
-        if !again && !anew {
+        if !again && !anew && !edited_since(ended.min(self.since(at))) {
             let due = ended + Delays::default().after(count);
             let early = due.saturating_duration_since(at);
             self.check("not-faster-than-backoff", early.is_zero(), || {
