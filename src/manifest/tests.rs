@@ -170,6 +170,14 @@ fn a_file_that_is_too_large_is_foreign_only_when_its_first_document_says_so() {
     );
     assert_eq!(verdict(&padded("a: b\n---")), (None, "foreign".to_owned()));
     assert_eq!(verdict(&padded("# nothing\n--- a\n---")), (None, "foreign".to_owned()));
+    // An empty document is none.
+    for empty in ["---\n# of the chart\n---\n", "--- ~\n--- !!null\n---\n", "%YAML 1.2\n---\n---\n"]
+    {
+        let verdict = verdict(&padded(&format!("{empty}{HEAD}")));
+        assert_eq!(verdict, (Some("file-too-large"), String::new()), "{empty}");
+    }
+    let twice = "apiVersion: evenkeel/v1\napiVersion: v1\nkind: Container";
+    assert_eq!(verdict(&padded(twice)), (Some("file-too-large"), String::new()));
     assert_eq!(verdict(&padded("a: [")), (Some("file-too-large"), String::new()));
     assert_eq!(
         verdict(&padded("items:\n- apiVersion: v1\n")),
@@ -180,6 +188,26 @@ fn a_file_that_is_too_large_is_foreign_only_when_its_first_document_says_so() {
     // Cut inside a character.
     let umlauts = format!("apiVersion: v1\ntext: {}", "é".repeat(FILE_LIMIT));
     assert_eq!(too_large(Path::new("a"), &umlauts.as_bytes()[..FILE_LIMIT]).unreadable, None);
+}
+
+#[test]
+fn a_whole_number_is_one_in_every_spelling() {
+    for (text, problem) in [
+        ("67108864", None),
+        ("67108864.0", None),
+        ("6.7108864e7", None),
+        ("0x4000000", None),
+        ("1e16", None),
+        ("1e18", Some("/spec/shmSize")),
+        ("1e300", Some("/spec/shmSize")),
+        ("1e999", Some("/spec/shmSize")),
+        ("-1e16", Some("/spec/shmSize")),
+        ("99999999999999999999999", Some("/spec/shmSize")),
+    ] {
+        let reading = reading(&format!("{HEAD}  shmSize: {text}\n"));
+        let pointers: Vec<&str> = reading.problems.iter().map(|it| it.pointer.as_str()).collect();
+        assert_eq!(pointers, Vec::from_iter(problem), "{text}: {:?}", reading.problems);
+    }
 }
 
 #[test]

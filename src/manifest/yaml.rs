@@ -276,19 +276,17 @@ pub(super) fn head(text: &str) -> Head {
     // For each open collection, whether it is a mapping, and the key that is waiting for its value.
     let mut open: Vec<(bool, Option<String>)> = Vec::new();
     let limits = options! { emit_comments: false, flow_nesting_limit: DEPTH + 8, block_nesting_limit: DEPTH + 8 };
-    let mut documents = 0;
+    // An empty document is none, as for a whole file.
+    let mut begun = false;
     for next in Parser::new_from_str_with_options(text, limits) {
         let Ok((event, _)) = next else { return head };
         let value = match event {
-            Event::DocumentStart(..) if documents == 1 => {
+            Event::DocumentStart(..) if begun => {
                 head.whole = true;
                 return head;
             }
-            Event::DocumentStart(..) => {
-                documents = 1;
-                continue;
-            }
             Event::SequenceStart(..) | Event::MappingStart(..) => {
+                begun = true;
                 let key =
                     open.last_mut().and_then(|(map, key)| if *map { key.take() } else { None });
                 path.push(key.unwrap_or_default());
@@ -300,11 +298,18 @@ pub(super) fn head(text: &str) -> Head {
                 open.pop();
                 continue;
             }
-            Event::Scalar(text, ..) => Some(text),
-            Event::Alias(_) | Event::UnresolvedAlias(_) => None,
-            Event::StreamStart | Event::StreamEnd | Event::DocumentEnd | Event::Anchor(..) => {
-                continue;
+            Event::Scalar(text, style, _, tag) => {
+                let untagged = tag.is_none_or(|it| it.is_yaml_core_schema_tag("null"));
+                let is_null = style == ScalarStyle::Plain && resolve(&text) == Kind::Null;
+                begun |= !(is_null && untagged);
+                Some(text)
             }
+            Event::Alias(_) | Event::UnresolvedAlias(_) => None,
+            Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(..)
+            | Event::DocumentEnd
+            | Event::Anchor(..) => continue,
             _ => return head,
         };
         let Some((true, key)) = open.last_mut() else { continue };
@@ -314,9 +319,10 @@ pub(super) fn head(text: &str) -> Head {
         };
         let value = value.map(Cow::into_owned);
         match (path.get(1..).unwrap_or_default(), field.as_str()) {
-            ([], "apiVersion") => head.api_version = value,
-            ([], "kind") => head.kind = value,
-            ([parent], "name") if parent == "metadata" => head.name = value,
+            // Where a key comes twice, the first counts.
+            ([], "apiVersion") => head.api_version = head.api_version.or(value),
+            ([], "kind") => head.kind = head.kind.or(value),
+            ([parent], "name") if parent == "metadata" => head.name = head.name.or(value),
             _ => {}
         }
     }
@@ -687,9 +693,12 @@ fn number(text: &str) -> Option<Number> {
         return None;
     }
     let value: f64 = text.parse().ok()?;
-    // Exact below 2^53.
-    if value.fract() == 0.0 && value.abs() < 9e15 {
-        return format!("{value:.0}").parse::<i64>().ok().map(Number::from);
+    if value.fract() == 0.0 {
+        let digits = format!("{value:.0}");
+        let whole = digits.parse::<i64>().map(Number::from);
+        if let Ok(whole) = whole.or_else(|_| digits.parse::<u64>().map(Number::from)) {
+            return Some(whole);
+        }
     }
     Number::from_f64(value)
 }

@@ -49,6 +49,9 @@ const AGED: Duration = Duration::from_secs(3);
 /// its close is seen.
 const WRITING: Duration = Duration::from_secs(1);
 
+/// Longest time between two reads of a file, or two walks over a source, that is another one each time.
+const RESTLESS: Duration = Duration::from_secs(2);
+
 /// Longest time between two questions for a file that somebody keeps open.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
@@ -88,6 +91,8 @@ struct Tracked {
     candidate: Option<Candidate>,
     /// When to look again.
     due: Option<BootTime>,
+    /// How many reads in a row came to nothing because it was changing.
+    restless: u32,
     /// Somebody is known to be writing it, or that cannot be known: not a matter of a short wait.
     held_open: bool,
 }
@@ -106,7 +111,8 @@ pub(super) struct Tracker {
     last_change: BootTime,
     /// Identity of the root at the last walk.
     pub(super) root: Option<FileId>,
-    unsteady: bool,
+    /// How many walks in a row saw something vanish.
+    unsteady: u32,
     /// The patterns changed after the walk that used them.
     repeat: bool,
 }
@@ -231,7 +237,7 @@ impl Tracker {
             fingerprint: None,
             last_change: BootTime::default(),
             root: None,
-            unsteady: false,
+            unsteady: 0,
             repeat: false,
         }
     }
@@ -247,7 +253,7 @@ impl Tracker {
             Walk { root: self.source.path(), source: self.index, ignore: &self.patterns, watches };
         let found = walk.run();
         self.root = found.id;
-        self.unsteady = found.unsteady;
+        self.unsteady = if found.unsteady { self.unsteady.saturating_add(1) } else { 0 };
         self.repeat = false;
         let changed = self.is_changed(&found, watches);
         if changed {
@@ -316,14 +322,14 @@ impl Tracker {
             let aged = read.content.age >= AGED && !is_writing(&read);
             let may_count = is_finished(&read) || aged || same_as_before;
             if !read.is_unchanged(watches, stir) || read.content.torn {
-                tracked.wait(&read, now + QUIET, now);
+                tracked.wait_restlessly(&read, now);
             } else if may_count && same_as_settled {
                 // It counts already, whoever is about to write it.
                 self.settle(&read, watches);
             } else if may_count {
                 ready.push(read);
             } else {
-                tracked.wait(&read, now + QUIET, now);
+                tracked.wait_restlessly(&read, now);
             }
         }
         Weighed { found, ready, at }
@@ -364,7 +370,7 @@ impl Tracker {
         let tracked = self.tracked(&read.file);
         let since = tracked.candidate.as_ref().map_or(now, |it| it.since);
         if !read.is_unchanged(watches, stir) {
-            tracked.wait(read, now + QUIET, now);
+            tracked.wait_restlessly(read, now);
         } else if answer.open.contains(&id) {
             let asked = tracked.candidate.as_ref().map_or(0, |it| it.asked);
             let pause = (QUIET * 2).saturating_mul(1_u32 << asked.min(16)).min(ASK_LIMIT);
@@ -378,7 +384,7 @@ impl Tracker {
             }
         } else if !read.is_as_it_was() {
             // Its event is on its way; the one that was there was about something else.
-            tracked.wait(read, now + QUIET, now);
+            tracked.wait_restlessly(read, now);
             if finished {
                 read.unmark(watches);
             }
@@ -410,6 +416,7 @@ impl Tracker {
         let tracked = self.tracked(&read.file);
         tracked.candidate = None;
         tracked.due = None;
+        tracked.restless = 0;
         tracked.held_open = false;
         if let Some(settled) = &mut tracked.settled
             && settled.digest == Some(read.digest)
@@ -507,14 +514,14 @@ impl Tracker {
 
     /// When to look again, whatever happens.
     pub(super) fn due(&self, now: BootTime) -> Option<BootTime> {
-        let again = self.unsteady.then(|| now + QUIET);
+        let again = self.unsteady.checked_sub(1).map(|times| now + pause(times));
         self.tracked_files().filter_map(|it| it.due).chain(again).min()
     }
 
     /// Whether some content only needs a short time to count.
     pub(super) fn is_settling(&self) -> bool {
         let settling = |it: &Tracked| it.settled.is_none() && !it.held_open;
-        self.unsteady
+        self.unsteady > 0
             || self.files.values().any(settling)
             || (self.ignore_file.due.is_some() && settling(&self.ignore_file))
     }
@@ -548,6 +555,7 @@ impl Tracked {
         {
             self.candidate = None;
             self.due = None;
+            self.restless = 0;
             return None;
         }
         if let Some(Mark { stage: Stage::Writing, at, .. }) = mark
@@ -588,7 +596,7 @@ impl Tracked {
                 None
             }
             Look::Gone => {
-                self.due = Some(now + QUIET);
+                self.due = Some(now + self.next_pause());
                 None
             }
         }
@@ -598,6 +606,7 @@ impl Tracked {
     fn refuse(&mut self, refusal: &Refusal, shown: &Path, is_ignore: bool) {
         self.candidate = None;
         self.due = None;
+        self.restless = 0;
         self.held_open = false;
         if self.settled.as_ref().is_some_and(|it| it.refusal.as_ref() == Some(refusal)) {
             return;
@@ -610,6 +619,19 @@ impl Tracked {
             reading: Arc::new(manifest::unreadable(shown, refusal.code, refusal.message.clone())),
             ignore,
         });
+    }
+
+    /// How long to leave alone what is changing: ever longer, so that what never rests costs little.
+    fn next_pause(&mut self) -> Duration {
+        let pause = pause(self.restless);
+        self.restless = self.restless.saturating_add(1);
+        pause
+    }
+
+    /// Waits for another read that agrees.
+    fn wait_restlessly(&mut self, read: &Read, now: BootTime) {
+        let due = now + self.next_pause();
+        self.wait(read, due, now);
     }
 
     /// Remembers what was read, to be compared with what is read at `due`.
@@ -629,6 +651,11 @@ impl Tracked {
         self.due = Some(due);
         self.held_open = false;
     }
+}
+
+/// How long to wait after so many waits for the same. Writers change a file a few times in a row, and rest.
+fn pause(times: u32) -> Duration {
+    QUIET.saturating_mul(1 << times.saturating_sub(3).min(16)).min(RESTLESS)
 }
 
 /// Whether events say that it came by rename or was closed after its last write.

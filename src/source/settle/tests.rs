@@ -330,6 +330,36 @@ fn what_is_touched_without_a_new_content_stays_the_same_reading() {
 }
 
 #[test]
+fn what_is_never_the_same_twice_is_looked_at_ever_more_rarely() {
+    // A file of another size than it says, and one that somebody writes all the time.
+    for is_odd in [true, false] {
+        let mut bench = Bench::new(false);
+        if is_odd {
+            std::os::unix::fs::symlink("/proc/version", bench.path("web.yaml")).unwrap();
+        }
+        let (mut looks, began) = (0, bench.now);
+        while bench.now.since(began) < Duration::from_mins(1) {
+            if !is_odd {
+                fs::write(bench.path("web.yaml"), format!("{WEB}# {looks}")).unwrap();
+            }
+            assert_eq!(documents(&bench.look()), None);
+            bench.now = bench.tracker.due(bench.now).unwrap();
+            looks += 1;
+        }
+        assert!(looks < 60, "{looks} looks in a minute");
+        if !is_odd {
+            // It is left alone at last, and counts within seconds.
+            let left = bench.now;
+            while documents(&bench.look()).is_none() {
+                bench.now = bench.tracker.due(bench.now).unwrap();
+            }
+            assert!(bench.now.since(left) < Duration::from_secs(5));
+            assert_eq!(bench.tracker.due(bench.now), None);
+        }
+    }
+}
+
+#[test]
 fn bounds_on_a_tree_hold_instead_of_removing() {
     let mut bench = Bench::new(false);
     fs::create_dir_all(bench.path(&"d/".repeat(super::super::DEPTH_LIMIT + 2))).unwrap();
