@@ -754,6 +754,33 @@ fn unpublishing_the_last_instance_leaves_no_mount_and_no_directory() {
     assert_eq!(fs::read_dir(it.run()).unwrap().count(), 0);
 }
 
+/// Nobody would find it later: it belongs to no instance.
+#[test]
+fn who_looks_meanwhile_does_not_keep_the_last_mount_from_going() {
+    let it = Linux::new();
+    let id = id("a-0123456789");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let base = it.run().join("ipc");
+    let stayed = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    facts(it.host());
+                }
+            });
+        }
+        let stayed = (0..200).filter(|_| {
+            it.host().publish_shm(&id, MIB).unwrap();
+            it.host().unpublish(&id).unwrap();
+            base.exists() || !mounts_below(&base).is_empty()
+        });
+        let stayed = stayed.count();
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        stayed
+    });
+    assert_eq!(stayed, 0, "of 200 times");
+}
+
 #[test]
 fn foreign_mounts_next_to_ours_are_not_touched() {
     let (it, a) = (Linux::new(), id("a-1"));
