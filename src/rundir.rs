@@ -639,10 +639,10 @@ enum Held {
 /// time, so it is tried again for a while.
 #[expect(
     clippy::disallowed_methods,
-    reason = "blocks for 0.2 s at most, before anything else runs"
+    reason = "blocks for a second at most, before anything else runs"
 )]
 fn hold(file: &mut File, how: FlockOperation) -> io::Result<Held> {
-    const TRIES: u32 = 40;
+    const TRIES: u32 = 200;
     for _ in 0..TRIES {
         match rustix::fs::flock(&*file, how) {
             Ok(()) => return Ok(Held::Ours),
