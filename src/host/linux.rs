@@ -200,11 +200,12 @@ impl LinuxHost {
 impl Host for LinuxHost {
     fn observe(&self, ask: &Ask) -> Result<Facts, Error> {
         let boot_id = boot_id().map_err(|cause| failure("read", Path::new(BOOT_ID), cause))?;
-        let published = {
+        let (mounts, published) = {
             // Who has the directory open keeps the private mount on it from going, and nobody would find that later.
             let _changing = self.change();
             let mounts = own_mounts().map_err(|cause| failure("read", Path::new(MOUNTS), cause))?;
-            self.published(&mounts).map_err(|cause| failure("read", &self.base(), cause))?
+            let published = self.published(&mounts);
+            (mounts, published.map_err(|cause| failure("read", &self.base(), cause))?)
         };
         let paths = self.probe.kinds(&ask.paths);
         // Not readable is not outdated: such a process simply has no view.
