@@ -60,6 +60,7 @@ fn desired(version: &str, number: usize) -> DesiredState {
         partial: Vec::new(),
         absence_acts_at: BootTime::default(),
         absent: BTreeMap::new(),
+        unseen_acts_at: BootTime::default(),
         confirmed: now(),
         documents: number,
     };
