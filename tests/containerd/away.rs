@@ -367,9 +367,9 @@ async fn a_socket_that_accepts_and_never_answers_is_told_of_and_left_as_soon_as_
         std::os::unix::net::UnixListener::bind(rig.socket()).unwrap()
     };
     let listener = silent(&mut rig);
-    // For a moment there was nobody.
+    // For a moment there was nobody, which is told until there is more to say.
     site.until_status("that it does not answer", |status| {
-        let is_silent = status.runtime.message.contains("not answered");
+        let is_silent = status.runtime.message.contains("no answer from");
         (status.runtime.state == "unreachable" && is_silent).then_some(())
     });
     site.write("late.yaml", &sleeper("late"));
