@@ -239,7 +239,9 @@ impl Drop for Linux {
             child.kill().ok();
             child.wait().ok();
         }
-        sweep::remove_cgroups(&self.cgroups);
+        for cgroup in [&self.cgroups, &self.cgroup()] {
+            sweep::remove_cgroups(cgroup);
+        }
         // A failed test leaves its mounts; they would keep the directory.
         if let Some(directory) = &self.directory {
             for mount in mounts_below(directory.path()).iter().rev() {
