@@ -748,8 +748,8 @@ fn leftovers(
     leftovers
 }
 
-/// The directories below a path that are called as instances are; a missing path has none. What a person or a file
-/// system (`lost+found`) put beside them is none of our business.
+/// The directories below a path that are called as instances are; a missing path has none. What somebody put
+/// beside them is none of our business.
 fn directories(path: &std::path::Path) -> Vec<InstanceId> {
     let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
     let id = |entry: std::fs::DirEntry| {

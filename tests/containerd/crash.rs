@@ -119,15 +119,7 @@ fn in_mode(mode: &'static str) -> Vec<Walk> {
     vec![
         Walk {
             exits: 4,
-            at: &[
-                "finish/strikes",
-                "finish/end",
-                "finish/task",
-                "finish/unpublish",
-                "clear/unpublish",
-                "clear/snapshot",
-                "clear/logs",
-            ],
+            at: crate::faults::FINISH,
             ..walk(name("end"), with(None), with(Some(fails)), 0)
         },
         Walk {

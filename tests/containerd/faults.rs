@@ -111,7 +111,8 @@ fn job(mode: &'static str, command: &'static str) -> impl Fn(&Site) + Send + Syn
     }
 }
 
-const FINISH: &[&str] = &[
+/// What is done after the last run of what is removed on exit.
+pub(crate) const FINISH: &[&str] = &[
     "finish/strikes",
     "finish/end",
     "finish/task",
