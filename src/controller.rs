@@ -145,6 +145,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             hints.borrow_and_update();
             flights.seen();
             self.policy.borrow_and_update();
+            // The last state comes with the end of its channel, and one look does for both. Asked first: what is sent
+            // before the end is read after this.
+            manifests_end |= self.desired.has_changed().is_err();
             let desired = self.desired.borrow_and_update().clone();
             if desired.as_ref().map(Arc::as_ptr) != read.as_ref().map(Arc::as_ptr) {
                 // An edit acts at once, whatever woke this pass and whatever failed before it.
@@ -163,10 +166,14 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let mut next = RESYNC;
             let mut held = false;
             let mut released = BTreeSet::new();
+            let mut manifests = self.desired.clone();
+            let is_blind = desired.is_none() && self.goal.follows_manifests();
             let look = self.look_and_tell(desired.as_deref(), &report, &mut complaint);
             let look = tokio::select! {
                 biased;
                 look = look => look,
+                // Without manifests a look only tells whether the runtime answers.
+                Ok(()) = manifests.changed(), if is_blind => continue,
                 never = flights.go_on(&self.edge) => match never {},
                 // A look may wait for a runtime that hangs; who ends us does not.
                 () = &mut shutdown => return self.leave(flights, &mut cooling).await,

@@ -236,3 +236,27 @@ async fn a_job_whose_next_revision_cannot_start_has_not_converged() {
     let item = it.item("job");
     assert_eq!((item.phase, item.reason.as_str()), (Phase::Completed, "image-missing"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn manifests_that_come_during_a_look_do_not_wait_for_its_end() {
+    let mut it = Harness::new();
+    it.want("a", "");
+    it.desired.send_replace(None);
+    it.runtime.set_hanging(true);
+    it.run();
+    it.after(0.1).await;
+    assert_eq!(it.runtime.looks(), 1);
+    it.publish();
+    it.after(0.1).await;
+    assert_eq!(it.runtime.looks(), 1, "another one, which knows of them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_has_nothing_to_do_looks_once() {
+    let mut it = Harness::new();
+    it.want("stopped", r#""state": "stopped""#);
+    assert_eq!(it.once(CONVERGE).await, Ended::Converged);
+    it.runtime.looks();
+    assert_eq!(it.once(CONVERGE).await, Ended::Converged);
+    assert_eq!(it.runtime.looks(), 1);
+}
