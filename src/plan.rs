@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -143,7 +144,7 @@ pub struct Prepare {
     pub id: InstanceId,
     pub revision: Revision,
     pub origin: Origin,
-    pub workload: Workload,
+    pub workload: Arc<Workload>,
     pub defaults: IpcDefaults,
     pub image: Image,
     /// Only the snapshot is missing.
@@ -155,7 +156,7 @@ pub struct Prepare {
 pub struct Relabel {
     pub id: InstanceId,
     pub origin: Origin,
-    pub workload: Workload,
+    pub workload: Arc<Workload>,
     /// A stop that was begun is not wanted any more: its end will be its own.
     pub calls_off_stop: bool,
 }

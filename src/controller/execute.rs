@@ -444,7 +444,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::Update(it) => {
                 let update = Update {
                     origin: Some(it.origin.clone()),
-                    workload: Some(it.workload.clone()),
+                    workload: Some((*it.workload).clone()),
                     ending: it.calls_off_stop.then_some(0),
                     ..Update::default()
                 };
@@ -512,7 +512,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             id: prepare.id.clone(),
             revision: prepare.revision.clone(),
             origin: prepare.origin.clone(),
-            workload: prepare.workload.clone(),
+            workload: (*prepare.workload).clone(),
             defaults: prepare.defaults.clone(),
             image: prepare.image.clone(),
         };

@@ -693,7 +693,7 @@ impl<'a> Planner<'a> {
             let relabel = Relabel {
                 id: current.id.clone(),
                 origin: origin.clone(),
-                workload: (**workload).clone(),
+                workload: Arc::clone(workload),
                 calls_off_stop: false,
             };
             // Once it is written down, nobody knows of the edit any more.
@@ -721,7 +721,7 @@ impl<'a> Planner<'a> {
         let relabel = Relabel {
             id: current.id.clone(),
             origin: current.origin.clone(),
-            workload: (*target.workload).clone(),
+            workload: Arc::clone(&target.workload),
             calls_off_stop: true,
         };
         let cause = Cause::Updated(vec!["a stop that was begun is called off".to_owned()]);
@@ -1331,7 +1331,7 @@ impl<'a> Planner<'a> {
                 id: target.id.clone(),
                 revision: target.revision.clone(),
                 origin: origin.or_else(|| current.map(|it| it.origin.clone()))?,
-                workload: (*target.workload).clone(),
+                workload: Arc::clone(&target.workload),
                 defaults: target.defaults.clone(),
                 image: image.clone(),
                 snapshot_only: target.instance.is_some(),

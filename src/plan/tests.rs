@@ -245,7 +245,6 @@ mod model {
     //! Observed states and a model of what steps do to them.
 
     use std::path::Path;
-    use std::sync::Arc;
 
     use super::super::*;
     use crate::backoff::Strikes;
@@ -367,7 +366,7 @@ mod model {
                         name: it.workload.name.clone(),
                         revision: it.revision.clone(),
                         origin: it.origin.clone(),
-                        workload: Some(Arc::new(it.workload.clone())),
+                        workload: Some(Arc::clone(&it.workload)),
                         defaults: it.defaults.clone(),
                         image: Image { place: ImagePlace::Store, ..it.image.clone() },
                         has_snapshot: true,
@@ -386,7 +385,7 @@ mod model {
                 Action::Update(it) => {
                     let instance = observed.instances.get_mut(&it.id).expect("it is there");
                     instance.origin = it.origin.clone();
-                    instance.workload = Some(Arc::new(it.workload.clone()));
+                    instance.workload = Some(Arc::clone(&it.workload));
                     instance.ending = instance.ending.filter(|_| !it.calls_off_stop);
                 }
                 Action::Stop(it) => {
