@@ -43,7 +43,7 @@ use containerd::rig::Rig;
 /// Pairs of one dropped manifest and one direct start.
 const SINGLE: usize = 15;
 /// Pairs of `apply` of [`MANY`] manifests and as many direct starts.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 15;
 const MANY: usize = 20;
 /// As the program has it.
 const CONCURRENCY: usize = evenkeel::controller::CONCURRENCY;
