@@ -139,6 +139,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             self.edge.run.sweep_execs();
             self.edge.tell_controller("controller-started");
         }
+        let late_archives = self.edge.late_archives();
         tokio::pin!(shutdown);
         loop {
             let begun = Instant::now();
@@ -255,6 +256,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                 () = flights.landed(&self.edge, &mut cooling, soonest) => "steps",
                 () = released_since(&self.edge, &released), if held => "approval",
                 () = asked_since(&self.edge, &hands) => "hand",
+                () = late_archives.notified() => "archives",
                 () = tokio::time::sleep_until(deadline) => "timer",
             };
         }
@@ -348,12 +350,12 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     return (!wait && cooling.is_cooling_any(look.now))
                         .then_some(Ended::NotConverged);
                 }
-                // A removal that acts soon, or a joiner that follows soon, is worth the wait.
-                let soon = plan.wake.is_some()
-                    && plan
-                        .standings
-                        .values()
-                        .any(|it| matches!(it.reason, "removal-pending" | "donor-changed"));
+                // A removal that acts soon, a joiner that follows soon, or an archive that is being read, is worth the
+                // wait.
+                let soon = plan.standings.values().any(|it| match it.reason {
+                    "removal-pending" | "donor-changed" => plan.wake.is_some(),
+                    reason => reason == "archive-unread",
+                });
                 let instance = |standing: &plan::Standing| {
                     standing.instance.as_ref().and_then(|id| look.observed.instances.get(id))
                 };
@@ -646,6 +648,7 @@ async fn assemble<R: Runtime, H: Host>(
     };
     observed.images.extend(archived.images);
     observed.archive_problems = archived.problems.iter().map(ToString::to_string).collect();
+    observed.unread_archives = archived.unread;
     for container in objects.containers {
         let instance = instance(container, &facts);
         observed.instances.insert(instance.id.clone(), instance);

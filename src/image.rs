@@ -11,24 +11,36 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use self::index::{Index, Packed, Part, Place};
+use self::reader::Reader;
 use self::source::Source;
 use crate::content::{Blob, NewImage};
 use crate::observed::{Image, ImagePlace};
 
 mod index;
+mod reader;
 mod source;
 mod tar;
 
 /// Archives of one directory that are looked at; a box has a handful.
 const ARCHIVE_LIMIT: usize = 1000;
 
+/// How long who looks for an image waits for new archives to be read: a plain one takes milliseconds, but a compressed
+/// one has to be unpacked to its end, and nobody else is to wait for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The archives in some directories. What was read is remembered as long as the file stays the same.
 #[derive(Debug)]
 pub struct Archives {
     directories: Vec<PathBuf>,
     known: BTreeMap<PathBuf, Known>,
+    reader: Reader,
+    patience: Duration,
 }
 
 /// What [`Archives::find`] found.
@@ -38,6 +50,8 @@ pub struct Found {
     pub images: BTreeMap<String, Image>,
     /// What is wrong with archives, whether they were asked for or not.
     pub problems: Vec<ArchiveProblem>,
+    /// Archives that are still being read: what is not found may be in them.
+    pub unread: Vec<PathBuf>,
 }
 
 /// Why an archive, or an image in it, cannot be used.
@@ -77,20 +91,34 @@ impl Stamp {
 #[derive(Debug)]
 struct Known {
     stamp: Stamp,
-    index: Result<Arc<Index>, ArchiveProblem>,
+    /// `None`: it is being read.
+    index: Option<Result<Arc<Index>, ArchiveProblem>>,
 }
 
 impl Archives {
     /// Reads nothing yet. Directories need not exist.
     pub fn new(directories: Vec<PathBuf>) -> Self {
-        Self { directories, known: BTreeMap::new() }
+        let (known, reader) = (BTreeMap::new(), Reader::default());
+        Self { directories, known, reader, patience: PATIENCE }
+    }
+
+    /// One that waits for no archive to be read.
+    #[cfg(test)]
+    pub(crate) fn impatient(mut self) -> Self {
+        self.patience = Duration::ZERO;
+        self
+    }
+
+    /// Told when an archive has been read that nobody waited for.
+    pub fn late(&self) -> Arc<Notify> {
+        self.reader.late()
     }
 
     /// Looks for images by their full names; a name with a digest is found by the digest alone. Of two archives that
     /// have one name, the first by path counts.
     ///
-    /// Costs one `stat` for each archive that has not changed; new ones are read, which may take long: not for async
-    /// threads.
+    /// Costs one `stat` for each archive that has not changed; new ones are read, and waited for up to a second: not for
+    /// async threads. Nothing is found in those that take longer before they were read.
     pub fn find(&mut self, names: &BTreeSet<String>) -> Found {
         let mut found = Found::default();
         if names.is_empty() {
@@ -99,9 +127,13 @@ impl Archives {
         self.refresh(&mut found.problems);
         for (path, known) in &self.known {
             let index = match &known.index {
-                Ok(index) => index,
-                Err(problem) => {
+                Some(Ok(index)) => index,
+                Some(Err(problem)) => {
                     found.problems.push(problem.clone());
+                    continue;
+                }
+                None => {
+                    found.unread.push(path.clone());
                     continue;
                 }
             };
@@ -136,7 +168,10 @@ impl Archives {
         let ImagePlace::Archive(path) = &image.place else {
             return Err(ArchiveProblem::new(Path::new(&image.name), "is not in an archive"));
         };
-        let known = self.known.get(path).and_then(|it| Some((&it.stamp, it.index.as_ref().ok()?)));
+        let known = self
+            .known
+            .get(path)
+            .and_then(|it| Some((&it.stamp, it.index.as_ref()?.as_ref().ok()?)));
         let packed =
             known.and_then(|(stamp, index)| Some((stamp, index.by_digest(&image.digest)?)));
         let Some((stamp, packed)) = packed else {
@@ -152,6 +187,7 @@ impl Archives {
     /// Brings what is known up to date.
     fn refresh(&mut self, problems: &mut Vec<ArchiveProblem>) {
         let mut paths = BTreeSet::new();
+        let mut is_new = false;
         for directory in &self.directories {
             if let Err(problem) = list(directory, &mut paths) {
                 problems.push(problem);
@@ -170,8 +206,23 @@ impl Archives {
                 }
             };
             if self.known.get(&path).is_none_or(|known| known.stamp != stamp) {
-                let index = read(&path, &stamp).map(Arc::new);
-                self.known.insert(path, Known { stamp, index });
+                is_new = true;
+                self.known.insert(path, Known { stamp, index: None });
+            }
+        }
+        self.collect(is_new.then(|| Instant::now() + self.patience));
+    }
+
+    /// Takes over what was read, and has read what was not; waits for that until then.
+    fn collect(&mut self, deadline: Option<Instant>) {
+        loop {
+            for (path, known) in self.known.iter().filter(|(_, it)| it.index.is_none()) {
+                self.reader.read(path, &known.stamp);
+            }
+            let Some((path, stamp, index)) = self.reader.next(deadline) else { return };
+            // One that has changed meanwhile is read again.
+            if let Some(known) = self.known.get_mut(&path).filter(|it| it.stamp == stamp) {
+                known.index = Some(index.map(Arc::new));
             }
         }
     }

@@ -31,6 +31,8 @@ pub struct ObservedState {
     pub images: BTreeMap<String, Image>,
     /// What is wrong with archives of images, for people.
     pub archive_problems: Vec<String>,
+    /// Archives that are still being read: an image that is not to be had may be in one of them.
+    pub unread_archives: Vec<PathBuf>,
     /// The bind sources that the manifests name, and what comes with the host's network; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
     /// What programs have to be given so that they do not inherit the runtime's protection from the kernel's killer of

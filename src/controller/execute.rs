@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -479,6 +479,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             Action::RemoveStray(stray) => self.remove_stray(stray).await,
             Action::Sweep(leftover) => self.sweep(leftover).await,
         }
+    }
+
+    /// See [`Archives::late`].
+    pub(super) fn late_archives(&self) -> Arc<Notify> {
+        self.archives.lock().unwrap_or_else(PoisonError::into_inner).late()
     }
 
     async fn import(&self, image: &Image) -> Result<(), Error> {

@@ -362,7 +362,7 @@ fn an_archive_is_read_again_only_when_it_changed() {
     let mut archives = directory(&[("a.tar", &layout(&made("web"), "web:1").end())]);
     let index = |archives: &Shelf| {
         let known = archives.archives.known.values().next().unwrap();
-        Arc::clone(known.index.as_ref().unwrap())
+        Arc::clone(known.index.as_ref().unwrap().as_ref().unwrap())
     };
     let image = archives.find(WEB).images.remove(WEB).unwrap();
     let first = index(&archives);
@@ -607,4 +607,17 @@ proptest! {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn an_archive_that_takes_long_is_told_of_and_found_later() {
+    let mut shelf = directory(&[("a.tar.gz", &gzip(&layout(&made("web"), "web:1").end()))]);
+    shelf.archives = shelf.archives.impatient();
+    let late = shelf.archives.late();
+    let found = shelf.find(WEB);
+    assert_eq!(found.unread, [shelf.directory.path().join("a.tar.gz")]);
+    assert!(found.images.is_empty() && found.problems.is_empty(), "{found:?}");
+    late.notified().await;
+    let found = shelf.find(WEB);
+    assert!(found.unread.is_empty() && found.images.contains_key(WEB), "{found:?}");
 }

@@ -764,6 +764,19 @@ impl<'a> Planner<'a> {
                     ),
                 );
             }
+            _ if !self.observed.unread_archives.is_empty() => {
+                let unread = &self.observed.unread_archives;
+                let unread: Vec<_> =
+                    unread.iter().map(|it| format!("`{}`", it.display())).collect();
+                return no(
+                    "archive-unread",
+                    format!(
+                        "image {} may be in {}, which is still being read",
+                        target.workload.spec.image.full(),
+                        unread.join(" or ")
+                    ),
+                );
+            }
             _ => {
                 let name = target.workload.spec.image.full();
                 let mut broken = self.observed.archive_problems.join("; ");

@@ -1,12 +1,16 @@
 //! Images from archives.
 
 use std::io::{Read as _, Write as _};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::*;
+use crate::host::memory::MemoryHost;
+use crate::image::Archives;
+use crate::runtime::memory::MemoryRuntime;
 
 /// What comes before an image in a compressed archive, such as other images, has to be unpacked to get to it.
 const BEFORE: u64 = 48 << 20;
@@ -62,4 +66,35 @@ async fn everything_goes_on_while_an_archive_is_unpacked() {
     ticking.abort();
     assert!(ticks.load(Ordering::Relaxed) >= 10, "{ticks:?}");
     assert!(it.runtime.observe(&[name.clone()].into()).await.unwrap().images.contains_key(&name));
+}
+
+/// An edge that waits for no archive to be read.
+fn impatient(it: &Harness) -> Edge<MemoryRuntime, MemoryHost> {
+    let mut edge = it.edge();
+    let archives = Archives::new(vec![it.directory.path().join("images")]).impatient();
+    edge.archives = Arc::new(Mutex::new(archives));
+    edge
+}
+
+#[tokio::test]
+async fn what_an_archive_has_is_started_when_it_has_been_read() {
+    let mut it = Harness::new();
+    it.archive("web:1");
+    it.want("a", r#""image": "web:1""#);
+    let edge = impatient(&it);
+    it.run_on(edge);
+    it.until_running("a").await;
+    assert!(it.clock() < 15_000, "not only when everything is looked at again: {}", it.clock());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_waits_for_an_archive_that_is_being_read() {
+    let mut it = Harness::new();
+    it.archive("web:1");
+    it.want("a", r#""image": "web:1""#);
+    let edge = impatient(&it);
+    let mut controller = it.controller(Arc::new(edge), Goal::Converge { wait: false });
+    controller.desired = watch::channel(Some(Arc::new(it.wanted.clone()))).1;
+    let ended = controller.run(watch::channel(None).0, std::future::pending()).await;
+    assert_eq!(ended, Ended::Converged);
 }
