@@ -1,4 +1,4 @@
-//! Images in archives: OCI layouts and what `docker save` writes, plain or compressed with gzip.
+//! Images in archives: OCI layouts and what `docker save` writes, plain or compressed with gzip or zstd.
 //!
 //! Unpacks nothing and writes nothing: an archive is indexed by name and digest, and its blobs are handed out as
 //! streams. What is in a blob is checked by whoever stores it.
@@ -29,6 +29,9 @@ mod tar;
 
 /// Archives of one directory that are looked at; a box has a handful.
 const ARCHIVE_LIMIT: usize = 1000;
+
+/// How the names of archives end.
+const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst"];
 
 /// How long who looks for an image waits for new archives to be read: a plain one takes milliseconds, but a compressed
 /// one has to be unpacked to its end, and nobody else is to wait for that.
@@ -240,7 +243,7 @@ fn list(directory: &Path, paths: &mut BTreeSet<PathBuf>) -> Result<(), ArchivePr
         let name = entry.map_err(problem)?.file_name();
         let bytes = name.as_bytes();
         // A name that begins with a dot is of a file that is being copied.
-        if bytes.starts_with(b".") || !(bytes.ends_with(b".tar") || bytes.ends_with(b".tar.gz")) {
+        if bytes.starts_with(b".") || !ENDINGS.iter().any(|it| bytes.ends_with(it.as_bytes())) {
             continue;
         }
         count += 1;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::source::{Source, refused, truncated};
+use super::source::{GZIP, Source, ZSTD, refused, truncated};
 use super::tar::{Kind, Walker, normal};
 use crate::content::{
     self, Descriptor, Digest, JSON_LIMIT, Manifest, Target, choose, parse_config, parse_target,
@@ -199,7 +199,8 @@ struct Contents {
 struct Stored {
     offset: u64,
     size: u64,
-    gzip: bool,
+    /// The media type of a layer with this content; `None`: it is not compressed, as far as its beginning tells.
+    compressed: Option<&'static str>,
     json: Option<Vec<u8>>,
 }
 
@@ -221,20 +222,24 @@ impl Contents {
                 Kind::Link(target) => drop(contents.links.insert(entry.name, target)),
                 Kind::File { offset, size } => {
                     let source = walker.content();
-                    let start = read(source, size.min(2))?;
+                    let start = read(source, size.min(4))?;
                     // Everything that has to be understood is JSON; where it stands in the archive is not known.
                     let is_json = size <= JSON_LIMIT && matches!(start.first(), Some(b'{' | b'['));
                     let json = if is_json {
                         room = room
                             .checked_sub(size)
                             .ok_or_else(|| refused("has too many manifests"))?;
-                        let rest = read(source, size.saturating_sub(2))?;
+                        let rest = read(source, size.saturating_sub(4))?;
                         Some([start.as_slice(), &rest].concat())
                     } else {
                         None
                     };
-                    let gzip = start == [0x1f, 0x8b];
-                    contents.files.insert(entry.name, Stored { offset, size, gzip, json });
+                    let compressed = match start.as_slice() {
+                        start if start.starts_with(&GZIP) => Some(content::LAYER_GZIP),
+                        start if start.starts_with(&ZSTD) => Some(content::LAYER_ZSTD),
+                        _ => None,
+                    };
+                    contents.files.insert(entry.name, Stored { offset, size, compressed, json });
                 }
             }
         }
@@ -264,8 +269,8 @@ impl Contents {
         images: impl Iterator<Item = &'a Saved>,
         file: &File,
     ) -> Result<BTreeMap<u64, Digest>> {
-        let layers =
-            images.flat_map(|it| &it.layers).filter_map(|it| self.path(it)).filter(|it| it.gzip);
+        let layers = images.flat_map(|it| &it.layers).filter_map(|it| self.path(it));
+        let layers = layers.filter(|it| it.compressed.is_some());
         let layers: BTreeMap<u64, u64> = layers.map(|it| (it.offset, it.size)).collect();
         let mut digests = BTreeMap::new();
         if layers.is_empty() {
@@ -385,8 +390,10 @@ impl Contents {
                 Ok(stored) => stored,
                 Err(why) => return Ok(Err(why)),
             };
-            let layer = match compressed.get(&stored.offset) {
-                Some(digest) => Descriptor::new(content::LAYER_GZIP, digest.clone(), stored.size),
+            let layer = match stored.compressed.zip(compressed.get(&stored.offset)) {
+                Some((media_type, digest)) => {
+                    Descriptor::new(media_type, digest.clone(), stored.size)
+                }
                 // An uncompressed layer is what its configuration calls it; who stores it finds out if not.
                 None => {
                     let diff_id = diff_id.parse().expect("a configuration holds digests only");

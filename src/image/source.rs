@@ -1,5 +1,6 @@
 //! The bytes of an archive, whether it is compressed or not, read from front to back.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Error, ErrorKind, Read, Result, Seek as _, SeekFrom};
 
@@ -12,8 +13,13 @@ const UNPACKED_LIMIT: u64 = 64 << 30;
 const SMALL: u64 = 1 << 30;
 
 /// Beyond [`SMALL`], how many times its size an archive may hold. Programs and text stay below ten, gzip can do a
-/// thousand.
+/// thousand, and zstd far more.
 const RATIO_LIMIT: u64 = 100;
+
+/// What is compressed with gzip begins so.
+pub(super) const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// What is compressed with zstd begins so.
+pub(super) const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// How much is read to skip something in a compressed archive.
 const SKIP: usize = 1 << 16;
@@ -29,7 +35,15 @@ pub(super) struct Source {
 #[derive(Debug)]
 enum Bytes {
     Plain { file: BufReader<File>, size: u64 },
-    Gzip { decoder: Box<MultiGzDecoder<BufReader<File>>>, limit: u64 },
+    Packed { decoder: Decoder, limit: u64 },
+}
+
+struct Decoder(Box<dyn Read + Send>);
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Decoder")
+    }
 }
 
 impl Source {
@@ -46,19 +60,19 @@ impl Source {
         (&mut file).take(6).read_to_end(&mut magic)?;
         file.seek(SeekFrom::Start(0))?;
         let file = BufReader::with_capacity(SKIP, file);
+        let limit = UNPACKED_LIMIT.min(small.max(size.saturating_mul(RATIO_LIMIT)));
+        let packed =
+            |decoder: Box<dyn Read + Send>| Bytes::Packed { decoder: Decoder(decoder), limit };
         let bytes = match magic.as_slice() {
-            [0x1f, 0x8b, ..] => {
-                let limit = UNPACKED_LIMIT.min(small.max(size.saturating_mul(RATIO_LIMIT)));
-                Bytes::Gzip { decoder: Box::new(MultiGzDecoder::new(file)), limit }
-            }
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-                return Err(refused("is compressed with zstd; use gzip or nothing"));
+            magic if magic.starts_with(&GZIP) => packed(Box::new(MultiGzDecoder::new(file))),
+            magic if magic.starts_with(&ZSTD) => {
+                packed(Box::new(zstd::stream::read::Decoder::with_buffer(file)?))
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0] => {
-                return Err(refused("is compressed with xz; use gzip or nothing"));
+                return Err(refused("is compressed with xz; use zstd, gzip or nothing"));
             }
             [b'B', b'Z', b'h', ..] => {
-                return Err(refused("is compressed with bzip2; use gzip or nothing"));
+                return Err(refused("is compressed with bzip2; use zstd, gzip or nothing"));
             }
             _ => Bytes::Plain { file, size },
         };
@@ -85,7 +99,7 @@ impl Source {
                 }
                 self.position = offset;
             }
-            Bytes::Gzip { .. } => {
+            Bytes::Packed { .. } => {
                 let mut buffer = vec![0; SKIP];
                 if offset < self.position {
                     return Err(refused("a compressed archive is read from front to back"));
@@ -107,8 +121,10 @@ impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let n = match &mut self.bytes {
             Bytes::Plain { file, .. } => file.read(buffer)?,
-            Bytes::Gzip { decoder, limit } => {
-                let n = decoder.read(buffer)?;
+            Bytes::Packed { decoder, limit } => {
+                let n = decoder.0.read(buffer).map_err(|error| {
+                    if error.kind() == ErrorKind::UnexpectedEof { truncated() } else { error }
+                })?;
                 if self.position.saturating_add(u64::try_from(n).unwrap_or(u64::MAX)) > *limit {
                     return Err(refused(
                         "unpacks to far more than an image of its size would; it is not read",
@@ -145,15 +161,32 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn with_zstd(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        zstd::stream::copy_encode(content, &mut file, 19).unwrap();
+        file
+    }
+
     #[test]
     fn what_unpacks_to_far_too_much_is_refused_before_it_is_unpacked() {
         let bomb = vec![0; 8 << 20];
-        let mut source = Source::bounded(compressed(&bomb), 1 << 20).unwrap();
-        assert!(source.skip_to(8 << 20).is_err());
-        assert!(source.position() <= 1 << 20);
-        let mut source = Source::bounded(compressed(&bomb), 8 << 20).unwrap();
-        source.skip_to(8 << 20).unwrap();
-        assert_eq!(source.read(&mut [0]).unwrap(), 0);
+        for compressed in [compressed, with_zstd] {
+            let mut source = Source::bounded(compressed(&bomb), 1 << 20).unwrap();
+            assert!(source.skip_to(8 << 20).is_err());
+            assert!(source.position() <= 1 << 20);
+            let mut source = Source::bounded(compressed(&bomb), 8 << 20).unwrap();
+            source.skip_to(8 << 20).unwrap();
+            assert_eq!(source.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
+    /// A window of 2 GiB may be asked for by a few bytes.
+    #[test]
+    fn an_archive_cannot_ask_for_all_memory() {
+        let mut file = tempfile::tempfile().unwrap();
+        // A frame with a window of 2^41 bytes, and one empty last block.
+        file.write_all(&[ZSTD.as_slice(), &[0x00, 0xf8, 0x01, 0x00, 0x00]].concat()).unwrap();
+        assert!(Source::open(file).unwrap().read(&mut [0]).is_err());
     }
 
     #[test]
@@ -164,9 +197,15 @@ mod tests {
             encoder.write_all(part.as_bytes()).unwrap();
             encoder.finish().unwrap();
         }
-        let mut text = String::new();
-        Source::open(file).unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "one two");
+        let mut frames = tempfile::tempfile().unwrap();
+        for part in ["one ", "two"] {
+            zstd::stream::copy_encode(part.as_bytes(), &mut frames, 1).unwrap();
+        }
+        for file in [file, frames] {
+            let mut text = String::new();
+            Source::open(file).unwrap().read_to_string(&mut text).unwrap();
+            assert_eq!(text, "one two");
+        }
     }
 
     #[test]

@@ -125,6 +125,10 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn zstd(content: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(content, 1).unwrap()
+}
+
 /// A directory of archives.
 struct Shelf {
     directory: tempfile::TempDir,
@@ -186,7 +190,7 @@ fn an_image_in_an_oci_layout_is_found_by_its_name_and_by_its_digest() {
     let image = made("web");
     let digest = Digest::of(image.manifest.as_bytes());
     let archive = layout(&image, "web:1").end();
-    for content in [archive.clone(), gzip(&archive)] {
+    for content in [archive.clone(), gzip(&archive), zstd(&archive)] {
         let mut archives = directory(&[("a.tar", &content)]);
         let (found, blobs) = archives.import(WEB);
         assert_eq!(found.digest, digest.as_str());
@@ -277,13 +281,27 @@ fn what_docker_saves_gets_the_same_digest_each_time() {
 #[test]
 fn compressed_layers_of_a_saved_image_get_their_own_digest() {
     let image = made("web");
-    let layer = gzip(&image.layer);
-    let archive = saved(&image, "web:1", "layer.tar.gz").file("layer.tar.gz", &layer).end();
-    for content in [archive.clone(), gzip(&archive)] {
-        let (found, blobs) = directory(&[("a.tar.gz", &content)]).import(WEB);
-        assert!(blobs.contains_key(Digest::of(&layer).as_str()));
-        let manifest = String::from_utf8(blobs[&found.digest].clone()).unwrap();
-        assert!(manifest.contains(content::LAYER_GZIP), "{manifest}");
+    for (layer, media_type) in
+        [(gzip(&image.layer), content::LAYER_GZIP), (zstd(&image.layer), content::LAYER_ZSTD)]
+    {
+        let archive = saved(&image, "web:1", "layer").file("layer", &layer).end();
+        for content in [archive.clone(), gzip(&archive), zstd(&archive)] {
+            let (found, blobs) = directory(&[("a.tar.gz", &content)]).import(WEB);
+            assert!(blobs.contains_key(Digest::of(&layer).as_str()));
+            let manifest = String::from_utf8(blobs[&found.digest].clone()).unwrap();
+            assert!(manifest.contains(media_type), "{manifest}");
+        }
+    }
+}
+
+#[test]
+fn an_archive_may_have_any_of_the_usual_endings() {
+    let archive = layout(&made("web"), "web:1").end();
+    for ending in ["tar", "tar.gz", "tgz", "tar.zst", "tar.zstd", "tzst"] {
+        directory(&[(&format!("a.{ending}"), &zstd(&archive))]).import(WEB);
+    }
+    for other in [".a.tar", "a.zst", "a.tar.part"] {
+        assert_eq!(directory(&[(other, &archive)]).find(WEB), Found::default(), "{other}");
     }
 }
 
@@ -460,7 +478,9 @@ fn hostile_archives_are_problems() {
         ("only zeros", vec![0; 2048], "no image archive"),
         ("text", b"hello".to_vec(), "ends too early"),
         ("a page of text", vec![b'x'; 1024], "wrong number"),
-        ("zstd", b"\x28\xb5\x2f\xfd\0\0\0\0".to_vec(), "zstd"),
+        ("half a zstd", zstd(b"hello")[..8].to_vec(), "ends too early"),
+        ("half a gzip", gzip(b"hello")[..8].to_vec(), "ends too early"),
+        ("xz", b"\xfd7zXZ\0".to_vec(), "use zstd, gzip or nothing"),
         ("broken gzip", b"\x1f\x8b\x08garbage, and more of it".to_vec(), ""),
         ("no documents", Tar::default().file("a", "b").end(), "no image archive"),
         ("an index that is none", Tar::default().file("index.json", "{}").end(), "index.json"),

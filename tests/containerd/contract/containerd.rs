@@ -22,7 +22,8 @@ use evenkeel::workload::Signal;
 use super::real::Real;
 use super::{Harness as _, LEASE, SOON, create, create_task, kind, new_instance, observe, run};
 use crate::program::eventually;
-use crate::rig::{Engine, NAMESPACE, Rig, busybox, sweep};
+use crate::rig::busybox::{self, Packing};
+use crate::rig::{Engine, NAMESPACE, Rig, sweep};
 
 /// The image by that name in the archives of a directory, stored but for its record.
 async fn store(client: &Containerd, directory: &Path, name: &str) -> (Image, content::NewImage) {
@@ -44,8 +45,10 @@ async fn an_image_as_docker_saves_it_becomes_a_container() {
         let real = Real::start(&engine).await;
         let directory = real.rig.dir().join("archives");
         std::fs::create_dir(&directory).unwrap();
-        for (name, compressed) in [("plain", false), ("packed", true)] {
-            let archive = busybox::saved(&format!("{name}:1"), compressed);
+        for (name, packing) in
+            [("plain", Packing::Plain), ("gzip", Packing::Gzip), ("zstd", Packing::Zstd)]
+        {
+            let archive = busybox::saved(&format!("{name}:1"), packing);
             std::fs::write(directory.join(format!("{name}.tar")), archive).unwrap();
             real.client.lease(LEASE).await.unwrap();
             let full = format!("docker.io/library/{name}:1");

@@ -38,15 +38,27 @@ fn layout(layer: &[u8], config: &[u8]) -> Vec<u8> {
     archive.finish()
 }
 
+/// What a layer is compressed with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
 /// The same image as `docker save` writes it, with its layer compressed or not.
-pub(crate) fn saved(name: &str, compressed: bool) -> Vec<u8> {
+pub(crate) fn saved(name: &str, packing: Packing) -> Vec<u8> {
     let layer = layer();
     let manifest =
         format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":["x/layer.tar"]}}]"#);
     let mut archive = Tar::default();
     archive.file("manifest.json", 0o644, manifest.as_bytes());
     archive.file("config.json", 0o644, &config(&layer));
-    let layer = if compressed { gzip(&layer) } else { layer };
+    let layer = match packing {
+        Packing::Plain => layer,
+        Packing::Gzip => gzip(&layer),
+        Packing::Zstd => zstd::stream::encode_all(&*layer, 1).unwrap(),
+    };
     archive.file("x/layer.tar", 0o644, &layer);
     archive.finish()
 }
