@@ -105,10 +105,10 @@ impl Archives {
         Self { directories, known, reader, patience: PATIENCE }
     }
 
-    /// One that waits for no archive to be read.
-    #[cfg(test)]
-    pub(crate) fn impatient(mut self) -> Self {
-        self.patience = Duration::ZERO;
+    /// Waits that long for archives to be read, for those who have nothing else to do.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 

@@ -6,6 +6,7 @@
 //! users and groups, which only the image's own files could resolve.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -42,6 +43,34 @@ pub struct Lowering<'a> {
     pub host_files: &'a [&'static str],
     /// See [`crate::observed::ObservedState::oom_score_adj`].
     pub oom_score_adj: Option<i32>,
+}
+
+/// What [`lower`] needs, on its own: a plan of many starts keeps this until a start needs the spec, which is far larger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blueprint {
+    pub workload: Arc<Workload>,
+    pub ipc: Ipc,
+    pub image: ImageConfig,
+    pub cgroup_parent: String,
+    pub published: PublishedPaths,
+    pub host_files: Vec<&'static str>,
+    pub oom_score_adj: Option<i32>,
+}
+
+impl Blueprint {
+    /// The spec of the instance with this ID.
+    pub fn lower(&self, id: &InstanceId) -> Result<Spec, Unlowerable> {
+        lower(&Lowering {
+            id,
+            workload: &self.workload,
+            ipc: &self.ipc,
+            image: &self.image,
+            cgroup_parent: &self.cgroup_parent,
+            published: &self.published,
+            host_files: &self.host_files,
+            oom_score_adj: self.oom_score_adj,
+        })
+    }
 }
 
 /// Why no spec can be made of a workload and this image.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::Delays;
 use crate::desired::{BootTime, Origin, Source};
 use crate::observed::{Approval, Exit, HandKind, Image, ImageConfig, Leftover, View};
+use crate::oci::Blueprint;
 use crate::workload::{
     Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Revision, Signal, StopTimeout, Workload,
 };
@@ -217,7 +218,8 @@ pub struct Start {
     pub revision: Revision,
     /// The n-th start of this instance.
     pub run: u64,
-    pub spec: Box<oci_spec::runtime::Spec>,
+    /// What its spec is made from, at the start.
+    pub blueprint: Box<Blueprint>,
     /// Size of the /dev/shm to publish; `None`: nothing is published.
     pub publish: Option<Bytes>,
     pub expect: Expect,

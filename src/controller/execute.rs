@@ -236,6 +236,8 @@ pub enum Error {
     RunDirectory(#[from] crate::rundir::Error),
     #[error(transparent)]
     Archive(#[from] crate::image::ArchiveProblem),
+    #[error(transparent)]
+    Unlowerable(#[from] crate::oci::Unlowerable),
     #[error("failed to start `{id}`: {}", mismatch.message)]
     Mismatch { id: InstanceId, mismatch: Mismatch },
     #[error("failed to start `{id}`: its donor `{donor}` has just ended")]
@@ -583,7 +585,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let update = Update {
             origin: start.origin.clone(),
             workload: start.workload.clone(),
-            spec: Some(start.spec.clone()),
+            spec: Some(Box::new(start.blueprint.lower(&start.id)?)),
             ..Update::default()
         };
         self.effect("start/spec", self.runtime.update(&start.id, &update)).await?;
@@ -1045,6 +1047,7 @@ impl Error {
             Self::Host(_)
             | Self::RunDirectory(_)
             | Self::Archive(_)
+            | Self::Unlowerable(_)
             | Self::Mismatch { .. }
             | Self::DonorEnded { .. }
             | Self::StillRuns { .. }
@@ -1075,6 +1078,7 @@ impl Error {
                 |it| refusal::classify(&it.to_string()),
             ),
             Self::Archive(_) => refusal::of("image-import-failed"),
+            Self::Unlowerable(_) => refusal::of("spec-rejected"),
             Self::Counted(error) | Self::NotTakenBack { start: error, .. } => error.classify(),
             Self::Host(_) | Self::RunDirectory(_) => refusal::of("host-failed"),
             Self::StillRuns { .. }

@@ -20,7 +20,7 @@ use crate::observed::{
     Approval, EXITED, Exit, FileKind, HandKind, Image, ImagePlace, Instance, Leftover,
     ObservedState, STOPPED, Task, published_paths,
 };
-use crate::oci::{self, Lowering};
+use crate::oci::{self, Blueprint, Lowering};
 use crate::workload::{
     DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name,
     OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
@@ -1386,7 +1386,7 @@ impl<'a> Planner<'a> {
             }
         }
         before.extend(donor.as_ref().and_then(|it| it.started_by));
-        let start = self.start(name, target, &image, donor.as_ref())?;
+        let start = self.start(name, target, &image, donor.as_ref());
         before.sort_unstable();
         before.dedup();
         let started = self.plan.push(Some(name), Action::Start(Box::new(start)), cause, before);
@@ -1429,10 +1429,18 @@ impl<'a> Planner<'a> {
         target: &Target<'a>,
         image: &Image,
         donor: Option<&Donor>,
-    ) -> Option<Start> {
+    ) -> Start {
         let owner = donor.map_or(&target.id, |it| &it.root);
         let published = published_paths(&self.policy.run_directory, owner);
-        let spec = oci::lower(&self.lowering(target, image, &published)).ok()?;
+        let blueprint = Blueprint {
+            workload: Arc::clone(&target.workload),
+            ipc: target.ipc.clone(),
+            image: image.config.clone(),
+            cgroup_parent: self.policy.cgroup_parent.clone(),
+            published,
+            host_files: self.host_files.clone(),
+            oom_score_adj: self.observed.oom_score_adj,
+        };
         let namespace = match &target.ipc.mode {
             IpcMode::None | IpcMode::Private | IpcMode::Shareable => ExpectNamespace::Own,
             IpcMode::Host => ExpectNamespace::Host,
@@ -1466,11 +1474,11 @@ impl<'a> Planner<'a> {
         let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
         let delays = self.delays(&target.workload);
         let strikes = strikes.filter(|it| !self.has_lived(target.instance, it, &delays));
-        Some(Start {
+        Start {
             id: target.id.clone(),
             revision: target.revision.clone(),
             run: target.instance.and_then(|it| it.run.as_ref()).map_or(0, |it| it.n) + 1,
-            spec: Box::new(spec),
+            blueprint: Box::new(blueprint),
             publish,
             expect: Expect { namespace, shm },
             donors: donor
@@ -1486,7 +1494,7 @@ impl<'a> Planner<'a> {
             before: target.instance.and_then(last_exit),
             origin: None,
             workload: None,
-        })
+        }
     }
 
     fn stop_step(

@@ -841,7 +841,8 @@ fn programs_do_not_inherit_the_protection_of_a_runtime() {
         let Some(Action::Start(start)) = plan.steps.last().map(|it| &it.action) else {
             panic!("it starts: {plan}")
         };
-        assert_eq!(start.spec.process().as_ref().unwrap().oom_score_adj(), score);
+        let spec = start.blueprint.lower(&start.id).unwrap();
+        assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), score);
     }
 }
 
@@ -855,7 +856,7 @@ fn a_network_file_that_the_host_does_not_have_keeps_nobody_from_the_host_s_netwo
     let Some(Action::Start(start)) = plan.steps.last().map(|it| &it.action) else {
         panic!("it starts: {plan}")
     };
-    let mounts = start.spec.mounts().clone().unwrap();
+    let mounts = start.blueprint.lower(&start.id).unwrap().mounts().clone().unwrap();
     let has = |path: &str| mounts.iter().any(|it| it.destination().to_str() == Some(path));
     assert!(has("/etc/hosts") && !has("/etc/resolv.conf"));
 }

@@ -307,7 +307,8 @@ impl Rig {
     pub(crate) async fn load_image(&self) -> Image {
         let client = self.client();
         let name = busybox::IMAGE.to_owned();
-        let mut archives = Archives::new(vec![self.state_dir().join("images")]);
+        let archives = Archives::new(vec![self.state_dir().join("images")]);
+        let mut archives = archives.with_patience(Duration::from_mins(1));
         let found = archives.find(&[name.clone()].into());
         assert_eq!(found.problems, []);
         let image = found.images[&name].clone();

@@ -46,7 +46,7 @@ async fn everything_goes_on_while_an_archive_is_unpacked() {
     let images = it.directory.path().join("images");
     std::fs::create_dir(&images).unwrap();
     std::fs::write(images.join("a.tar.gz"), archive("web:1")).unwrap();
-    let edge = Arc::new(it.edge());
+    let edge = Arc::new(edge(&it, Duration::from_mins(1)));
     let name = "docker.io/library/web:1".to_owned();
     let found = edge.archives.lock().unwrap().find(&[name.clone()].into());
     let image = found.images[&name].clone();
@@ -68,10 +68,10 @@ async fn everything_goes_on_while_an_archive_is_unpacked() {
     assert!(it.runtime.observe(&[name.clone()].into()).await.unwrap().images.contains_key(&name));
 }
 
-/// An edge that waits for no archive to be read.
-fn impatient(it: &Harness) -> Edge<MemoryRuntime, MemoryHost> {
+/// An edge that waits that long for archives to be read.
+fn edge(it: &Harness, patience: Duration) -> Edge<MemoryRuntime, MemoryHost> {
     let mut edge = it.edge();
-    let archives = Archives::new(vec![it.directory.path().join("images")]).impatient();
+    let archives = Archives::new(vec![it.directory.path().join("images")]).with_patience(patience);
     edge.archives = Arc::new(Mutex::new(archives));
     edge
 }
@@ -81,7 +81,7 @@ async fn what_an_archive_has_is_started_when_it_has_been_read() {
     let mut it = Harness::new();
     it.archive("web:1");
     it.want("a", r#""image": "web:1""#);
-    let edge = impatient(&it);
+    let edge = edge(&it, Duration::ZERO);
     it.run_on(edge);
     it.until_running("a").await;
     assert!(it.clock() < 15_000, "not only when everything is looked at again: {}", it.clock());
@@ -92,7 +92,7 @@ async fn a_command_waits_for_an_archive_that_is_being_read() {
     let mut it = Harness::new();
     it.archive("web:1");
     it.want("a", r#""image": "web:1""#);
-    let edge = impatient(&it);
+    let edge = edge(&it, Duration::ZERO);
     let mut controller = it.controller(Arc::new(edge), Goal::Converge { wait: false });
     controller.desired = watch::channel(Some(Arc::new(it.wanted.clone()))).1;
     let ended = controller.run(watch::channel(None).0, std::future::pending()).await;

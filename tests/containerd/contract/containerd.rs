@@ -27,7 +27,8 @@ use crate::rig::{Engine, NAMESPACE, Rig, sweep};
 
 /// The image by that name in the archives of a directory, stored but for its record.
 async fn store(client: &Containerd, directory: &Path, name: &str) -> (Image, content::NewImage) {
-    let mut archives = Archives::new(vec![directory.to_owned()]);
+    let archives = Archives::new(vec![directory.to_owned()]);
+    let mut archives = archives.with_patience(Duration::from_mins(1));
     let found = archives.find(&[name.to_owned()].into());
     assert_eq!(found.problems, []);
     let image = found.images[name].clone();
