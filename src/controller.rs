@@ -322,6 +322,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             Goal::Down { .. } if plan.is_empty() && has_unknown_strays(&look.observed) => {
                 Some(Ended::NotConverged)
             }
+            // A donor that stays is there.
+            Goal::Down { .. } if plan.is_empty() && !plan.standings.is_empty() => {
+                Some(Ended::NotConverged)
+            }
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
             Goal::Down { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
             // A shim that is slow to answer may do so before the time is up.
