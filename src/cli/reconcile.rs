@@ -21,8 +21,8 @@ use crate::host::Host as _;
 use crate::plan::Standing;
 use crate::rundir::RunDirectory;
 use crate::source;
-use crate::status::{Chain, ControllerStatus, Exit, Item, Status};
-use crate::workload::Span;
+use crate::status::{Chain, ControllerStatus, Exit, Item, Status, trouble};
+use crate::workload::{Name, Span};
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -302,7 +302,8 @@ pub(super) async fn converge(
 }
 
 /// Looks until the controller has done everything that these manifests ask for, or can get no further; `None`: it has
-/// ended. Judges as a pass of its own would: what runs has to go on for a moment, and only `wait` waits for what waits.
+/// ended. Judges as a pass of its own would: what runs has to go on for a moment, and only `wait` waits for what waits,
+/// or for steps that fail.
 async fn beside(
     settings: &Settings,
     run: &RunDirectory,
@@ -315,12 +316,22 @@ async fn beside(
     let mut desired = read().await;
     let mut last_read = Instant::now();
     let mut steady: Option<(Instant, BTreeMap<String, u32>)> = None;
+    let mut stuck: Option<Instant> = None;
     loop {
         if last_read.elapsed() >= READ_AGAIN {
             desired = read().await;
             last_read = Instant::now();
         }
-        let (plan, status) = plan::look(settings, &connection, &desired).await?;
+        let (plan, mut status) = plan::look(settings, &connection, &desired).await?;
+        let told = connect::controller_status(run)?;
+        let (hands, _) = run.hands();
+        let asked = |name: &str| {
+            let name: Option<Name> = name.parse().ok();
+            let wanted = name.as_ref().and_then(|it| desired.workloads.get(it));
+            trouble::asked_of(wanted, name.and_then(|it| hands.get(&it)))
+        };
+        let troubles = told.as_ref().map(|it| trouble::troubles(&plan, it, asked));
+        let troubles = troubles.unwrap_or_default();
         let mut ended = None;
         if plan.is_empty() && status::exit_of(&status) == Exit::Success {
             let pid = |it: &Item| Some((it.name.clone(), it.instance.as_ref()?.pid?));
@@ -345,10 +356,21 @@ async fn beside(
                 ended = Some(Ended::NotConverged);
             }
         }
+        if !wait && trouble::is_stuck(&plan, &troubles) {
+            let since = *stuck.get_or_insert_with(Instant::now);
+            // What is tried again at this moment may work.
+            let all_wait = troubles.values().all(|it| it.next_retry_at.is_some());
+            if all_wait && since.elapsed() >= BELIEVED {
+                ended = Some(Ended::NotConverged);
+            }
+        } else {
+            stuck = None;
+        }
         if Instant::now() >= deadline {
             ended = ended.or(Some(Ended::NotConverged));
         }
         if let Some(ended) = ended {
+            trouble::tell(&mut status, &troubles);
             return Ok(Some((desired, status, ended)));
         }
         if run.controller().map_err(|error| Failure::environment(&error))?.is_none() {
