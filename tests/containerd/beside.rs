@@ -78,7 +78,7 @@ async fn apply_beside_a_controller_ends_with_the_reason_when_all_that_is_left_fa
     // Whatever else there is to do is done before.
     site.write("web.yaml", &sleeper("web"));
     let begun = now();
-    fails(site.run(&["apply", "--timeout", "5m"]).says(&["web"]));
+    fails(site.run(&["apply", "--timeout", "2m"]).says(&["web"]));
     assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
     assert!(sweep::is_alive(site.pid("web")));
     // Who waits is told the same when the time is up.
