@@ -268,8 +268,8 @@ fn last_effect(done: &Done) -> String {
     effect.unwrap_or_else(|| panic!("killed by somebody else: {done:?}")).to_owned()
 }
 
-/// How an inventory names a process in a cgroup of ours, and a task.
-const PROGRAM: &str = "process: ";
+/// How an inventory names a shim, and a task.
+const SHIM: &str = "shim: ";
 const TASK: &str = "task: ";
 
 /// Everything of a site on this machine, in words that are the same for equal sites.
@@ -278,10 +278,12 @@ pub(crate) fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
     let look = || (runtime.block_on(objects(rig, site.namespace())), processes(site));
     // Shims and logs end a moment after their tasks, and on a busy machine that is a long one.
     let (objects, processes) = found_at_last(look, |(objects, processes)| {
-        let tasks: Vec<&str> = objects.iter().filter_map(|it| it.strip_prefix(TASK)).collect();
-        let id = |it: &str| it.split(' ').next().unwrap_or_default().to_owned();
-        let is_of_task = |it: &String| tasks.iter().any(|task| it.contains(&id(task)));
-        processes.iter().all(|it| it.starts_with(PROGRAM) || is_of_task(it))
+        let id = |it: &String| Some(it.strip_prefix(TASK)?.split(' ').next()?.to_owned());
+        let tasks: Vec<String> = objects.iter().filter_map(id).collect();
+        let is_of_task = |it: &String| tasks.iter().any(|task| it.contains(task.as_str()));
+        // A controller is of none.
+        let is_instance = |it: &&String| it.starts_with(SHIM) || it.contains("/logs/");
+        processes.iter().filter(is_instance).all(is_of_task)
     });
     let mut found = processes;
     found.extend(objects);
@@ -344,9 +346,9 @@ fn processes(site: &Site) -> Vec<String> {
         let words = &process.arguments;
         let is_shim = words.windows(2).any(|it| it[0] == "-namespace" && it[1] == site.namespace());
         if is_shim {
-            found.push(format!("shim: {}", after(words, "-id")));
+            found.push(format!("{SHIM}{}", after(words, "-id")));
         } else if is_in(process.pid, &cgroup) {
-            found.push(format!("{PROGRAM}{}", words.join(" ")));
+            found.push(format!("process: {}", words.join(" ")));
         } else if let Some(log) = words.iter().find_map(|it| it.split_once(&own)) {
             found.push(format!("process with: {}", log.1));
         }
