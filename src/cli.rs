@@ -195,7 +195,13 @@ impl Context<'_> {
     /// Flags, environment and configuration file together.
     fn settings(&mut self) -> Result<Settings, Failure> {
         let loaded = Settings::load(&self.flags);
-        self.loaded(loaded)
+        let settings = self.loaded(loaded)?;
+        if let Some(problem) = &settings.emptied {
+            let style = self.problem_style();
+            // Nobody reads it, and the command goes on as it was told to.
+            drop(writeln!(self.err, "{}", crate::manifest::render::text(problem, style)));
+        }
+        Ok(settings)
     }
 
     /// The same, but for the controller.

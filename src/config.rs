@@ -323,6 +323,8 @@ pub struct Settings {
     pub log: LogDefaults,
     /// The file that was read, if there was one.
     pub config: Option<PathBuf>,
+    /// The file says nothing at all, as one that a power cut has emptied: every default holds, and that is told.
+    pub emptied: Option<Problem>,
 }
 
 /// Settings that cannot be used.
@@ -353,33 +355,36 @@ const LIMIT: u64 = 256 << 10;
 impl Settings {
     /// Reads the file that the flags name, or the default one if it is there, and puts the flags over it.
     pub fn load(flags: &Flags) -> Result<Self, Error> {
-        let (file, path) = Self::file(flags)?;
-        Self::merge(flags, file, path)
+        let (file, path, emptied) = Self::file(flags)?;
+        Ok(Self { emptied, ..Self::merge(flags, file, path)? })
     }
 
     /// As [`Settings::load`], and refuses flags that say something else than the file: a controller that runs for
     /// years must not depend on which of the two somebody remembers.
     pub fn load_strictly(flags: &Flags) -> Result<Self, Error> {
-        let (file, path) = Self::file(flags)?;
+        let (file, path, emptied) = Self::file(flags)?;
         if let Some(path) = &path {
             Self::agree(flags, &file, path)?;
         }
-        Self::merge(flags, file, path)
+        Ok(Self { emptied, ..Self::merge(flags, file, path)? })
     }
 
-    fn file(flags: &Flags) -> Result<(File, Option<PathBuf>), Error> {
+    fn file(flags: &Flags) -> Result<(File, Option<PathBuf>, Option<Problem>), Error> {
         let path = flags.config.clone().unwrap_or_else(|| PathBuf::from(CONFIG));
         let bytes = match read_limited(&path) {
             Ok(bytes) => bytes,
             Err(error)
                 if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() =>
             {
-                return Ok((File::default(), None));
+                return Ok((File::default(), None, None));
             }
             Err(cause) => return Err(Error::Read { path, cause }),
         };
         let file = manifest::configuration(&path, &bytes).map_err(Error::Problems)?;
-        Ok((file, Some(path)))
+        // What says nothing on purpose has at least a comment.
+        let is_empty = bytes.trim_ascii().is_empty();
+        let emptied = is_empty.then(|| manifest::empty_configuration(&path));
+        Ok((file, Some(path), emptied))
     }
 
     /// Refuses what was typed and what is written to say different things; the environment stands over the file.
@@ -512,6 +517,7 @@ impl Settings {
                 max_files: log.max_files.unwrap_or(LOG.max_files),
             },
             config,
+            emptied: None,
         })
     }
 
@@ -533,6 +539,7 @@ impl Settings {
             delays: _,
             log: _,
             config: _,
+            emptied: _,
         } = self;
         let changed = [
             ("manifests", *manifests != next.manifests),

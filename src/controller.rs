@@ -19,7 +19,7 @@ use crate::oci::HOST_NETWORK_FILES;
 use crate::plan::{self, Action, MachineEnd, Phase, Plan, Policy, Step, StepId};
 use crate::rundir::{ExecOwner, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
-use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status};
+use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status, trouble};
 use crate::workload::{InstanceId, MountKind, Name, NetworkMode};
 
 mod execute;
@@ -331,6 +331,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             Goal::Down { .. } if plan.is_empty() && has_unknown_strays(&look.observed) => {
                 Some(Ended::NotConverged)
             }
+            // A donor that stays is there.
+            Goal::Down { .. } if plan.is_empty() && !plan.standings.is_empty() => {
+                Some(Ended::NotConverged)
+            }
             Goal::Down { .. } if plan.is_empty() => Some(Ended::Converged),
             Goal::Down { .. } => cooling.has_given_up(look.now).then_some(Ended::NotConverged),
             // A shim that is slow to answer may do so before the time is up.
@@ -470,18 +474,17 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             plan.steps.iter().filter_map(|it| Some(it.name.as_ref()?.as_str())).collect();
         for item in status.items.iter_mut().filter(|it| planned.contains(it.name.as_str())) {
             // What is planned and does not work is not under way.
-            let Some((trouble, until)) =
-                item.name.parse().ok().and_then(|name| cooling.trouble(&name))
-            else {
-                continue;
-            };
+            let Ok(name) = item.name.parse::<Name>() else { continue };
+            let Some((failed, until)) = cooling.trouble(&name) else { continue };
             let runs = item.instance.as_ref().is_some_and(|it| it.pid.is_some());
             item.phase = if runs { Phase::Running } else { Phase::BackingOff };
-            trouble.reason.clone_into(&mut item.reason);
-            item.message.clone_from(&trouble.message);
+            failed.reason.clone_into(&mut item.reason);
+            item.message.clone_from(&failed.message);
             item.up_to_date = false;
             item.next_retry_at =
                 (until > look.now).then(|| self.edge.host.wall_clock_after(until.since(look.now)));
+            let (wanted, hand) = (desired.workloads.get(&name), look.observed.hands.get(&name));
+            item.tried = Some(trouble::asked_of(wanted, hand));
         }
         report.send_if_modified(|before| {
             let changed = before.as_deref() != Some(&status);

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use self::codes::CODES;
-pub use self::configuration::configuration;
+pub use self::configuration::{configuration, empty_configuration};
 use self::explain::Explainer;
 pub(crate) use self::explain::nearest;
 use self::yaml::{Entry, Flaw, Kind, Mark, Node, Parsed, shorten};

@@ -16,6 +16,7 @@ use crate::refusal;
 use crate::workload::{InstanceId, Name, Shm};
 
 mod event;
+pub mod trouble;
 
 pub use event::{Event, EventKind, EventType, Standings};
 
@@ -160,6 +161,9 @@ pub struct Item {
     /// When it is tried next, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_retry_at: Option<String>,
+    /// While a step of it fails: a digest of what that was tried for, the manifest and what a person asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ProblemStatus>,
 }
@@ -525,6 +529,7 @@ fn item(
                 end.filter(|it| live.is_none() && it.is_failed_start()).map(FailureStatus::from)
             }),
         next_retry_at: standing.until.and_then(|it| around.wall_clock_of.get(&it).cloned()),
+        tried: None,
         problems: by_name
             .problems
             .get(name)

@@ -506,7 +506,7 @@ pub(super) fn wake_controller(run: &RunDirectory) -> bool {
 /// The status that a controller keeps now; `None`: there is none, or it has not said anything yet.
 ///
 /// Whoever holds the lock may be a command that ends by itself, and the status that of a controller before it.
-fn controller_status(run: &RunDirectory) -> Result<Option<Status>, Failure> {
+pub(super) fn controller_status(run: &RunDirectory) -> Result<Option<Status>, Failure> {
     let holder: Option<Holder> = run.controller().map_err(|error| Failure::environment(&error))?;
     let status: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
     let Some(holder) = holder else { return Ok(None) };

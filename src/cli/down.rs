@@ -51,7 +51,9 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
                 return Ok((crate::plan::Plan::default(), Ended::Converged));
             }
             let (observed, chosen) = choose(&connection, names, source.as_deref()).await?;
-            return Ok((crate::plan::down(&observed, chosen.as_ref()), Ended::Converged));
+            let plan = crate::plan::down(&observed, chosen.as_ref());
+            refuse_donors(&plan)?;
+            return Ok((plan, Ended::Converged));
         }
         let _lock = match connect::lock(&run, &settings)? {
             Lock::Held(lock) => lock,
@@ -86,6 +88,7 @@ pub(super) fn down(context: &mut Context<'_>, args: DownArgs) -> Result<Exit, Fa
         }
         let (observed, chosen) = choose(&connection, names, source.as_deref()).await?;
         let plan = crate::plan::down(&observed, chosen.as_ref());
+        refuse_donors(&plan)?;
         let ended = remove(&settings, &connection, chosen.clone()).await;
         if ended == Ended::NotConverged {
             return Err(left(&connection, chosen.as_ref()).await);
@@ -147,6 +150,21 @@ async fn choose(
         chosen.extend(of);
     }
     Ok((observed, Some(chosen)))
+}
+
+/// Refuses to remove a donor from under joiners that stay; before anything is done, since who names several means all.
+fn refuse_donors(plan: &crate::plan::Plan) -> Result<(), Failure> {
+    plan.standings.iter().next().map_or(Ok(()), |(name, it)| Err(in_use(name, &it.message)))
+}
+
+/// `why` names the joiners.
+pub(super) fn in_use(name: &Name, why: &str) -> Failure {
+    Failure::new(
+        Exit::NotConverged,
+        format_args!(
+            "`{name}` is {why}: nothing was removed; name all of them, or none [donor-in-use]"
+        ),
+    )
 }
 
 /// Refuses names and a source that nothing of ours has.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::connect::{self, Connection, Lock, Start};
-use super::{Context, Failure, plan, reconcile, status};
+use super::{Context, Failure, down, plan, reconcile, status};
 use crate::config::Settings;
 use crate::controller::{Ended, Goal};
 use crate::desired::DesiredState;
@@ -299,6 +299,9 @@ fn ask(
                     ),
                 ));
             }
+            HandKind::Down if let Some(joiner) = joiner_that_stays(name, now, request) => {
+                return Err(down::in_use(name, &format!("in use by {joiner}")));
+            }
             HandKind::Stop | HandKind::Down => {}
         }
     }
@@ -322,6 +325,15 @@ fn ask(
         }
     }
     Ok(())
+}
+
+/// Who joins this workload and is not to be removed with it.
+fn joiner_that_stays<'a>(name: &Name, now: &'a Status, request: &Request) -> Option<&'a str> {
+    let joins = |it: &Item| {
+        it.ipc.as_ref().and_then(|it| it.donor.as_deref()) == Some(name.as_str())
+            && !request.names.iter().any(|meant| meant.as_str() == it.name)
+    };
+    now.items.iter().find(|it| joins(it)).map(|it| it.name.as_str())
 }
 
 /// Writes into the journal what a person asked for.

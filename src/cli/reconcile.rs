@@ -14,15 +14,16 @@ use tracing::{error, info, warn};
 use super::connect::{self, Connection, Lock};
 use super::hand::{BELIEVED, POLL, READ_AGAIN};
 use super::{Context, Failure, plan, status};
-use crate::config::{Flags, Settings};
+use crate::config::{self, Flags, Settings};
 use crate::controller::{Controller, Ended, Goal};
 use crate::desired::{Believing, DesiredState, Source};
 use crate::host::Host as _;
-use crate::plan::Standing;
+use crate::manifest::Problem;
+use crate::plan::{Policy, Standing};
 use crate::rundir::RunDirectory;
 use crate::source;
-use crate::status::{Chain, ControllerStatus, Exit, Item, Status};
-use crate::workload::Span;
+use crate::status::{Chain, ControllerStatus, Exit, Item, ProblemStatus, Status, trouble};
+use crate::workload::{Name, Span};
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -86,15 +87,25 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
             .map_err(|error| Failure::environment(&error))?;
     let (policy, followed) = watch::channel(Arc::new(settings.policy()));
     let (report, mut reports) = watch::channel(None::<Arc<Status>>);
+    let (faults, mut faulty) = watch::channel(Vec::new());
+    if let Some(problem) = &settings.emptied {
+        warn!(file = %problem.position, code = problem.code, "{}", problem.message);
+        faults.send_replace(vec![ProblemStatus::from(problem)]);
+    }
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let Connection { edge, mounts_not_shared, keeper, .. } = connection;
     let host = Arc::clone(&edge.host);
     let written = crate::rundir::RunDirectory::new(&settings.run_directory);
     let writer = tokio::spawn(async move {
-        while reports.changed().await.is_ok() {
+        loop {
+            tokio::select! {
+                changed = reports.changed() => if changed.is_err() { break },
+                Ok(()) = faulty.changed() => {}
+            }
             let status = reports.borrow_and_update().clone();
             let Some(status) = status else { continue };
             let mut status = (*status).clone();
+            status.problems.extend(faulty.borrow_and_update().iter().cloned());
             if let Some(controller) = &mut status.controller {
                 controller.updated_at = crate::host::Host::wall_clock(&*host);
             }
@@ -122,6 +133,13 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
     tokio::pin!(body);
     let keeper = connect::keep_engine(keeper);
     tokio::pin!(keeper);
+    let mut following = Following {
+        flags,
+        has_file: settings.config.is_some() && settings.emptied.is_none(),
+        started: settings,
+        policy,
+        faults,
+    };
     let mut end = Some(end);
     let outcome = loop {
         tokio::select! {
@@ -129,21 +147,7 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
             () = &mut keeper => {}
             _ = terminate.recv() => { info!("told to end; containers keep running"); end.take(); }
             _ = interrupt.recv() => { info!("told to end; containers keep running"); end.take(); }
-            _ = hangup.recv() => match Settings::load_strictly(&flags) {
-                Ok(next) => {
-                    for setting in settings.changed_at_start_only(&next) {
-                        warn!(setting, "a changed setting needs a restart of the controller");
-                    }
-                    info!(
-                        ipc_mode = %next.ipc.mode,
-                        shm_size = %next.ipc.shm_size,
-                        "configuration was read again"
-                    );
-                    watching.believe(believing(&next));
-                    policy.send_replace(Arc::new(next.policy()));
-                }
-                Err(problem) => error!(error = %Chain(&problem), "configuration is not valid; nothing changed"),
-            },
+            _ = hangup.recv() => following.read_again(&watching),
         }
     };
     // Ends with its sender, which the loop has dropped.
@@ -153,6 +157,53 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
         Ended::Shutdown | Ended::Converged => Ok(Exit::Success),
         Ended::NotConverged => Ok(Exit::NotConverged),
         Ended::Unreachable(message) => Err(Failure::new(Exit::Environment, message)),
+    }
+}
+
+/// The configuration that a controller follows.
+struct Following {
+    flags: Flags,
+    /// What it began with: some of it holds until it ends.
+    started: Settings,
+    /// What holds now stands in a file that says something.
+    has_file: bool,
+    policy: watch::Sender<Arc<Policy>>,
+    /// What is wrong with the file, for the status.
+    faults: watch::Sender<Vec<ProblemStatus>>,
+}
+
+impl Following {
+    /// Reads the file again. One with problems changes nothing, and neither does one that says nothing any more: who
+    /// truncates a file and dies before he has written it means no defaults.
+    fn read_again(&mut self, watching: &source::Watching) {
+        match Settings::load_strictly(&self.flags) {
+            Ok(Settings { emptied: Some(problem), .. }) if self.has_file => {
+                let message = "the configuration is empty; what it said before holds".to_owned();
+                let problem = Problem { message, ..problem };
+                error!(file = %problem.position, code = problem.code, "configuration is empty; nothing changed");
+                self.faults.send_replace(vec![ProblemStatus::from(&problem)]);
+            }
+            Ok(next) => {
+                for setting in self.started.changed_at_start_only(&next) {
+                    warn!(setting, "a changed setting needs a restart of the controller");
+                }
+                info!(
+                    ipc_mode = %next.ipc.mode,
+                    shm_size = %next.ipc.shm_size,
+                    "configuration was read again"
+                );
+                self.has_file = next.config.is_some() && next.emptied.is_none();
+                self.faults.send_replace(next.emptied.iter().map(ProblemStatus::from).collect());
+                watching.believe(believing(&next));
+                self.policy.send_replace(Arc::new(next.policy()));
+            }
+            Err(error) => {
+                error!(error = %Chain(&error), "configuration is not valid; nothing changed");
+                if let config::Error::Problems(problems) = &error {
+                    self.faults.send_replace(problems.iter().map(ProblemStatus::from).collect());
+                }
+            }
+        }
     }
 }
 
@@ -302,7 +353,8 @@ pub(super) async fn converge(
 }
 
 /// Looks until the controller has done everything that these manifests ask for, or can get no further; `None`: it has
-/// ended. Judges as a pass of its own would: what runs has to go on for a moment, and only `wait` waits for what waits.
+/// ended. Judges as a pass of its own would: what runs has to go on for a moment, and only `wait` waits for what waits,
+/// or for steps that fail.
 async fn beside(
     settings: &Settings,
     run: &RunDirectory,
@@ -315,12 +367,22 @@ async fn beside(
     let mut desired = read().await;
     let mut last_read = Instant::now();
     let mut steady: Option<(Instant, BTreeMap<String, u32>)> = None;
+    let mut stuck: Option<Instant> = None;
     loop {
         if last_read.elapsed() >= READ_AGAIN {
             desired = read().await;
             last_read = Instant::now();
         }
-        let (plan, status) = plan::look(settings, &connection, &desired).await?;
+        let (plan, mut status) = plan::look(settings, &connection, &desired).await?;
+        let told = connect::controller_status(run)?;
+        let (hands, _) = run.hands();
+        let asked = |name: &str| {
+            let name: Option<Name> = name.parse().ok();
+            let wanted = name.as_ref().and_then(|it| desired.workloads.get(it));
+            trouble::asked_of(wanted, name.and_then(|it| hands.get(&it)))
+        };
+        let troubles = told.as_ref().map(|it| trouble::troubles(&plan, it, asked));
+        let troubles = troubles.unwrap_or_default();
         let mut ended = None;
         if plan.is_empty() && status::exit_of(&status) == Exit::Success {
             let pid = |it: &Item| Some((it.name.clone(), it.instance.as_ref()?.pid?));
@@ -346,10 +408,21 @@ async fn beside(
                 ended = Some(Ended::NotConverged);
             }
         }
+        if !wait && trouble::is_stuck(&plan, &troubles) {
+            let since = *stuck.get_or_insert_with(Instant::now);
+            // What is tried again at this moment may work.
+            let all_wait = troubles.values().all(|it| it.next_retry_at.is_some());
+            if all_wait && since.elapsed() >= BELIEVED {
+                ended = Some(Ended::NotConverged);
+            }
+        } else {
+            stuck = None;
+        }
         if Instant::now() >= deadline {
             ended = ended.or(Some(Ended::NotConverged));
         }
         if let Some(ended) = ended {
+            trouble::tell(&mut status, &troubles);
             return Ok(Some((desired, status, ended)));
         }
         if run.controller().map_err(|error| Failure::environment(&error))?.is_none() {

@@ -11,6 +11,16 @@ use super::yaml::{self, Flaw, Kind, Mark, Node, Parsed};
 use super::{Problem, Reader, Severity};
 use crate::schema::{self, Rule};
 
+/// A file that has nothing in it means every default, and is seldom meant.
+pub fn empty_configuration(file: &Path) -> Problem {
+    let message = "the configuration is empty: every default holds".to_owned();
+    let hint = "a power cut or a copy in progress leaves such files: write it again, or `{}` for every default";
+    Problem {
+        hint: Some(hint.to_owned()),
+        ..Problem::of_file(file, Severity::Warning, "empty-file", message)
+    }
+}
+
 /// Reads one configuration document; an empty file means every default.
 ///
 /// # Errors

@@ -47,9 +47,25 @@ pub fn diff(
     Planner::new(desired, observed, policy, now).plan()
 }
 
-/// Plans the removal of the named workloads, or of everything that is ours: joiners first, then what is left over.
+/// Plans the removal of the named workloads, or of everything that is ours: joiners first, then what is left over. A
+/// donor that somebody joins who is not named stays, as it does beside a controller.
 pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
     let mut plan = Plan::default();
+    let kept = names.map(|names| donors_in_use(observed, names)).unwrap_or_default();
+    let names: Option<BTreeSet<Name>> =
+        names.map(|names| names.iter().filter(|it| !kept.contains_key(it)).cloned().collect());
+    let names = names.as_ref();
+    for (name, by) in kept {
+        let held = Standing {
+            phase: Phase::Held,
+            reason: "donor-in-use",
+            message: in_use_by(&by),
+            up_to_date: false,
+            instance: None,
+            until: None,
+        };
+        plan.standings.insert(name, held);
+    }
     let chosen = |name: &Name| names.is_none_or(|names| names.contains(name));
     let instances: Vec<&Instance> =
         observed.instances.values().filter(|it| chosen(&it.name)).collect();
@@ -88,6 +104,32 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
         plan.push(Some(name), Action::Sweep(leftover), Cause::Down, Vec::new());
     }
     plan
+}
+
+/// Which of these workloads cannot go alone, and by whom each of them is joined: by one that is not among them, or that
+/// itself cannot go.
+fn donors_in_use(
+    observed: &ObservedState,
+    names: &BTreeSet<Name>,
+) -> BTreeMap<Name, BTreeSet<Name>> {
+    let mut kept: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
+    loop {
+        let mut in_use: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
+        for instance in observed.instances.values() {
+            let stays = !names.contains(&instance.name) || kept.contains_key(&instance.name);
+            if let Some(donor) = donor_of(instance).filter(|it| stays && names.contains(it)) {
+                in_use.entry(donor.clone()).or_default().insert(instance.name.clone());
+            }
+        }
+        if in_use == kept {
+            return kept;
+        }
+        kept = in_use;
+    }
+}
+
+fn in_use_by(joiners: &BTreeSet<Name>) -> String {
+    format!("in use by {}", joiners.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))
 }
 
 /// One workload on its way through the planner.
@@ -406,10 +448,9 @@ impl<'a> Planner<'a> {
         while let Some(name) = next.pop() {
             let Some(case) = self.cases.get_mut(&name) else { continue };
             let Some(current) = case.current else { continue };
-            let by = self.joiners.get(&name).into_iter().flatten();
-            let by = || by.clone().map(Name::as_str).collect::<Vec<_>>().join(", ");
+            let in_use = || in_use_by(self.joiners.get(&name).unwrap_or(&BTreeSet::new()));
             let message = match &case.wish {
-                Wish::Remove { cause, .. } => format!("{cause}, but in use by {}", by()),
+                Wish::Remove { cause, .. } => format!("{cause}, but {}", in_use()),
                 Wish::Follow(wanted, _) => {
                     let before = current
                         .workload
@@ -419,10 +460,7 @@ impl<'a> Planner<'a> {
                     if !before || wanted.spec.ipc(&self.policy.ipc).is_joinable() {
                         continue;
                     }
-                    format!(
-                        "the new manifest makes it impossible to join, but it is in use by {}",
-                        by()
-                    )
+                    format!("the new manifest makes it impossible to join, but it is {}", in_use())
                 }
                 Wish::Keep { .. } | Wish::Unclaimed | Wish::Invalid => continue,
             };

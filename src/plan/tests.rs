@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::observed::{End, FileKind, Hand, HandKind, Instance, STOPPED, Task};
+use crate::observed::{End, FileKind, Hand, HandKind, Instance, ObservedState, STOPPED, Task};
 
 const WANTS: [Want; 6] = [
     Want::Running,
@@ -1265,6 +1265,44 @@ fn down_removes_joiners_first_and_sweeps_what_is_left() {
     let order: Vec<String> =
         plan.steps.iter().filter_map(|it| it.name.as_ref().map(ToString::to_string)).collect();
     assert_eq!(order, ["joiner", "joiner", "donor", "donor"]);
+}
+
+#[test]
+fn down_of_some_removes_no_donor_from_under_a_joiner_that_stays() {
+    let mut observed = empty();
+    let workloads = [
+        ("donor", Some(r#""ipcMode": "shareable""#)),
+        ("joiner", Some(r#""ipcMode": "container:donor""#)),
+        ("other", Some("")),
+    ];
+    converge(&desired(&workloads), &mut observed);
+    let check = |observed: &ObservedState, named: &[&str], removed: &[&str], held: &[&str]| {
+        let plan = down(observed, Some(&named.iter().map(|it| it.parse().unwrap()).collect()));
+        let removes = |it: &&Step| it.action.verb() == "remove";
+        let of = plan.steps.iter().filter(removes).filter_map(|it| it.name.as_ref());
+        let of: Vec<&str> = of.map(Name::as_str).collect();
+        assert_eq!(of, removed, "{named:?}: {plan}");
+        let stay: Vec<&str> = plan.standings.keys().map(Name::as_str).collect();
+        assert_eq!(stay, held, "{named:?}");
+        assert!(plan.standings.values().all(|it| it.reason == "donor-in-use"), "{named:?}");
+        plan
+    };
+    let plan = check(&observed, &["donor", "other"], &["other"], &["donor"]);
+    let message = &standing(&plan, "donor").message;
+    assert_eq!(message, "in use by joiner");
+    check(&observed, &["donor", "joiner"], &["joiner", "donor"], &[]);
+    check(&observed, &["joiner"], &["joiner"], &[]);
+    // A joiner that has ended joins it again when it starts.
+    for it in observed.instances.values_mut().filter(|it| it.name.as_str() == "joiner") {
+        it.task = Task::None;
+    }
+    check(&observed, &["donor"], &[], &["donor"]);
+    // What somebody asked for of it is nothing that is left over.
+    let boot_id = model::BOOT.to_owned();
+    let hand = Hand { kind: HandKind::Stop, at: model::now(), boot_id, fresh: false };
+    observed.hands.insert("donor".parse().unwrap(), hand);
+    assert!(check(&observed, &["donor"], &[], &["donor"]).is_empty());
+    assert!(down(&observed, None).standings.is_empty());
 }
 
 #[test]

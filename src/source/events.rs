@@ -807,4 +807,36 @@ mod tests {
         waiting.take_in(Err(notify::Error::new(ErrorKind::MaxFilesWatch)));
         assert_eq!(waiting.failed, Some(Errno::NOSPC));
     }
+    /// The queue of the kernel is full as soon as nobody reads it, whoever made its events; what came after that is
+    /// told by nobody.
+    #[test]
+    fn a_queue_that_overflowed_is_known_to_have_lost_something_and_goes_on() {
+        let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        let mut bench = Bench::new();
+        std::fs::create_dir(bench.path("root")).unwrap();
+        let (base, root) = (bench.path(""), bench.path("root"));
+        bench.watches.begin();
+        bench.watches.name(&base, OsStr::new("link"), 0);
+        bench.watches.directory(&root, id_at(&root).unwrap(), 1);
+        bench.watches.end(BTreeSet::new());
+        bench.drain();
+        {
+            // Keeps the thread that reads them from going on.
+            let waiting = Arc::clone(&bench.watches.waiting);
+            let _held = lock(&waiting);
+            std::fs::write(bench.path("log"), "a").unwrap();
+            for _ in 0..limit {
+                // Two events each, of names that nobody wants: no hint is kept of them that could be too many.
+                std::fs::rename(bench.path("log"), bench.path("old")).unwrap();
+                std::fs::rename(bench.path("old"), bench.path("log")).unwrap();
+            }
+            std::fs::write(bench.path("root/web.yaml"), "").unwrap();
+        }
+        let stir = bench.drain();
+        assert!(stir.lost && stir.any && stir.sources.contains(&1), "{stir:?}");
+        assert!(!stir.finished, "the event of that write was told");
+        assert!(!bench.drain().lost);
+        assert!(bench.is_heard("root"));
+    }
 }

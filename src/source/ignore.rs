@@ -95,6 +95,10 @@ impl Ignore {
         })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.anything.is_empty() && self.directories.is_empty()
+    }
+
     /// Whether a path below the root is left out.
     pub(super) fn matches(&self, path: &Path, is_directory: bool) -> bool {
         self.anything.is_match(path) || (is_directory && self.directories.is_match(path))

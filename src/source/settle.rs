@@ -424,14 +424,18 @@ impl Tracker {
             settled.signature = Some(read.content.signature);
             return;
         }
-        let (reading, patterns) = if is_ignore {
-            let (reading, patterns) = read_ignore(&shown, &read.content);
-            (reading, patterns)
-        } else {
+        let before = tracked.settled.take().and_then(|it| it.ignore);
+        let (reading, patterns) = if !is_ignore {
             (read_manifest(&shown, &read.content), None)
+        } else if is_empty(&read.content) && before.as_ref().is_some_and(|it| !it.is_empty()) {
+            // Who truncates a file and dies before he has written it does not mean that drafts shall start.
+            let message =
+                "is empty, and what it left out stays left out; write it again, or delete it";
+            (manifest::unreadable(&shown, "empty-file", message), None)
+        } else {
+            read_ignore(&shown, &read.content)
         };
         // Patterns that cannot be read leave the last ones in place.
-        let before = tracked.settled.take().and_then(|it| it.ignore);
         tracked.settled = Some(Settled {
             signature: Some(read.content.signature),
             digest: Some(read.digest),
@@ -486,9 +490,8 @@ impl Tracker {
                 scan.files.insert(PathBuf::from(ignore::FILE), state(&self.ignore_file));
                 return scan;
             }
-            let broken =
-                self.ignore_file.settled.as_ref().is_some_and(|it| it.reading.unreadable.is_some());
-            if broken {
+            let has_problems = |it: &Settled| !it.reading.problems.is_empty();
+            if self.ignore_file.settled.as_ref().is_some_and(has_problems) {
                 scan.files.insert(PathBuf::from(ignore::FILE), state(&self.ignore_file));
             }
         }
@@ -691,6 +694,15 @@ pub(super) fn read_ignore(shown: &Path, content: &Content) -> (Reading, Option<I
     let Ok(text) = std::str::from_utf8(&content.bytes) else {
         return (unreadable("is not UTF-8".to_owned()), None);
     };
+    if is_empty(content) {
+        let message = "the file is empty: nothing is left out".to_owned();
+        let problem = Problem {
+            hint: Some("write it again, with a comment if that is meant, or delete it".to_owned()),
+            ..Problem::of_file(shown, Severity::Warning, "empty-file", message)
+        };
+        let reading = Reading { problems: vec![problem], ..Reading::default() };
+        return (reading, Some(Ignore::default()));
+    }
     match Ignore::parse(text) {
         Ok(patterns) => (Reading::default(), Some(patterns)),
         Err(lines) => {
@@ -701,6 +713,11 @@ pub(super) fn read_ignore(shown: &Path, content: &Content) -> (Reading, Option<I
             )
         }
     }
+}
+
+/// As what a power cut or a copy in progress leaves; what is meant to say nothing has at least a comment.
+fn is_empty(content: &Content) -> bool {
+    content.bytes.trim_ascii().is_empty()
 }
 
 fn bad_line(shown: &Path, line: BadLine) -> Problem {

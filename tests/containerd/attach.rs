@@ -1,10 +1,11 @@
 //! What a running workload prints, as it comes.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Stdio};
 
 use rustix::process::Signal;
 
+use crate::exec::in_terminal;
 use crate::program::{Site, eventually, manifest, sleeper};
 use crate::rig::{Engine, Rig, sweep};
 
@@ -53,7 +54,8 @@ fn until_attached(site: &Site, child: &mut Child) -> BufReader<std::process::Chi
         attached.try_recv().ok()
     });
     let (line, out) = reading.join().unwrap();
-    assert_eq!(line, "hello\n", "nothing of before");
+    // A terminal ends its lines in its own way.
+    assert_eq!(line.replace('\r', ""), "hello\n", "nothing of before");
     out
 }
 
@@ -119,11 +121,21 @@ async fn who_detaches_does_nothing_to_the_workload_and_containerd_may_go_and_com
         sweep::signal(child.id(), signal);
         assert_eq!(child.wait().unwrap().code(), None);
     }
+    // The key of a terminal is for all that is in front there.
+    let mut child = in_terminal(&site, "trap : INT; $EXE attach web; echo code $?");
+    let mut out = until_attached(&site, &mut child);
+    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("code 130\r\n"), "{rest:?}");
+    child.wait().unwrap();
     // Nobody reads any more.
     let mut child = attach(&site, &[]);
     drop(until_attached(&site, &mut child));
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(site.pid("web"), pid);
+    assert_eq!(site.item("web").unwrap().instance.unwrap().restarts, 0);
+    assert_eq!(rig.log_writers().len(), 1);
 
     let mut child = attach(&site, &[]);
     let mut out = until_attached(&site, &mut child);

@@ -237,6 +237,23 @@ fn processes(rig: &Rig) -> (usize, usize) {
     (count("sleep"), count("containerd-shim-runc-v2"))
 }
 
+/// containerd is killed and comes back without what it kept there. What it ran is to run anew then, once.
+async fn forget(
+    rig: &mut Rig,
+    site: &Site,
+    lost: &[&str],
+    before: &[(String, u32)],
+    meanwhile: impl FnOnce(),
+) {
+    rig.kill_containerd();
+    until_unreachable(site);
+    lose(rig, lost);
+    meanwhile();
+    rig.start_containerd().await;
+    until_ready(site);
+    until_run_anew(site, rig, before);
+}
+
 /// Waits until each of them runs as something else, once.
 #[track_caller]
 fn until_run_anew(site: &Site, rig: &Rig, before: &[(String, u32)]) {
@@ -262,13 +279,8 @@ async fn nothing_runs_twice_under_a_containerd_that_has_forgotten_everything() {
         let controller = site.controller();
         let before = start(&site, 2);
 
-        rig.kill_containerd();
-        until_unreachable(&site);
-        lose(&rig, &EVERYTHING);
-        rig.start_containerd().await;
-        until_ready(&site);
         // The names of instances are the same, and so is the place of runc's state.
-        until_run_anew(&site, &rig, &before);
+        forget(&mut rig, &site, &EVERYTHING, &before, || {}).await;
         assert_eq!(controller.terminate(), Some(0));
     }
 }
@@ -282,13 +294,10 @@ async fn an_edit_while_containerd_forgets_everything_leaves_nothing_of_the_old_o
         let controller = site.controller();
         let before = start(&site, 2);
 
-        rig.kill_containerd();
-        until_unreachable(&site);
-        lose(&rig, &EVERYTHING);
-        site.write("w0.yaml", &(sleeper("w0") + "  env: [{name: OTHER, value: \"1\"}]\n"));
-        rig.start_containerd().await;
-        until_ready(&site);
-        until_run_anew(&site, &rig, &before);
+        let edit = || {
+            site.write("w0.yaml", &(sleeper("w0") + "  env: [{name: OTHER, value: \"1\"}]\n"));
+        };
+        forget(&mut rig, &site, &EVERYTHING, &before, edit).await;
         let kept = std::fs::read_dir(site.run_dir().join("runc").join(site.namespace())).unwrap();
         assert_eq!(kept.count(), 2, "runc keeps what nobody needs on {engine}");
         let log = controller.log();
@@ -306,12 +315,7 @@ async fn nothing_runs_twice_whose_task_alone_is_lost() {
         let site = Site::of(&rig);
         let controller = site.controller();
         let before = start(&site, 2);
-        rig.kill_containerd();
-        until_unreachable(&site);
-        lose(&rig, &["containerd-state"]);
-        rig.start_containerd().await;
-        until_ready(&site);
-        until_run_anew(&site, &rig, &before);
+        forget(&mut rig, &site, &["containerd-state"], &before, || {}).await;
 
         let before: Vec<_> =
             before.iter().map(|it| (it.0.clone(), site.until_running(&it.0))).collect();
@@ -331,25 +335,37 @@ async fn nothing_runs_twice_whose_task_alone_is_lost() {
 
 #[tokio::test]
 async fn down_ends_what_containerd_has_forgotten_and_leaves_nothing() {
+    down_leaves_nothing_without(&EVERYTHING).await;
+}
+
+#[tokio::test]
+async fn down_ends_whose_containers_containerd_has_forgotten_and_leaves_nothing() {
+    down_leaves_nothing_without(&["containerd-root"]).await;
+}
+
+#[tokio::test]
+async fn down_ends_whose_tasks_containerd_has_forgotten_and_leaves_nothing() {
+    down_leaves_nothing_without(&["containerd-state"]).await;
+}
+
+async fn down_leaves_nothing_without(lost: &[&str]) {
     for engine in Engine::all() {
-        for lost in [&EVERYTHING[..], &["containerd-root"], &["containerd-state"]] {
-            let mut rig = Rig::start_on(&engine).await;
-            let site = Site::beside(&rig, "lost");
-            site.write("a.yaml", &(sleeper("a") + "  ipcMode: shareable\n"));
-            site.write("b.yaml", &(sleeper("b") + "  ipcMode: container:a\n"));
-            site.apply();
-            rig.kill_containerd();
-            lose(&rig, lost);
-            rig.start_containerd().await;
-            site.run(&["down", "--dry-run"]).exits(0).says(&["a-", "b-"]);
-            site.run(&["down"]).exits(0);
-            assert_eq!(processes(&rig), (0, 0), "{engine} without {lost:?}");
-            // It waits for containerd by itself.
-            let left = std::thread::scope(|it| {
-                it.spawn(|| crate::crash::left_after_down(&rig, &site)).join().unwrap()
-            });
-            assert_eq!(left, Vec::<String>::new(), "{engine} without {lost:?}");
-        }
+        let mut rig = Rig::start_on(&engine).await;
+        let site = Site::beside(&rig, "lost");
+        site.write("a.yaml", &(sleeper("a") + "  ipcMode: shareable\n"));
+        site.write("b.yaml", &(sleeper("b") + "  ipcMode: container:a\n"));
+        site.apply();
+        rig.kill_containerd();
+        lose(&rig, lost);
+        rig.start_containerd().await;
+        site.run(&["down", "--dry-run"]).exits(0).says(&["a-", "b-"]);
+        site.run(&["down"]).exits(0);
+        assert_eq!(processes(&rig).0, 0, "{engine}");
+        // It waits for shims and for containerd by itself.
+        let left = std::thread::scope(|it| {
+            it.spawn(|| crate::crash::left_after_down(&rig, &site)).join().unwrap()
+        });
+        assert_eq!(left, Vec::<String>::new(), "{engine}");
     }
 }
 
@@ -400,31 +416,47 @@ fn programs(site: &Site) -> BTreeSet<u32> {
 /// The address stays, and who listens there is somebody else, with nothing of ours, while the one before lives on.
 #[tokio::test]
 async fn nothing_runs_twice_when_another_containerd_takes_the_socket_over() {
-    let (rig, other) = tokio::join!(Rig::start(), Rig::start());
-    let socket = rig.dir().join("current.sock");
-    let point_at = |rig: &Rig, to: &Rig| {
-        let new = rig.dir().join("new.sock");
-        std::os::unix::fs::symlink(to.socket(), &new).unwrap();
-        std::fs::rename(new, rig.dir().join("current.sock")).unwrap();
-    };
-    point_at(&rig, &rig);
-    let site = Site::of(&rig).with_socket(&socket);
-    let controller = site.controller();
-    let before = start(&site, 2);
-    point_at(&rig, &other);
-    // Whoever is connected to the one before stays so, and nothing changes for him.
-    controller.hang_up();
-    controller.until_logged("configuration was read again", 1);
-    assert_untouched(&site, &before);
-    assert_eq!(controller.terminate(), Some(0));
-    let controller = site.controller();
-    let now = before.iter().map(|(name, old)| {
-        site.until(name, |item| {
-            let item = item.filter(|it| it.phase == Phase::Running && it.up_to_date)?;
-            item.instance.as_ref()?.pid.filter(|it| it != old)
-        })
-    });
-    let now: BTreeSet<u32> = now.collect();
-    assert_eq!(programs(&site), now, "something runs twice");
-    assert_eq!(controller.terminate(), Some(0));
+    for engine in Engine::all() {
+        let (rig, other) = tokio::join!(Rig::start_on(&engine), Rig::start_on(&engine));
+        let socket = rig.dir().join("current.sock");
+        let point_at = |rig: &Rig, to: &Rig| {
+            let new = rig.dir().join("new.sock");
+            std::os::unix::fs::symlink(to.socket(), &new).unwrap();
+            std::fs::rename(new, rig.dir().join("current.sock")).unwrap();
+        };
+        point_at(&rig, &rig);
+        let site = Site::of(&rig).with_socket(&socket);
+        let controller = site.controller();
+        let before = start(&site, 2);
+        point_at(&rig, &other);
+        // Whoever is connected to the one before stays so, and nothing changes for him.
+        controller.hang_up();
+        controller.until_logged("configuration was read again", 1);
+        assert_untouched(&site, &before);
+        assert_eq!(controller.terminate(), Some(0));
+        let controller = site.controller();
+        let now = before.iter().map(|(name, old)| {
+            site.until(name, |item| {
+                let item = item.filter(|it| it.phase == Phase::Running && it.up_to_date)?;
+                item.instance.as_ref()?.pid.filter(|it| it != old)
+            })
+        });
+        let now: BTreeSet<u32> = now.collect();
+        assert_eq!(programs(&site), now, "something runs twice");
+        assert_eq!(controller.terminate(), Some(0));
+        // And back.
+        point_at(&rig, &rig);
+        let controller = site.controller();
+        let back = before.iter().map(|(name, _)| {
+            site.until(name, |item| {
+                let item = item.filter(|it| it.phase == Phase::Running && it.up_to_date)?;
+                item.instance.as_ref()?.pid.filter(|it| !now.contains(it))
+            })
+        });
+        let back: BTreeSet<u32> = back.collect();
+        assert_eq!(programs(&site), back, "something runs twice");
+        assert_eq!(controller.terminate(), Some(0));
+        site.plan_is_empty();
+        site.run(&["down"]).exits(0);
+    }
 }

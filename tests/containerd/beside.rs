@@ -5,9 +5,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use evenkeel::plan::Phase;
+use evenkeel::status::PlanReport;
 use rustix::process::Signal;
 
-use crate::program::{Site, manifest, now, sleeper};
+use crate::others::occupy;
+use crate::program::{Done, Site, manifest, now, sleeper};
 use crate::rig::{Rig, sweep};
 
 #[tokio::test]
@@ -54,6 +56,45 @@ async fn apply_beside_a_controller_judges_as_one_alone_does() {
     assert_eq!(late.wait().unwrap().code(), Some(0));
     assert!(sweep::is_alive(site.pid("late")) && sweep::is_alive(web));
     site.run(&["down"]).exits(0);
+}
+
+/// Of what the plan alone does not know: a step that is to be done, and that does not work.
+#[tokio::test]
+async fn apply_beside_a_controller_ends_with_the_reason_when_all_that_is_left_fails() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    site.write("blocked.yaml", &sleeper("blocked"));
+    let plan: PlanReport =
+        serde_json::from_str(&site.run(&["plan", "--output", "json"]).out).unwrap();
+    let id = plan.steps.iter().find(|it| it.action == "prepare").unwrap().subject.clone();
+    let vacate = occupy(&site, &id);
+    let fails = |it: Done| {
+        let Done { code, out, err, .. } = &it;
+        assert!(out.contains("prepare-failed") && out.contains("not ours"), "{code:?}: {out}{err}");
+        assert_eq!(*code, Some(4), "{out}{err}");
+    };
+    fails(site.run(&["apply", "--timeout", "2m"]));
+    let controller = site.controller();
+    // Whatever else there is to do is done before.
+    site.write("web.yaml", &sleeper("web"));
+    let begun = now();
+    fails(site.run(&["apply", "--timeout", "2m"]).says(&["web"]));
+    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
+    assert!(sweep::is_alive(site.pid("web")));
+    // Who waits is told the same when the time is up.
+    fails(site.run(&["apply", "--wait", "--timeout", "3s"]));
+    // What failed before says nothing of what is wanted since.
+    site.until("blocked", |it| it?.next_retry_at.is_some().then_some(()));
+    site.write("blocked.yaml", &(sleeper("blocked") + "  args: [\"36000\"]\n"));
+    site.run(&["apply"]).exits(0);
+    site.write("blocked.yaml", &sleeper("blocked"));
+    fails(site.run(&["apply"]));
+    vacate();
+    site.run(&["retry", "blocked"]).exits(0);
+    site.run(&["apply"]).exits(0);
+    assert_eq!(controller.terminate(), Some(0));
+    site.run(&["down"]).exits(0);
+    rig.assert_clean();
 }
 
 #[tokio::test]

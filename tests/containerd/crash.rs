@@ -17,7 +17,7 @@ use evenkeel::config::cgroup_parent;
 use evenkeel::controller::EFFECTS;
 
 use crate::others::{self, request};
-use crate::program::{Done, Site, eventually, manifest, sleeper};
+use crate::program::{Done, Site, found_at_last, manifest, sleeper};
 use crate::rig::{Rig, sweep};
 
 /// Most of the time of a try is spent waiting: for the second that a workload has to run before it is believed.
@@ -268,18 +268,25 @@ fn last_effect(done: &Done) -> String {
     effect.unwrap_or_else(|| panic!("killed by somebody else: {done:?}")).to_owned()
 }
 
+/// How an inventory names a shim, and a task.
+const SHIM: &str = "shim: ";
+const TASK: &str = "task: ";
+
 /// Everything of a site on this machine, in words that are the same for equal sites.
 pub(crate) fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
-    // Shims and logs end a moment after their containers.
-    let mut before = processes(site);
-    let mut found = eventually("the same processes twice", || {
-        let now = processes(site);
-        let is_same = now == before;
-        before = now;
-        is_same.then(|| before.clone())
-    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    found.extend(runtime.block_on(objects(rig, site.namespace())));
+    let look = || (runtime.block_on(objects(rig, site.namespace())), processes(site));
+    // Shims and logs end a moment after their tasks, and on a busy machine that is a long one.
+    let (objects, processes) = found_at_last(look, |(objects, processes)| {
+        let id = |it: &String| Some(it.strip_prefix(TASK)?.split(' ').next()?.to_owned());
+        let tasks: Vec<String> = objects.iter().filter_map(id).collect();
+        let is_of_task = |it: &String| tasks.iter().any(|task| it.contains(task.as_str()));
+        // A controller is of none.
+        let is_instance = |it: &&String| it.starts_with(SHIM) || it.contains("/logs/");
+        processes.iter().filter(is_instance).all(is_of_task)
+    });
+    let mut found = processes;
+    found.extend(objects);
 
     let bundles = format!("/{}/", site.namespace());
     for mount in sweep::mounts_below(site.dir().parent().unwrap().parent().unwrap()) {
@@ -339,7 +346,7 @@ fn processes(site: &Site) -> Vec<String> {
         let words = &process.arguments;
         let is_shim = words.windows(2).any(|it| it[0] == "-namespace" && it[1] == site.namespace());
         if is_shim {
-            found.push(format!("shim: {}", after(words, "-id")));
+            found.push(format!("{SHIM}{}", after(words, "-id")));
         } else if is_in(process.pid, &cgroup) {
             found.push(format!("process: {}", words.join(" ")));
         } else if let Some(log) = words.iter().find_map(|it| it.split_once(&own)) {
@@ -359,7 +366,7 @@ async fn objects(rig: &Rig, namespace: &str) -> Vec<String> {
     found.extend(containers.containers.iter().map(|it| format!("container: {}", it.id)));
     let list = request(namespace, ListTasksRequest::default());
     let tasks = TasksClient::new(channel.clone()).list(list).await.unwrap().into_inner().tasks;
-    found.extend(tasks.iter().map(|it| format!("task: {} {:?}", it.id, it.status())));
+    found.extend(tasks.iter().map(|it| format!("{TASK}{} {:?}", it.id, it.status())));
     let list = request(namespace, ListRequest::default());
     let leases = LeasesClient::new(channel.clone()).list(list).await.unwrap().into_inner().leases;
     found.extend(leases.iter().map(|it| format!("lease: {}", it.id)));

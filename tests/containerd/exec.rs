@@ -343,7 +343,7 @@ async fn a_changed_manifest_waits_for_who_works_in_the_workload() {
 }
 
 /// Runs a script for this machine's shell in a terminal of 100 columns and 40 rows.
-fn in_terminal(site: &Site, script: &str) -> Child {
+pub(crate) fn in_terminal(site: &Site, script: &str) -> Child {
     let mut inner = site.command(&[]);
     let environment: Vec<_> =
         inner.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();

@@ -187,7 +187,7 @@ async fn without_a_controller_a_command_does_it_and_touches_nothing_else() {
 }
 
 #[tokio::test]
-async fn joiners_run_on_when_their_donor_is_stopped_by_hand() {
+async fn joiners_run_on_when_their_donor_is_stopped_by_hand_and_it_is_not_removed_without_them() {
     let rig = Rig::start().await;
     let site = Site::of(&rig);
     site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n"));
@@ -208,16 +208,29 @@ async fn joiners_run_on_when_their_donor_is_stopped_by_hand() {
 
     // What no manifest names any more goes when a person says so, but not from under its joiner.
     site.run(&["down", "donor"]).exits(3).says(&["donor.yaml", "evenkeel stop donor"]);
+    site.write("free.yaml", &sleeper("free"));
+    site.until_running("free");
     assert_eq!(controller.terminate(), Some(0));
     let elsewhere = rig.dir().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     let site = site.with_manifests(&[&elsewhere]);
     site.write("one.yaml", &sleeper("one"));
+    let from_under_its_joiner = |site: &Site, more: &[&str]| {
+        let before = site.pids();
+        let named = [&["down", "donor"][..], more].concat();
+        site.run(&named).exits(4).says(&["`donor` is in use by joiner", "[donor-in-use]"]);
+        assert_eq!(site.pids(), before);
+    };
+    // Without a controller as beside one, and all of it or nothing.
+    from_under_its_joiner(&site, &[]);
+    from_under_its_joiner(&site, &["free"]);
+    from_under_its_joiner(&site, &["--dry-run"]);
     let _controller = site.controller();
     site.until("donor", |it| it.filter(|it| it.reason == "unclaimed").map(|_| ()));
     site.run(&["stop", "donor"]).exits(4).says(&["left alone", "evenkeel down"]);
-    site.run(&["down", "donor"]).exits(4);
+    from_under_its_joiner(&site, &[]);
+    from_under_its_joiner(&site, &["free"]);
     assert_eq!(asked(&site), [""; 0]);
-    site.run(&["down", "donor", "joiner"]).exits(0);
+    site.run(&["down", "donor", "joiner", "free"]).exits(0);
     assert!(!sweep::is_alive(follower) && site.pids().is_empty());
 }

@@ -611,3 +611,58 @@ async fn what_somebody_has_paused_is_told_and_resumed_and_before_its_stop_signal
     site.run(&["down"]).exits(0);
     rig.assert_clean();
 }
+
+#[tokio::test]
+async fn a_reload_says_what_needs_a_restart_and_an_emptied_configuration_changes_nothing() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let path = site.dir().join("config.yaml");
+    let problem = |site: &Site| {
+        let config = path.display().to_string();
+        let problems = site.status().problems.into_iter().filter(|it| it.file == config);
+        problems.map(|it| (it.code, it.severity, it.message)).collect::<Vec<_>>()
+    };
+    let emptied =
+        |message: &str| vec![("empty-file".to_owned(), "warning".to_owned(), message.to_owned())];
+    site.configure("defaultIpcMode: shareable\n");
+    let controller = site.controller();
+    let again = |times| {
+        controller.hang_up();
+        controller.until_logged("configuration was read again", times);
+    };
+    // What it cannot follow is told by its name, each of them, and what it can is followed.
+    site.configure("defaultIpcMode: shareable\nengine: system\n");
+    again(1);
+    controller.until_logged("a changed setting needs a restart of the controller", 1);
+    assert!(controller.log().contains("setting=\"engine\""), "{}", controller.log());
+    site.configure("defaultIpcMode: shareable\n");
+    again(2);
+    assert_eq!(controller.log().matches("needs a restart").count(), 1, "it is as it was started");
+    // Truncated, and whoever was about to write it is gone.
+    site.configure("");
+    controller.hang_up();
+    controller.until_logged("configuration is empty; nothing changed", 1);
+    site.until_status("that it is empty", |it| (!it.problems.is_empty()).then_some(()));
+    let kept = emptied("the configuration is empty; what it said before holds");
+    assert_eq!(problem(&site), kept);
+    // Any command says so, and works.
+    site.run(&["status"]).exits(0).says(&["warning[empty-file]"]);
+    site.write("web.yaml", &sleeper("web"));
+    site.until_running("web");
+    assert_eq!(site.item("web").unwrap().ipc.unwrap().mode, "shareable");
+    // A comment is no accident.
+    site.configure("# every default\n");
+    again(3);
+    site.until_status("that nothing is wrong", |it| it.problems.is_empty().then_some(()));
+    site.configure("");
+    assert_eq!(controller.terminate(), Some(0));
+    let controller = site.controller();
+    site.until_status("that it is empty", |it| (!it.problems.is_empty()).then_some(()));
+    assert_eq!(problem(&site), emptied("the configuration is empty: every default holds"));
+    controller.until_logged("the configuration is empty: every default holds", 1);
+    site.configure("engine: system\n");
+    controller.hang_up();
+    site.until_status("that nothing is wrong", |it| it.problems.is_empty().then_some(()));
+    assert_eq!(controller.terminate(), Some(0));
+    site.run(&["down"]).exits(0);
+}

@@ -6,7 +6,8 @@ use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
-    DeleteContainerRequest, DeleteImageRequest, ListImagesRequest, PauseTaskRequest,
+    Container, CreateContainerRequest, DeleteContainerRequest, DeleteImageRequest,
+    ListImagesRequest, PauseTaskRequest,
 };
 use rustix::mount::UnmountFlags;
 use tonic::transport::{Channel, Endpoint};
@@ -52,6 +53,24 @@ pub(crate) fn pause(site: &Site, name: &str) {
 pub(crate) fn forget_container(site: &Site, name: &str) {
     let request = request(site.namespace(), DeleteContainerRequest { id: id(site, name) });
     converse(site, |it| async { ContainersClient::new(it).delete(request).await }).unwrap();
+}
+
+/// Makes a container of somebody else's, of the ID that an instance is to have; what takes it away again.
+pub(crate) fn occupy(site: &Site, id: &str) -> impl FnOnce() {
+    let runtime = containerd_client::services::v1::container::Runtime {
+        name: "io.containerd.runc.v2".to_owned(),
+        ..Default::default()
+    };
+    let spec = Some(prost_types::Any::default());
+    let container =
+        Container { id: id.to_owned(), runtime: Some(runtime), spec, ..Default::default() };
+    let create = CreateContainerRequest { container: Some(container) };
+    let create = request(site.namespace(), create);
+    converse(site, |it| async { ContainersClient::new(it).create(create).await }).unwrap();
+    let delete = request(site.namespace(), DeleteContainerRequest { id: id.to_owned() });
+    move || {
+        converse(site, |it| async { ContainersClient::new(it).delete(delete).await }).unwrap();
+    }
 }
 
 /// Takes all images away, but for what containers have of them.

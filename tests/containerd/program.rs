@@ -419,6 +419,18 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
     panic!("not within the deadline: {what}");
 }
 
+/// Looks until it is as it should be; what was found last, for whoever says what is wrong with it.
+pub(crate) fn found_at_last<T>(mut look: impl FnMut() -> T, is_right: impl Fn(&T) -> bool) -> T {
+    let start = now();
+    loop {
+        let found = look();
+        if is_right(&found) || now() - start >= LIMIT {
+            return found;
+        }
+        pause();
+    }
+}
+
 /// Waits until a process is gone, or a zombie.
 #[track_caller]
 pub(crate) fn until_dead(pid: u32) {

@@ -27,7 +27,7 @@ use evenkeel::workload::{Bytes, InstanceId, IpcDefaults, RestartPolicy};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::source::{git, manifest, place};
+use super::source::{UNHURRIED, git, manifest, place};
 
 /// Nothing takes longer; a test that waits for it fails after it.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -303,7 +303,7 @@ async fn a_checkout_back_and_forth_replaces_what_it_changes_and_nothing_else() {
     write("two");
     git(&root, &["commit", "-q", "-a", "-m", "two"], None).await;
 
-    let mut rig = Rig::new(directory, &root, Believing::default().remove_after);
+    let mut rig = Rig::new(directory, &root, UNHURRIED);
     let mut random = Random::new();
     let (one, two) = (instances("one"), instances("two"));
     let first = rig.until(&two).await;

@@ -711,6 +711,10 @@ async fn validation_reads_what_is_there_now_and_shows_paths_as_given() {
     assert!(!found.problems.iter().any(|it| it.position.file.starts_with(root.join("drafts"))));
 }
 
+/// How long a source has to be quiet before an absence acts, where git is stopped in the middle of its work: however
+/// long a busy machine takes to let it go on.
+pub(super) const UNHURRIED: Duration = Duration::from_secs(30);
+
 /// Runs git and stops it for 150 ms at some point, as a busy machine does.
 pub(super) async fn git(root: &Path, arguments: &[&str], stop_after: Option<Duration>) {
     let mut git = tokio::process::Command::new("git")
@@ -764,7 +768,7 @@ async fn a_checkout_back_and_forth_removes_no_name_and_shows_no_half_written_fil
     git(&root, &["commit", "-q", "-a", "-m", "two"], None).await;
 
     let mut rig = Rig::watch(directory, &root, true);
-    rig.watching.believe(Believing::default());
+    rig.watching.believe(Believing { remove_after: UNHURRIED, ..Believing::default() });
     let whole = |state: &DesiredState, tag: &str| {
         (0..ALL).all(|n| {
             tag_of(state, &format!("w{n}")) == Some(if n < CHANGED { tag } else { "same" })

@@ -260,3 +260,43 @@ async fn a_command_that_has_nothing_to_do_looks_once() {
     assert_eq!(it.once(CONVERGE).await, Ended::Converged);
     assert_eq!(it.runtime.looks(), 1);
 }
+
+/// What somebody beside a controller finds of it.
+#[tokio::test(start_paused = true)]
+async fn a_plan_is_stuck_when_all_that_is_left_waits_for_what_failed_for_the_same_manifest() {
+    let mut it = Harness::new();
+    it.want("a", r#""ipcMode": "shareable""#);
+    it.runtime.add_foreign(&InstanceId::new(&name("a"), &it.revision("a")));
+    it.want("joiner", r#""ipcMode": "container:a""#);
+    it.want("b", "");
+    it.run();
+    it.until_running("b").await;
+    it.until_reason("a", "prepare-failed").await;
+
+    let stuck = async |it: &Harness| {
+        let (plan, status) = (it.plan().await, it.status());
+        let hands = it.run_directory().hands().0;
+        let asked =
+            |of: &str| trouble::asked_of(it.wanted.workloads.get(&name(of)), hands.get(&name(of)));
+        let troubles = trouble::troubles(&plan, &status, asked);
+        let mut found = status::status(&it.wanted, &it.look().await, &plan, &Around::default());
+        trouble::tell(&mut found, &troubles);
+        let reason = found.items.iter().find(|it| it.name == "a").unwrap().reason.clone();
+        (trouble::is_stuck(&plan, &troubles), reason)
+    };
+    // The joiner waits for its donor, and has no trouble of its own.
+    assert_eq!(stuck(&it).await, (true, "prepare-failed".to_owned()));
+    // Somebody else's step is to be done, whatever fails.
+    it.kill().await;
+    it.want("c", "");
+    assert_eq!(stuck(&it).await, (false, "prepare-failed".to_owned()));
+    it.remove("c");
+    assert!(stuck(&it).await.0);
+    // What a person asks for is to be tried, and so is another manifest, whatever of it is another one.
+    it.ask("a", HandKind::Retry);
+    assert_eq!(stuck(&it).await, (false, String::new()));
+    it.run_directory().remove_hand(&name("a")).unwrap();
+    assert!(stuck(&it).await.0);
+    it.want("a", r#""ipcMode": "shareable", "stop": {"timeout": "1s"}"#);
+    assert_eq!(stuck(&it).await, (false, String::new()));
+}

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backoff::Strikes;
-use crate::observed::{ImagePlace, ObservedState, Run};
+use crate::observed::{ImagePlace, Run};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::desired::Blocker;
-use crate::observed::{ObservedState, Stray};
+use crate::observed::Stray;
 use crate::workload::Span;
 
 fn name(text: &str) -> Name {

@@ -299,6 +299,54 @@ fn patterns_that_are_gone_count_until_the_source_was_quiet() {
 }
 
 #[test]
+fn patterns_that_were_truncated_count_until_they_are_written_again_or_deleted() {
+    let mut bench = Bench::new(true);
+    bench.look();
+    let ignore = bench.path(ignore::FILE);
+    fs::write(&ignore, "").unwrap();
+    fs::create_dir(bench.path("drafts")).unwrap();
+    fs::write(bench.path("drafts/web.yaml"), WEB).unwrap();
+    fs::write(bench.path("web.yaml"), WEB).unwrap();
+    // What the files of a scan are, with the problem of the patterns.
+    let files = |scan: &Scan| {
+        let manifests = scan.files.keys().filter(|it| **it != Path::new(ignore::FILE)).count();
+        let reading = scan.files.get(Path::new(ignore::FILE)).map(|it| match it {
+            FileState::Settled(reading) => Arc::clone(reading),
+            FileState::Unsettled => panic!("it counts"),
+        });
+        let problem = reading.map(|it| (it.problems[0].code, it.unreadable.is_some()));
+        (manifests, problem)
+    };
+    let settle = |bench: &mut Bench| {
+        bench.drain();
+        let begun = bench.begin(false);
+        match bench.end(begun, Stir::default()) {
+            Ok(scan) => scan,
+            Err(Repeat) => bench.look(),
+        }
+    };
+    // Nobody knows that it ever said anything: it is told, and holds nothing.
+    assert_eq!(files(&settle(&mut bench)), (2, Some(("empty-file", false))));
+    fs::write(&ignore, "drafts/").unwrap();
+    assert_eq!(files(&settle(&mut bench)), (1, None));
+    for nothing in ["", " \n"] {
+        fs::write(&ignore, nothing).unwrap();
+        assert_eq!(files(&settle(&mut bench)), (1, Some(("empty-file", true))), "{nothing:?}");
+        assert_eq!(files(&bench.after(60_000).look()), (1, Some(("empty-file", true))));
+    }
+    fs::write(&ignore, "# drafts/").unwrap();
+    assert_eq!(files(&settle(&mut bench)), (2, None));
+    fs::write(&ignore, "drafts/").unwrap();
+    assert_eq!(files(&settle(&mut bench)), (1, None));
+    fs::write(&ignore, "").unwrap();
+    assert_eq!(files(&settle(&mut bench)).0, 1);
+    fs::remove_file(&ignore).unwrap();
+    assert_eq!(files(&bench.look()).0, 1);
+    bench.after(2_000);
+    assert_eq!(files(&settle(&mut bench)), (2, None));
+}
+
+#[test]
 fn a_look_that_finds_nothing_new_reads_nothing_and_changes_nothing() {
     let mut bench = Bench::new(true);
     bench.look();
