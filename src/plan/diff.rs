@@ -1061,8 +1061,9 @@ impl<'a> Planner<'a> {
                     obstacle
                 };
                 let phase = if again == Again::Later { Phase::BackingOff } else { Phase::Waiting };
+                // Its delay begins when its end is written down. Until then it is over in the same time from now on,
+                // however often somebody looks, and who looks when it is over never stops.
                 self.stand(name, phase, hold.or(remark), true, current);
-                self.wait_until(name, due);
             }
             Decision::FinishAs(phase) => {
                 let finish = self.finish_step(name, current, target);

@@ -854,6 +854,25 @@ async fn an_end_that_cannot_be_written_down_keeps_the_task_and_nothing_else() {
     assert!(it.plan().await.is_empty());
 }
 
+/// The delay counts from the moment at which the end is written down: before that each look would find it as far away as
+/// the last one did, and look again when it is over.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_written_down_for_long_is_not_looked_at_again_and_again() {
+    for initial in [1, 100] {
+        let mut it = Harness::with(&[("a", "")]).await;
+        it.configure(|policy| policy.delays.initial = Duration::from_millis(initial));
+        for _ in 0..1000 {
+            it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+        }
+        it.exit("a", 1).await;
+        it.until_reason("a", "finish-failed").await;
+        it.runtime.looks();
+        it.after(600.0).await;
+        let looks = it.runtime.looks();
+        assert!(looks < 60, "{looks} looks in ten minutes, with a first delay of {initial} ms");
+    }
+}
+
 /// A full disk keeps containerd from writing, and no program from being ended.
 #[tokio::test(start_paused = true)]
 async fn a_note_that_cannot_be_written_keeps_no_signal_from_being_sent() {

@@ -1,8 +1,10 @@
 //! A runtime that has lost what runs: nothing runs twice, and nothing is left running.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::host::memory::Lost;
 use crate::plan::RemoveStray;
 use crate::status::Item;
 
@@ -80,6 +82,49 @@ async fn it_is_asked_to_end_and_killed_when_its_time_is_over() {
         let took = it.clock() - begun;
         assert!((least..most).contains(&took), "stubborn {stubborn}: {took} ms");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_takes_its_time_nobody_looks_again_and_again() {
+    let spec = r#""ipcMode": "shareable", "stop": {"timeout": "20m"}"#;
+    let mut it = Harness::with(&[("a", spec), ("b", r#""ipcMode": "container:a""#)]).await;
+    it.runtime.ignore_signals(&it.id_of("a").await);
+    it.runtime.lose_tasks();
+    it.after(10.0).await;
+    it.runtime.looks();
+    it.after(600.0).await;
+    let looks = it.runtime.looks();
+    assert!(looks < 60, "{looks} looks in ten minutes");
+    it.until_running("a").await;
+    it.until_running("b").await;
+    assert!(it.runtime.strays().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_its_time_is_asked_about_ever_more_rarely_and_is_over_soon_after_its_end() {
+    let mut it = Harness::with(&[("a", r#""stop": {"timeout": "2h"}"#)]).await;
+    it.runtime.ignore_signals(&it.id_of("a").await);
+    it.kill().await;
+    it.runtime.lose_tasks();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (all, signal, remove) = (it.runtime.clone(), it.runtime.clone(), it.runtime.clone());
+    let count = Arc::clone(&asked);
+    it.host = it.host.clone().with_lost(Lost {
+        all: Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            all.strays()
+        }),
+        signal: Arc::new(move |id, it| signal.signal_stray(id, it)),
+        remove: Arc::new(move |id| remove.remove_stray(id)),
+    });
+    it.run();
+    it.after(3600.0).await;
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((3600..5000).contains(&asked), "it was asked about {asked} times in an hour");
+    let (id, begun) = (it.instance("a").await.id, it.clock());
+    it.runtime.signal_stray(&id, Signal::KILL);
+    it.until_running("a").await;
+    assert!(it.clock() - begun < 2000, "it starts {} ms later", it.clock() - begun);
 }
 
 #[tokio::test(start_paused = true)]
