@@ -149,6 +149,28 @@ async fn what_cannot_be_ended_holds_its_own_workload_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_runtime_loses_before_it_is_stopped_has_not_ended() {
+    let mut it = Harness::with(&[("a", "")]).await;
+    let id = it.id_of("a").await;
+    it.want("a", r#""args": ["5"]"#);
+    // The plan is of a look that was made before its task was lost.
+    let plan = it.plan().await;
+    let stop = plan.steps.iter().find(|it| matches!(it.action, Action::Stop(_))).unwrap().clone();
+    it.kill().await;
+    it.runtime.lose_tasks();
+    let (done, _) = it.edge().carry_out(&stop, None).await;
+    let failed = done.unwrap_err().to_string();
+    assert!(failed.contains("a process of it still runs"), "{failed}");
+    assert_eq!(it.look().await.instances[&id].end, None);
+    assert_eq!(it.runtime.strays()[&id].pids.len(), 1);
+    it.run();
+    it.until_running("a").await;
+    it.idle().await;
+    assert_eq!(processes(&it).await, 1);
+    assert!(it.plan().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_runtime_has_after_all_is_not_touched() {
     let it = Harness::with(&[("a", "")]).await;
     let (pid, id) = (it.pid_of("a").await, it.id_of("a").await);
