@@ -1866,7 +1866,10 @@ fn stop_of(instance: &Instance) -> StopInstance {
         pid: instance.task.pid(),
         run: if is_unnoted { 0 } else { instance.run.as_ref().map_or(1, |it| it.n) },
         note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
-        started: instance.run.as_ref().map(|it| it.at),
+        // What was created and not started has not run for as long as it stood there.
+        started: (instance.run.as_ref())
+            .filter(|_| !matches!(instance.task, Task::Created { .. }))
+            .map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
     }
 }

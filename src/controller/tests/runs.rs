@@ -1093,6 +1093,29 @@ async fn a_long_run_that_was_ended_on_purpose_starts_the_delays_anew_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_created_and_never_started_has_not_lived_for_long_when_it_is_ended() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(1));
+    it.want("a", "");
+    it.run();
+    it.after(3.0).await;
+    assert_delays(&it.starts("a"), &DELAYS[..4]);
+    it.kill().await;
+    let crash = Crash::after(3);
+    it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+    it.after(60.0).await;
+    assert_eq!(crash.passed().last(), Some(&"start/run"));
+    it.kill().await;
+    let until = it.host.now() + Duration::from_secs(10);
+    assert_eq!(it.once(Goal::Shutdown { until, why: None }).await, Ended::Converged);
+    assert_eq!(it.instance("a").await.end.map(|it| it.lasted_ms), Some(0));
+    let before = it.starts("a").len();
+    it.run();
+    it.after(4.0).await;
+    assert_delays(&it.starts("a")[before..], &DELAYS[5..6]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_start_that_a_later_one_made_good_is_told_no_more() {
     let mut it = Harness::new();
     it.want("a", "");
