@@ -766,7 +766,7 @@ impl Judge {
         }
     }
 
-    /// A signal was refused.
+    /// A signal was refused, or what has to come before it to a paused task.
     pub(crate) fn not_signalled(&mut self, id: &str) {
         let of = self.runs.iter_mut().find(|it| it.0.as_str() == id);
         if let Some(run) = of.and_then(|it| it.1.last_mut()) {
@@ -1247,6 +1247,11 @@ impl Judge {
                     && let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut())
                 {
                     run.ended.get_or_insert(at);
+                }
+                if verb == verb::RESUME_TASK
+                    && let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut())
+                {
+                    run.is_deaf &= run.asked.is_some();
                 }
             }
             _ => {}

@@ -308,7 +308,7 @@ impl SimRuntime {
         if let Some((_, When::Before, refused)) = failure {
             self.world.note(&format!("  {operation} {subject} fails"));
             self.world.judge(|it| it.failed(subject));
-            if operation == verb::KILL && refused {
+            if [verb::KILL, verb::RESUME_TASK].contains(&operation) && refused {
                 self.world.judge(|it| it.not_signalled(subject));
             }
             let kind = if refused { ErrorKind::Refused } else { ErrorKind::Unreachable };
