@@ -38,10 +38,11 @@ pub(crate) enum Fault {
     JoinersUnseen,
     ShutdownIsDown,
     LossUnseen,
+    LookIsHint,
 }
 
 /// All of them: what the documentation calls each, and the rules of which any seed of its row may name one.
-pub(crate) const FAULTS: [(Fault, &str, &[&str]); 27] = [
+pub(crate) const FAULTS: [(Fault, &str, &[&str]); 28] = [
     (
         Fault::DirectoryIsEmpty,
         "a sub-directory that cannot be read is read as empty",
@@ -141,6 +142,7 @@ pub(crate) const FAULTS: [(Fault, &str, &[&str]); 27] = [
         &["joiners-before-donors"],
     ),
     (Fault::ShutdownIsDown, "a shutdown is taken for `down`", &["shutdown-keeps-all"]),
+    (Fault::LookIsHint, "each look at the runtime is a hint to look again", &["no-busy-loop"]),
 ];
 
 impl Fault {

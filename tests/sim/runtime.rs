@@ -367,6 +367,9 @@ impl Runtime for SimRuntime {
         let look = async {
             let mut objects = self.world.memory.observe(images).await?;
             self.world.falsify(&mut objects, images);
+            if self.world.fault == Some(Fault::LookIsHint) {
+                self.world.hints.send_modify(|it| *it += 1);
+            }
             Ok(objects)
         };
         self.perform(verb::OBSERVE, "everything", look).await
