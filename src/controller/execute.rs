@@ -263,6 +263,8 @@ pub enum Error {
     Counted(Box<Self>),
     #[error("the step ended unexpectedly")]
     Lost,
+    #[error("it was done again and again, and is still to be done")]
+    InVain,
 }
 
 fn listed(failures: &[Error]) -> String {
@@ -1057,7 +1059,8 @@ impl Error {
             | Self::Remove { .. }
             | Self::NotTakenBack { .. }
             | Self::Counted(_)
-            | Self::Lost => false,
+            | Self::Lost
+            | Self::InVain => false,
         }
     }
 
@@ -1087,7 +1090,8 @@ impl Error {
             | Self::Forgotten { .. }
             | Self::Remove { .. }
             | Self::Cleanup { .. }
-            | Self::Lost => refusal::of("start-failed"),
+            | Self::Lost
+            | Self::InVain => refusal::of("start-failed"),
         }
     }
 }

@@ -79,7 +79,7 @@ pub(crate) const FAULTS: [(Fault, &str, &[&str]); 28] = [
         "what the runtime has lost is not looked for",
         &["never-two", "nothing-left-over"],
     ),
-    (Fault::LeaseNeverSwept, "a lease is never swept", &["no-busy-loop"]),
+    (Fault::LeaseNeverSwept, "a lease is never swept", &["second-look-plans-nothing"]),
     (
         Fault::EndOfOlderRun,
         "the end of an older run is taken for that of the last",
@@ -133,7 +133,7 @@ pub(crate) const FAULTS: [(Fault, &str, &[&str]); 28] = [
         "with `onBoot`, a run of an earlier boot is taken for one of this",
         &["converged"],
     ),
-    (Fault::NotCleared, "`removeOnExit` leaves the file system", &["no-busy-loop"]),
+    (Fault::NotCleared, "`removeOnExit` leaves the file system", &["second-look-plans-nothing"]),
     (Fault::SourcesBelieved, "bind sources are not looked at", &["sources-first"]),
     (Fault::WorkUnseen, "it is not seen that a person works in it", &["worked-in-untouched"]),
     (

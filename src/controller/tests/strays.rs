@@ -1,7 +1,7 @@
 //! A runtime that has lost what runs: nothing runs twice, and nothing is left running.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::host::memory::Lost;
@@ -168,6 +168,38 @@ async fn what_the_runtime_loses_before_it_is_stopped_has_not_ended() {
     it.idle().await;
     assert_eq!(processes(&it).await, 1);
     assert!(it.plan().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_done_and_does_not_help_is_done_ever_more_rarely() {
+    let mut it = Harness::with(&[("a", ""), ("b", "")]).await;
+    it.kill().await;
+    it.runtime.lose(&it.id_of("a").await);
+    it.wanted.workloads.remove(&name("a"));
+    it.publish();
+    let stays = Arc::new(AtomicBool::new(true));
+    let (all, signal, remove) = (it.runtime.clone(), it.runtime.clone(), it.runtime.clone());
+    let removes_nothing = Arc::clone(&stays);
+    it.host = it.host.clone().with_lost(Lost {
+        all: Arc::new(move || all.strays()),
+        signal: Arc::new(move |id, it| signal.signal_stray(id, it)),
+        remove: Arc::new(move |id| {
+            if !removes_nothing.load(Ordering::Relaxed) {
+                remove.remove_stray(id);
+            }
+        }),
+    });
+    it.runtime.looks();
+    it.run();
+    it.after(600.0).await;
+    let looks = it.runtime.looks();
+    assert!(looks < 120, "{looks} looks in ten minutes");
+    assert_eq!(it.runtime.strays().len(), 1);
+    stays.store(false, Ordering::Relaxed);
+    it.after(61.0).await;
+    assert!(it.runtime.strays().is_empty());
+    assert!(it.plan().await.is_empty());
+    assert_eq!(it.running().await, ["b"]);
 }
 
 #[tokio::test(start_paused = true)]
