@@ -578,6 +578,11 @@ impl Judge {
         }
     }
 
+    /// Who cannot wait asks again after a second, and the work goes on meanwhile without a call.
+    pub(crate) fn waits_on(&mut self, at: Instant) {
+        self.spans.push_back((at, at + Duration::from_secs(1)));
+    }
+
     /// Since when the work goes on that an effect now may be a part of.
     fn since(&self, at: Instant) -> Instant {
         // What waits for a process to end may hold up what depends on it.

@@ -311,6 +311,9 @@ impl SimRuntime {
             if [verb::KILL, verb::RESUME_TASK].contains(&operation) && refused {
                 self.world.judge(|it| it.not_signalled(subject));
             }
+            if operation == verb::WAIT && refused {
+                self.world.judge(|it| it.waits_on(Instant::now()));
+            }
             let kind = if refused { ErrorKind::Refused } else { ErrorKind::Unreachable };
             return Err(error(kind));
         }
