@@ -246,6 +246,8 @@ pub enum Error {
     StillRuns { id: InstanceId },
     #[error("failed to end `{id}`: its process is still there after SIGKILL")]
     StillThere { id: InstanceId },
+    #[error("failed to end `{id}`: the runtime has lost it, and a process of it still runs")]
+    Forgotten { id: InstanceId },
     #[error("failed to remove `{path}`")]
     Remove {
         path: PathBuf,
@@ -263,6 +265,8 @@ pub enum Error {
     Counted(Box<Self>),
     #[error("the step ended unexpectedly")]
     Lost,
+    #[error("it was done again and again, and is still to be done")]
+    InVain,
 }
 
 fn listed(failures: &[Error]) -> String {
@@ -755,6 +759,13 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 return cleanup.done(id);
             }
         };
+        if ended == Task::None {
+            // Gone from the runtime is not ended: it may have lost the task since it was looked at.
+            let stray = self.on_host(id.clone(), |host, id| host.stray(&id)).await?;
+            if stray.is_some_and(|it| !it.pids.is_empty()) {
+                return Err(Error::Forgotten { id: id.clone() });
+            }
+        }
         let (code, at) = match ended {
             Task::Stopped { code, at } => (code, at),
             // The task is gone, or never ran: nobody knows how it ended.
@@ -1052,10 +1063,12 @@ impl Error {
             | Self::DonorEnded { .. }
             | Self::StillRuns { .. }
             | Self::StillThere { .. }
+            | Self::Forgotten { .. }
             | Self::Remove { .. }
             | Self::NotTakenBack { .. }
             | Self::Counted(_)
-            | Self::Lost => false,
+            | Self::Lost
+            | Self::InVain => false,
         }
     }
 
@@ -1083,9 +1096,11 @@ impl Error {
             Self::Host(_) | Self::RunDirectory(_) => refusal::of("host-failed"),
             Self::StillRuns { .. }
             | Self::StillThere { .. }
+            | Self::Forgotten { .. }
             | Self::Remove { .. }
             | Self::Cleanup { .. }
-            | Self::Lost => refusal::of("start-failed"),
+            | Self::Lost
+            | Self::InVain => refusal::of("start-failed"),
         }
     }
 }

@@ -30,6 +30,11 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// this after its first failure: twice, as each try takes about half a minute.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A step that puts right what was found may be done so often in a row, each within that time of the last: longer than
+/// the longest delay of what is done in vain.
+const IN_VAIN: u32 = 5;
+const OF_LATE: Duration = Duration::from_mins(2);
+
 /// Something that one step at a time may touch.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
@@ -314,23 +319,33 @@ impl Flights {
     ) {
         let Some(flight) = self.steps.remove(&ticket) else { return };
         match result {
-            Ok(()) => report_done(&flight),
-            Err(error) => {
-                let mut trouble = Trouble::of(&flight.step, &error);
-                trouble.edits = flight.edits;
-                let is_known = flight.keys.iter().any(|it| {
-                    cooling.after.get(it).is_some_and(|it| it.trouble.message == trouble.message)
-                });
-                report_failed(&flight, &trouble, is_known);
-                for key in &flight.keys {
-                    self.failed.insert(key.clone(), trouble.clone());
+            Ok(()) => {
+                report_done(&flight);
+                if let Err(error) = cooling.done(&flight.step, now) {
+                    self.note_trouble(&flight, &error, cooling);
                 }
+            }
+            Err(error) => {
+                let trouble = self.note_trouble(&flight, &error, cooling);
                 // Who waits for an image that somebody else asked for has no other trouble to tell of.
                 let is_shared = matches!(flight.step.action, Action::Import { .. });
                 self.skip(&flight.dependants, is_shared.then_some(&trouble), cooling, now);
             }
         }
         self.release(&flight.keys, cooling, now);
+    }
+
+    fn note_trouble(&mut self, flight: &Flight, error: &Error, cooling: &Cooling) -> Trouble {
+        let mut trouble = Trouble::of(&flight.step, error);
+        trouble.edits = flight.edits;
+        let is_known = flight.keys.iter().any(|it| {
+            cooling.after.get(it).is_some_and(|it| it.trouble.message == trouble.message)
+        });
+        report_failed(flight, &trouble, is_known);
+        for key in &flight.keys {
+            self.failed.insert(key.clone(), trouble.clone());
+        }
+        trouble
     }
 
     /// Forgets steps that cannot begin any more, and those that require them. `shared`: the trouble is theirs too.
@@ -432,6 +447,8 @@ impl Trouble {
 #[derive(Default)]
 pub(super) struct Cooling {
     after: BTreeMap<Key, Failed>,
+    /// Steps that were done of late: how often in a row, and when last.
+    done: BTreeMap<String, (u32, BootTime)>,
     /// How often all was to be tried at once. What failed of a step that was sent off before says nothing of what is
     /// wanted since, and keeps that from nothing.
     pub(super) edits: u64,
@@ -457,6 +474,36 @@ impl Cooling {
         let before = self.after.get(key).filter(|it| it.count > 0 && count > 1);
         let since = before.map_or(now, |it| it.since);
         self.after.insert(key.clone(), Failed { trouble, count, since, until });
+    }
+
+    /// A step has ended well. One that is done again and again does not help, whatever is said of it: done as often as it
+    /// is planned, it would keep a processor busy.
+    fn done(&mut self, step: &Step, now: BootTime) -> Result<(), Error> {
+        let is_delayed_otherwise = match &step.action {
+            Action::Import { .. }
+            | Action::Prepare(_)
+            | Action::Stop(_)
+            | Action::Finish(_)
+            | Action::Start(_)
+            | Action::Remove { .. } => true,
+            Action::Update(_)
+            | Action::Resume { .. }
+            | Action::Publish { .. }
+            | Action::Clear { .. }
+            | Action::RemoveOrphan { .. }
+            | Action::RemoveStray(_)
+            | Action::Sweep(_) => false,
+        };
+        if is_delayed_otherwise {
+            return Ok(());
+        }
+        self.done.retain(|_, it| now.since(it.1) < OF_LATE);
+        let done = self
+            .done
+            .entry(format!("{} {}", step.action.verb(), step.action.subject()))
+            .or_insert((0, now));
+        *done = (done.0.saturating_add(1), now);
+        if done.0 > IN_VAIN { Err(Error::InVain) } else { Ok(()) }
     }
 
     pub(super) fn is_cooling(&self, key: &Key, now: BootTime) -> bool {
@@ -488,6 +535,7 @@ impl Cooling {
     /// Everything may be tried at once.
     pub(super) fn forget(&mut self) {
         self.edits += 1;
+        self.done.clear();
         for failed in self.after.values_mut() {
             failed.count = 0;
             failed.until = BootTime::default();

@@ -1112,8 +1112,9 @@ impl<'a> Planner<'a> {
                     obstacle
                 };
                 let phase = if again == Again::Later { Phase::BackingOff } else { Phase::Waiting };
+                // Its delay begins when its end is written down. Until then it is over in the same time from now on,
+                // however often somebody looks, and who looks when it is over never stops.
                 self.stand(name, phase, hold.or(remark), true, current);
-                self.wait_until(name, due);
             }
             Decision::FinishAs(phase) => {
                 let finish = self.finish_step(name, current, target);
@@ -1924,7 +1925,10 @@ fn stop_of(instance: &Instance) -> StopInstance {
         pid: instance.task.pid(),
         run: if is_unnoted { 0 } else { instance.run.as_ref().map_or(1, |it| it.n) },
         note: !is_ending(instance) && !matches!(instance.task, Task::Stopped { .. }),
-        started: instance.run.as_ref().map(|it| it.at),
+        // What was created and not started has not run for as long as it stood there.
+        started: (instance.run.as_ref())
+            .filter(|_| !matches!(instance.task, Task::Created { .. }))
+            .map(|it| it.at),
         failures: instance.end.as_ref().map_or(0, |it| it.failures),
     }
 }

@@ -10,6 +10,9 @@ use crate::script::{Content, Doc, Script, Step, When};
 /// The workloads of all scripts. Any of them may join any other.
 pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
+/// What binds name; the first is there from the beginning.
+pub(crate) const MOUNTS: [&str; 2] = ["x", "y"];
+
 /// splitmix64: small, and the same everywhere.
 struct Dice(u64);
 
@@ -102,13 +105,27 @@ fn doc(dice: &mut Dice, name: &str) -> Doc {
     if dice.one_in(8) {
         set("state", dice.pick(&["stopped", "absent"]).to_owned());
     }
-    match dice.below(8) {
-        0 => drop(set("restart", "never".to_owned())),
-        1 => drop(set("restart", "on-failure".to_owned())),
-        _ => {}
+    let policy = dice.below(8);
+    if policy < 3 {
+        set("restart", if policy == 0 { "never" } else { "on-failure" }.to_owned());
+        if policy > 0 && dice.one_in(2) {
+            set("retries", (1 + dice.below(3)).to_string());
+        }
+        if dice.one_in(3) {
+            set("boot", "true".to_owned());
+        }
+        if dice.one_in(3) {
+            set("clear", "true".to_owned());
+        }
+    }
+    if dice.one_in(6) {
+        set("stop", dice.pick(&["0s", "1s", "3s", "never"]).to_owned());
     }
     if dice.one_in(8) {
-        set("stop", dice.pick(&["0s", "1s", "3s"]).to_owned());
+        set("bind", dice.pick(&MOUNTS).to_owned());
+        if dice.one_in(4) {
+            set("make", "1".to_owned());
+        }
     }
     if dice.one_in(12) {
         set("follow", "keep".to_owned());
@@ -138,7 +155,9 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
     let file = path(&name);
     let moved = format!("sub/{file}");
     let file = if dice.one_in(6) { moved.clone() } else { file };
-    match dice.below(if wild { 53 } else { 30 }) {
+    // Those that break nothing are among both.
+    let roll = if wild { dice.below(62) } else { dice.below(34) };
+    match if !wild && roll >= 30 { roll + 23 } else { roll } {
         0..=7 => {
             let content = Content::Docs(vec![doc(dice, &name)]);
             steps.push(Step::Write { path: file, content });
@@ -283,7 +302,7 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
             let name = dice.pick(&["one", "two", "nowhere"]).to_owned();
             steps.push(Step::Image { name, digest: digest[at] });
         }
-        _ => {
+        52 => {
             // An image is away for a while, and something is edited meanwhile.
             let image = dice.pick(&["one", "two"]).to_owned();
             steps.push(Step::Image { name: image.clone(), digest: None });
@@ -294,6 +313,140 @@ fn step(dice: &mut Dice, wild: bool, steps: &mut Vec<Step>) {
             let digest = Some(if image == "one" { 1 } else { 2 });
             steps.push(Step::Image { name: image, digest });
         }
+        53 => work_in(dice, &name, file, steps),
+        54 => {
+            steps.push(Step::Shutdown(*[500, 3000, 20_000].get(small(dice, 3)).expect("one")));
+            steps.push(Step::Wait(span(dice)));
+            if wild && dice.one_in(2) {
+                steps.push(Step::Reboot);
+            }
+            steps.push(Step::Run);
+        }
+        55 => {
+            let mount = dice.pick(&MOUNTS).to_owned();
+            let kind = dice.pick(&["gone", "silent", "other", "directory"]).to_owned();
+            steps.push(Step::Mount { name: mount.clone(), kind });
+            if dice.one_in(2) {
+                steps.push(Step::Wait(span(dice)));
+                let mut doc = doc(dice, &name);
+                doc.fields.insert("bind".to_owned(), mount.clone());
+                steps.push(Step::Write { path: file, content: Content::Docs(vec![doc]) });
+            }
+            steps.push(Step::Wait(span(dice)));
+            if !dice.one_in(3) {
+                steps.push(Step::Mount { name: mount, kind: "directory".to_owned() });
+            }
+        }
+        56 => job(dice, wild, &name, file, steps),
+        57..=59 => end_slowly(dice, &name, file, steps),
+        60 => {
+            steps.push(Step::Pause { name: name.clone() });
+            steps.push(Step::Wait(span(dice).min(200)));
+            end(dice, &name, file, steps);
+        }
+        _ => steps.push(match dice.below(3) {
+            0 => Step::Stubborn { name },
+            1 => Step::Clinging { name },
+            _ => Step::Deaf { name },
+        }),
+    }
+}
+
+fn small(dice: &mut Dice, limit: u64) -> usize {
+    usize::try_from(dice.below(limit)).expect("small")
+}
+
+/// Something that ends what runs of it: an edit, or a person.
+fn end(dice: &mut Dice, name: &str, file: String, steps: &mut Vec<Step>) {
+    if dice.one_in(2) {
+        let content = Content::Docs(vec![doc(dice, name)]);
+        steps.push(Step::Write { path: file, content });
+    } else {
+        by_hand(dice, name, steps);
+    }
+}
+
+/// A stop of what does not end by being asked to, or whose shim does not answer from then on.
+fn end_slowly(dice: &mut Dice, name: &str, file: String, steps: &mut Vec<Step>) {
+    let name = name.to_owned();
+    let (before, hangs) = match dice.below(5) {
+        0 | 1 => (Step::Stubborn { name: name.clone() }, false),
+        2 => (Step::Clinging { name: name.clone() }, false),
+        3 => (Step::Deaf { name: name.clone() }, false),
+        _ => (Step::Stubborn { name: name.clone() }, true),
+    };
+    steps.push(before);
+    end(dice, &name, file.clone(), steps);
+    steps.push(Step::Wait(span(dice)));
+    if hangs {
+        steps.push(Step::Hang { name: name.clone(), hung: true });
+        steps.push(Step::Wait(span(dice)));
+        steps.push(Step::Hang { name: name.clone(), hung: false });
+    }
+    match dice.below(4) {
+        // It may be in a hurry now.
+        0 => {
+            let content = Content::Docs(vec![doc(dice, &name)]);
+            steps.push(Step::Write { path: file, content });
+        }
+        1 => steps.push(Step::Exit { name, code: u32::from(dice.one_in(2)) }),
+        _ => {}
+    }
+}
+
+/// Somebody works in it while its manifest changes.
+fn work_in(dice: &mut Dice, name: &str, file: String, steps: &mut Vec<Step>) {
+    let exec = |how: &str| Step::Exec { name: name.to_owned(), how: how.to_owned() };
+    steps.push(exec("begins"));
+    steps.push(Step::Wait(span(dice)));
+    match dice.below(4) {
+        0 => steps.push(Step::Remove { path: file }),
+        1 => end(dice, name, file, steps),
+        _ => {
+            let content = Content::Docs(vec![doc(dice, name)]);
+            steps.push(Step::Write { path: file, content });
+        }
+    }
+    steps.push(Step::Wait(span(dice)));
+    match dice.below(4) {
+        0 => {}
+        1 => steps.push(exec("killed")),
+        _ => steps.push(exec("ends")),
+    }
+}
+
+/// What runs to an end, and what may make somebody forget that.
+fn job(dice: &mut Dice, wild: bool, name: &str, file: String, steps: &mut Vec<Step>) {
+    let mut doc = doc(dice, name);
+    for gone in ["bad", "ipc", "state", "image"] {
+        doc.fields.remove(gone);
+    }
+    let policy = dice.pick(&["never", "on-failure"]).to_owned();
+    if policy == "never" {
+        doc.fields.remove("retries");
+    }
+    doc.fields.insert("restart".to_owned(), policy);
+    steps.push(Step::Write { path: file, content: Content::Docs(vec![doc]) });
+    steps.push(Step::Wait(1000 + span(dice)));
+    for _ in 0..=dice.below(3) {
+        let code = u32::try_from(dice.below(2)).expect("small");
+        steps.push(Step::Exit { name: name.to_owned(), code });
+        if dice.one_in(2) {
+            steps.push(Step::Wait(span(dice)));
+        }
+        match dice.below(if wild { 4 } else { 2 }) {
+            0 => {}
+            1 => {
+                steps.push(Step::Kill);
+                steps.push(Step::Run);
+            }
+            2 => steps.push(Step::Forget),
+            _ => {
+                steps.push(Step::Reboot);
+                steps.push(Step::Run);
+            }
+        }
+        steps.push(Step::Wait(span(dice)));
     }
 }
 

@@ -4,16 +4,22 @@
 //! true since the work began of which it is a part.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use evenkeel::backoff::{Delays, RESET_AFTER, Strikes};
 use evenkeel::host::memory::MemoryHost;
 use evenkeel::host::{Ask, Host as _};
-use evenkeel::observed::{EXIT_UNKNOWN, End, Hand, HandKind, ObservedState, STOPPED, Task, View};
+use evenkeel::observed::{
+    EXIT_UNKNOWN, EXITED, End, FileKind, Hand, HandKind, ObservedState, STOPPED, Task, View,
+};
 use evenkeel::plan::{Phase, Plan};
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{Container, Objects, Runtime as _, Update, verb};
-use evenkeel::workload::{InstanceId, IpcMode, Name, RestartPolicy, WantedState};
+use evenkeel::workload::{
+    DEFAULT_STOP_TIMEOUT, InstanceId, IpcMode, MountKind, Name, RestartPolicy, Signal, StopTimeout,
+    WantedState, Workload,
+};
 use tokio::time::Instant;
 
 use crate::script::Doc;
@@ -24,6 +30,10 @@ const REMOVE_AFTER: Duration = Duration::from_secs(2);
 const LATEST: Duration = Duration::from_mins(1);
 const TRIAL: Duration = Duration::from_secs(10);
 const PRUNE_WINDOW: Duration = Duration::from_mins(10);
+
+/// So many calls of one verb within that time are more than work needs that gets on: in the ordinary 100,000 steps
+/// nothing is looked at more than 170 times in a minute.
+const BUSY: (Duration, usize) = (Duration::from_mins(1), 400);
 
 /// Times of work that are remembered; longer than any work goes on without a pause.
 const SPANS: usize = 500;
@@ -55,6 +65,11 @@ struct Run {
     killed: Option<Instant>,
     /// When the controller wrote down that it ended.
     noticed: Option<Instant>,
+    /// When it was first asked to end, and whether that could not be sent.
+    asked: Option<Instant>,
+    is_deaf: bool,
+    /// It is among the failures that `maxRetries` counts.
+    counted: bool,
 }
 
 /// Failures in a row.
@@ -77,6 +92,14 @@ struct Wish {
     is_moot: bool,
 }
 
+/// A person's process beside a program.
+#[derive(Debug, Clone)]
+struct Work {
+    id: InstanceId,
+    began: Instant,
+    ended: Option<Instant>,
+}
+
 /// What has happened so far.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
@@ -91,11 +114,23 @@ pub(crate) struct Judge {
     failures: BTreeMap<String, Failures>,
     /// What each workload's document said last, and since when it says something else than before.
     edits: BTreeMap<String, (Doc, Option<Instant>)>,
+    /// Runs that failed, in all, since each instance was made.
+    failed: BTreeMap<InstanceId, u32>,
+    /// The last run of each before this boot, if it was not ended by us.
+    before_boot: BTreeMap<InstanceId, Run>,
+    /// What each bind source was, since when.
+    sources: BTreeMap<PathBuf, Vec<(Instant, Option<FileKind>)>>,
+    execs: BTreeMap<String, Work>,
+    /// How long an instance had to end, until its manifest was written anew then.
+    timeouts: Vec<(InstanceId, Instant, StopTimeout)>,
+    /// Somebody ends everything, in order until then.
+    shutdown: Option<Instant>,
     removals: Vec<(String, Instant)>,
     sizes: Vec<(usize, Instant)>,
     approved: BTreeSet<InstanceId>,
     foreign: BTreeSet<InstanceId>,
     hung: BTreeSet<InstanceId>,
+    asked_strays: BTreeSet<InstanceId>,
     pids: BTreeSet<u32>,
     /// Digests that each image ever had: what was prepared from one that is gone is still prepared.
     digests: BTreeMap<String, BTreeSet<String>>,
@@ -106,6 +141,8 @@ pub(crate) struct Judge {
     busy_since: BTreeMap<Option<String>, Instant>,
     /// Times of work that is over, the last at the end.
     spans: VecDeque<(Instant, Instant)>,
+    /// When each verb was called, for as long as that counts.
+    recent: BTreeMap<&'static str, VecDeque<Instant>>,
     pub(crate) verdict: Option<String>,
     /// How often each rule was looked at.
     pub(crate) checks: BTreeMap<&'static str, u64>,
@@ -240,6 +277,11 @@ impl Judge {
         }
     }
 
+    /// What the files said last.
+    pub(crate) fn files(&self) -> Truth {
+        self.seen.last().map(|it| it.truth.clone()).unwrap_or_default()
+    }
+
     /// The controller is another one.
     pub(crate) fn new_controller(&mut self) {
         self.controller += 1;
@@ -252,12 +294,25 @@ impl Judge {
 
     pub(crate) fn rebooted(&mut self) {
         self.wishes.clear();
-        self.runs.clear();
+        for (id, mut runs) in std::mem::take(&mut self.runs) {
+            runs.retain(|it| it.started.is_some());
+            match runs.pop() {
+                Some(mut last) if !last.stopped => {
+                    // What nobody had seen end may have ended in any way.
+                    last.code = last.code.filter(|_| last.noticed.is_some());
+                    self.before_boot.insert(id, last);
+                }
+                Some(_) => drop(self.before_boot.remove(&id)),
+                None => {}
+            }
+        }
+        self.execs.clear();
         self.lost.clear();
         self.failures.clear();
         self.removals.clear();
         self.sizes.clear();
         self.approved.clear();
+        self.asked_strays.clear();
         self.hung.clear();
     }
 
@@ -268,6 +323,8 @@ impl Judge {
             self.lost.push(run);
         }
         self.failures.remove(name);
+        self.failed.remove(id);
+        self.before_boot.remove(id);
         // With its object goes what would show whether it was done.
         for wish in self.wishes.get_mut(name).into_iter().flatten() {
             wish.is_moot = true;
@@ -295,6 +352,53 @@ impl Judge {
         } else {
             self.hung.remove(id);
         }
+    }
+
+    /// A bind source is something else from now on.
+    pub(crate) fn mounted(&mut self, path: &Path, kind: Option<FileKind>) {
+        self.sources.entry(path.to_owned()).or_default().push((Instant::now(), kind));
+    }
+
+    pub(crate) fn source(&self, path: &Path) -> Option<FileKind> {
+        self.sources.get(path)?.last()?.1
+    }
+
+    /// Whether all that it binds was there at some time of the work that an effect now is a part of.
+    fn has_sources(&self, workload: &Workload, at: Instant) -> bool {
+        let since = self.since(at);
+        workload.spec.mounts.iter().filter(|it| it.kind == MountKind::Bind).all(|mount| {
+            let Some(path) = &mount.source else { return true };
+            let all = self.sources.get(path.as_path()).map(Vec::as_slice).unwrap_or_default();
+            let first = all.iter().rposition(|it| it.0 <= since).unwrap_or(0);
+            let is_there = |kind: Option<FileKind>| match kind {
+                Some(FileKind::Silent) => false,
+                Some(FileKind::Directory | FileKind::Other) => true,
+                None => mount.create,
+            };
+            // One that was never there has no history.
+            (all.is_empty() && mount.create)
+                || all.get(first..).unwrap_or_default().iter().any(|it| is_there(it.1))
+                || (all.first().is_some_and(|it| it.0 > since) && mount.create)
+        })
+    }
+
+    pub(crate) fn works(&mut self, key: &str, id: &InstanceId) {
+        let work = Work { id: id.clone(), began: Instant::now(), ended: None };
+        self.execs.insert(key.to_owned(), work);
+    }
+
+    pub(crate) fn works_no_more(&mut self, key: &str) {
+        if let Some(work) = self.execs.get_mut(key) {
+            work.ended.get_or_insert(Instant::now());
+        }
+    }
+
+    pub(crate) fn shutting_down(&mut self, until: Option<Instant>) {
+        self.shutdown = until;
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_some()
     }
 
     /// A program ended by itself.
@@ -449,6 +553,18 @@ impl Judge {
         of
     }
 
+    /// Counts a call; whether it is one too many, which nobody answers any more.
+    pub(crate) fn is_one_too_many(&mut self, verb: &'static str, at: Instant) -> bool {
+        let recent = self.recent.entry(verb).or_default();
+        recent.retain(|it| at.duration_since(*it) < BUSY.0);
+        recent.push_back(at);
+        let count = recent.len();
+        self.check("no-busy-loop", count <= BUSY.1, || {
+            format!("{count} times `{verb}` within {} s", BUSY.0.as_secs())
+        });
+        count > BUSY.1
+    }
+
     pub(crate) fn end(&mut self, of: Option<&String>, at: Instant) {
         let of = of.cloned();
         if let Some(active) = self.active.get_mut(&of) {
@@ -460,6 +576,11 @@ impl Judge {
                 }
             }
         }
+    }
+
+    /// Who cannot wait asks again after a second, and the work goes on meanwhile without a call.
+    pub(crate) fn waits_on(&mut self, at: Instant) {
+        self.spans.push_back((at, at + Duration::from_secs(1)));
     }
 
     /// Since when the work goes on that an effect now may be a part of.
@@ -530,16 +651,26 @@ impl Judge {
         if !matches!(container.task, Task::Running { .. } | Task::Paused { .. }) {
             return;
         }
+        if let Some(until) = self.shutdown {
+            // Once the time is up each is killed, whoever joins it.
+            if at < until {
+                self.joiners_first(container, &objects);
+            }
+            return;
+        }
         let name = container.name.as_str().to_owned();
         let window = self.window(at);
         let mut unprepared = None;
-        let mut reason = self.follows(container, &objects, host, at);
+        let own = container.workload.as_ref();
+        let can_start = own.is_none_or(|it| self.has_sources(it, at));
+        let mut reason = can_start && self.follows(container, &objects, host, at);
+        self.not_worked_in(container, at);
         reason |= self.wishes(&name, self.since(at)).any(|it| match it.hand.kind {
             HandKind::Stop | HandKind::Down => true,
             HandKind::Start | HandKind::Restart | HandKind::Retry => false,
         });
         // Once: the run that came of it is left alone.
-        reason |= self.asks_for_another(container, &[HandKind::Restart], at);
+        reason |= can_start && self.asks_for_another(container, &[HandKind::Restart], at);
         let is_applied_as_stopped =
             container.workload.as_ref().is_some_and(|it| it.spec.state == WantedState::Stopped);
         for seen in &window {
@@ -555,7 +686,8 @@ impl Judge {
                         *id != container.id
                             && find(&objects, id.as_str()).is_some_and(|it| it.has_snapshot)
                     };
-                    if self.ever_wanted(doc).iter().any(is_ready) {
+                    let has_sources = doc.workload().is_none_or(|it| self.has_sources(&it, at));
+                    if has_sources && self.ever_wanted(doc).iter().any(is_ready) {
                         reason = true;
                     } else {
                         unprepared = wanted;
@@ -580,6 +712,110 @@ impl Judge {
                 });
             }
         }
+    }
+
+    /// At the end of the machine a donor goes after those who join it.
+    fn joiners_first(&mut self, donor: &Container, objects: &Objects) {
+        let joiner = objects.containers.iter().find(|it| {
+            donor_of(it) == Some(donor.name.as_str())
+                && it.name != donor.name
+                && !self.hung.contains(&it.id)
+                && matches!(it.task, Task::Running { .. } | Task::Paused { .. })
+        });
+        self.check("joiners-before-donors", joiner.is_none(), || {
+            format!("{} is ended, and {} joins it", donor.id, joiner.expect("there is one").id)
+        });
+    }
+
+    /// Nothing that files say ends what a person works in.
+    fn not_worked_in(&mut self, container: &Container, at: Instant) {
+        let since = self.since(at);
+        let by_hand = self.wishes(container.name.as_str(), since).any(|it| match it.hand.kind {
+            HandKind::Stop | HandKind::Down => true,
+            HandKind::Start | HandKind::Restart | HandKind::Retry => {
+                !has_begun(container, &it.hand)
+            }
+        });
+        // Who begins in the middle of a stop comes too late.
+        let asked = self.runs.get(&container.id).and_then(|it| it.last()?.asked).unwrap_or(at);
+        let works = self.execs.values().any(|it| {
+            it.id == container.id && it.ended.is_none() && it.began < since && it.began < asked
+        });
+        self.check("worked-in-untouched", by_hand || !works, || {
+            format!("{} is ended while a person works in it", container.id)
+        });
+    }
+
+    /// A signal is sent, and was not refused.
+    pub(crate) fn signalled(
+        &mut self,
+        id: &InstanceId,
+        signal: Signal,
+        refused: bool,
+        runtime: &MemoryRuntime,
+    ) {
+        let at = Instant::now();
+        let objects = objects(runtime);
+        let Some(container) = find(&objects, id.as_str()).cloned() else { return };
+        let Some(run) = self.runs.get(id).and_then(|it| it.last()).cloned() else { return };
+        if signal == Signal::KILL {
+            if matches!(container.task, Task::Running { .. } | Task::Paused { .. })
+                && run.ended.is_none()
+                && !self.is_shutting_down()
+            {
+                self.in_its_time(&container, &run, at);
+            }
+        } else if let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut()) {
+            run.asked.get_or_insert(at);
+            run.is_deaf |= refused;
+        }
+    }
+
+    /// A signal was refused, or what has to come before it to a paused task.
+    pub(crate) fn not_signalled(&mut self, id: &str) {
+        let of = self.runs.iter_mut().find(|it| it.0.as_str() == id);
+        if let Some(run) = of.and_then(|it| it.1.last_mut()) {
+            run.is_deaf = true;
+        }
+    }
+
+    /// What the runtime has lost is asked to end.
+    pub(crate) fn stray_signalled(&mut self, id: &InstanceId) {
+        self.asked_strays.insert(id.clone());
+    }
+
+    pub(crate) fn asked_strays(&mut self) -> BTreeSet<InstanceId> {
+        std::mem::take(&mut self.asked_strays)
+    }
+
+    pub(crate) fn is_asked_to_end(&self, id: &InstanceId) -> bool {
+        let last = self.runs.get(id).and_then(|it| it.last());
+        last.is_some_and(|it| it.asked.is_some() && it.ended.is_none())
+    }
+
+    /// What is asked to end has its time for that.
+    fn in_its_time(&mut self, container: &Container, run: &Run, at: Instant) {
+        let own = container.workload.as_ref().and_then(|it| it.spec.stop.timeout);
+        let asked = run.asked.unwrap_or(at);
+        let first = self.seen.iter().rposition(|it| it.at <= asked).unwrap_or(0);
+        let said = self.seen.iter().skip(first).filter_map(|seen| {
+            let Said::Valid(doc) = seen.truth.said(container.name.as_str()) else { return None };
+            doc.workload()?.spec.stop.timeout
+        });
+        // Its stop was planned with what it had then, which the same plan may write anew.
+        let since = self.since(asked);
+        let before = self.timeouts.iter().filter(|it| it.0 == container.id && it.1 >= since);
+        let timeout = said
+            .chain(before.map(|it| it.2))
+            .fold(own.unwrap_or(DEFAULT_STOP_TIMEOUT), StopTimeout::sooner);
+        let had = at - asked;
+        let holds = match timeout {
+            StopTimeout::After(span) => run.is_deaf || had >= span.0,
+            StopTimeout::Never => false,
+        };
+        self.check("time-to-end", holds, || {
+            format!("{} is killed {} ms after it was asked to end", container.id, had.as_millis())
+        });
     }
 
     /// Whether a joiner does not share what its donor has.
@@ -660,6 +896,11 @@ impl Judge {
         let objects = objects(runtime);
         let Some(container) = find(&objects, subject) else { return };
         let name = container.name.clone();
+        self.failed.remove(&container.id);
+        self.before_boot.remove(&container.id);
+        self.check("shutdown-keeps-all", !self.is_shutting_down(), || {
+            format!("{subject} is removed while everything is ended")
+        });
         let others: Vec<&Container> = objects
             .containers
             .iter()
@@ -749,6 +990,13 @@ impl Judge {
         let Some(container) = find(&objects, subject) else { return };
         self.alone(container, &objects);
         self.not_stopped(container, at);
+        self.check("shutdown-keeps-all", !self.is_shutting_down(), || {
+            format!("{subject} starts while everything is ended")
+        });
+        let has_sources = container.workload.as_ref().is_none_or(|it| self.has_sources(it, at));
+        self.check("sources-first", has_sources, || {
+            format!("{subject} starts, and what it binds is not there")
+        });
         let name = container.name.as_str();
         if self.failures.get(name).is_some_and(|it| it.id != container.id) {
             self.failures.remove(name);
@@ -785,6 +1033,12 @@ impl Judge {
             });
         }
         let Some(last) = self.runs.get(&container.id).and_then(|it| it.last()).cloned() else {
+            if let Some(last) = self.before_boot.get(&container.id).cloned() {
+                let on_boot = container.workload.as_ref().is_some_and(|it| it.spec.restart.on_boot);
+                if !on_boot {
+                    self.not_over(container, &last, again, anew, at);
+                }
+            }
             return;
         };
         let (Some(_), Some(ended)) = (last.started, last.ended) else { return };
@@ -813,24 +1067,47 @@ impl Judge {
             self.failures
                 .insert(name.to_owned(), Failures { id: container.id.clone(), count, at: ended });
         }
-        let policy = container.workload.as_ref().and_then(|it| it.spec.restart.policy);
-        let over = match policy {
+        let by_hand = self.wishes(name, last.created).next().is_some();
+        if last.code != Some(0) && !by_hand && !last.counted {
+            *self.failed.entry(container.id.clone()).or_default() += 1;
+            if let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut()) {
+                run.counted = true;
+            }
+        }
+        self.not_over(container, &last, again, anew, at);
+    }
+
+    /// What ended for good does not run again. `again`, `anew`: a person asks for it.
+    fn not_over(
+        &mut self,
+        container: &Container,
+        last: &Run,
+        again: bool,
+        anew: bool,
+        at: Instant,
+    ) {
+        let Some(workload) = &container.workload else { return };
+        let restart = &workload.spec.restart;
+        let failed = self.failed.get(&container.id).copied().unwrap_or(0);
+        let is_exhausted = restart.max_retries.is_some_and(|max| failed > max);
+        let over = match restart.policy {
+            // What a reboot took has begun, and is over.
             Some(RestartPolicy::Never) => true,
-            Some(RestartPolicy::OnFailure) => last.code == Some(0) && last.noticed.is_some(),
+            Some(RestartPolicy::OnFailure) => {
+                (last.code == Some(0) && last.noticed.is_some())
+                    || (is_exhausted && last.ended.is_some() && last.code != Some(0))
+            }
             Some(RestartPolicy::Always) | None => false,
         };
-        let is_policy_old = self.window(at).iter().any(|seen| match seen.truth.said(name) {
-            Said::Valid(doc) => !matches!(
-                (doc.field("restart"), policy),
-                ("never", Some(RestartPolicy::Never))
-                    | ("on-failure", Some(RestartPolicy::OnFailure))
-            ),
-            Said::Nothing | Said::Invalid => false,
-        });
+        let is_policy_old =
+            self.window(at).iter().any(|seen| match seen.truth.said(container.name.as_str()) {
+                Said::Valid(doc) => doc.workload().is_none_or(|it| it.spec.restart != *restart),
+                Said::Nothing | Said::Invalid => false,
+            });
         // What has succeeded is run again by a restart only.
         let by_hand = anew || (again && last.code != Some(0));
         self.check("no-run-after-the-last", !over || is_policy_old || by_hand, || {
-            format!("{subject} runs again although its policy says that it is over")
+            format!("{} runs again although its policy says that it is over", container.id)
         });
     }
 
@@ -946,7 +1223,11 @@ impl Judge {
                     stopped: false,
                     killed: None,
                     noticed: None,
+                    asked: None,
+                    is_deaf: false,
+                    counted: false,
                 };
+                self.before_boot.remove(&container.id);
                 let runs = self.runs.entry(container.id.clone()).or_default();
                 runs.retain(|it| it.started.is_some());
                 runs.push(run);
@@ -972,6 +1253,11 @@ impl Judge {
                 {
                     run.ended.get_or_insert(at);
                 }
+                if verb == verb::RESUME_TASK
+                    && let Some(run) = self.runs.get_mut(&container.id).and_then(|it| it.last_mut())
+                {
+                    run.is_deaf &= run.asked.is_some();
+                }
             }
             _ => {}
         }
@@ -986,11 +1272,30 @@ impl Judge {
         strikes: &BTreeMap<Name, Strikes>,
     ) {
         let at = Instant::now();
-        let Some(end) = &update.end else { return };
+        // It is noted before the signal that it is being ended.
+        if let (Some(ending), Some(run)) =
+            (update.ending, self.runs.get_mut(id).and_then(|it| it.last_mut()))
+        {
+            run.stopped = ending > 0 || run.killed.is_some();
+        }
         let container = find(before, id.as_str());
+        if let Some(own) = container.filter(|_| update.workload.is_some()) {
+            let timeout = own.workload.as_ref().and_then(|it| it.spec.stop.timeout);
+            self.timeouts.push((id.clone(), at, timeout.unwrap_or(DEFAULT_STOP_TIMEOUT)));
+        }
+        let Some(end) = &update.end else { return };
+        let is_last = container.is_some_and(|it| it.run.as_ref().is_some_and(|run| run.n == end.n));
+        let told = self.runs.get(id).and_then(|it| it.last()).filter(|it| it.started.is_some());
+        if let Some(code) = told.filter(|_| is_last && end.reason == EXITED).and_then(|it| it.code)
+        {
+            self.check("exit-code-kept", end.code == code, || {
+                format!("{id} ended with {code}, and {} is written down", end.code)
+            });
+        }
         if let Some(run) = self.runs.get_mut(id).and_then(|it| it.last_mut()) {
             run.noticed = Some(at);
-            run.stopped |= end.reason == STOPPED;
+            // Nobody counts what the end of the machine finds ended.
+            run.stopped |= end.reason == STOPPED || self.shutdown.is_some();
             if end.reason == EXIT_UNKNOWN {
                 run.code = None;
             }

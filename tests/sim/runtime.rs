@@ -5,19 +5,21 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use evenkeel::host::Host as _;
+use evenkeel::desired::BootTime;
 use evenkeel::host::memory::MemoryHost;
-use evenkeel::observed::Task;
+use evenkeel::host::{self, Ask, Facts, Host, Whom};
+use evenkeel::observed::{FileKind, HandKind, Image, Stray, Task, View};
 use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{
     Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
     Tell, Update, verb,
 };
-use evenkeel::workload::{InstanceId, Signal};
+use evenkeel::workload::{Bytes, InstanceId, Signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::faults::Fault;
 use crate::judge::{Judge, objects};
 use crate::script::When;
 
@@ -41,6 +43,10 @@ pub(crate) const VERBS: [&str; 16] = [
     verb::PUT_IMAGE,
 ];
 
+/// The host as controllers see it.
+#[derive(Clone)]
+pub(crate) struct SimHost(pub(crate) Arc<Shared>);
+
 /// One controller's connection.
 #[derive(Clone)]
 pub(crate) struct SimRuntime {
@@ -55,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) host: MemoryHost,
     pub(crate) hints: watch::Sender<u64>,
     pub(crate) unreachable: watch::Sender<bool>,
+    pub(crate) fault: Option<Fault>,
     run: RunDirectory,
     begun: Instant,
     state: Mutex<State>,
@@ -69,6 +76,10 @@ struct State {
     kill_at_call: Option<usize>,
     /// Nothing goes wrong any more, not even with a call that was to be the last of its controller.
     calm: bool,
+    /// For faults: the pid that each instance had last, who made each lease, and the images that were ever there.
+    pids: BTreeMap<InstanceId, u32>,
+    leases: BTreeMap<String, u64>,
+    images: BTreeMap<String, Image>,
     judge: Judge,
     trace: Vec<String>,
 }
@@ -91,6 +102,7 @@ impl Shared {
         memory: MemoryRuntime,
         host: MemoryHost,
         run: RunDirectory,
+        fault: Option<Fault>,
     ) -> Arc<Self> {
         let state = State {
             seed,
@@ -100,6 +112,9 @@ impl Shared {
             slow: VecDeque::new(),
             kill_at_call: None,
             calm: false,
+            pids: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            images: BTreeMap::new(),
             judge: Judge::default(),
             trace: Vec::new(),
         };
@@ -108,6 +123,7 @@ impl Shared {
             host,
             hints: watch::Sender::new(0),
             unreachable: watch::Sender::new(false),
+            fault,
             run,
             begun: Instant::now(),
             state: Mutex::new(state),
@@ -170,6 +186,34 @@ impl Shared {
         }
     }
 
+    /// What a look shows with the fault that is planted.
+    fn falsify(&self, objects: &mut Objects, asked: &BTreeSet<String>) {
+        let Some(fault) = self.fault else { return };
+        let mut state = self.state();
+        if fault == Fault::ImageThatIsGone {
+            state.images.extend(objects.images.clone());
+            objects.images.clone_from(&state.images);
+            objects.images.retain(|name, _| asked.contains(name));
+        }
+        let truth = state.judge.files();
+        let pid_of = |id: &InstanceId| state.pids.get(id).copied();
+        let boot = self.boot_id();
+        let is_shutting_down = state.judge.is_shutting_down();
+        fault.falsify(objects, &self.memory, pid_of, &truth, &boot, is_shutting_down);
+    }
+
+    fn boot_id(&self) -> String {
+        // A failure that a script wants is for the controller's own look.
+        let look = |_| self.host.observe(&Ask::default()).ok();
+        (0..2).find_map(look).expect("one failure is wanted at most").boot_id
+    }
+
+    /// What a person asks for of the workload of an instance.
+    fn asked(&self, id: &InstanceId) -> Option<HandKind> {
+        let name = objects(&self.memory).containers.into_iter().find(|it| it.id == *id)?.name;
+        Some(self.run.hands().0.get(&name)?.kind)
+    }
+
     pub(crate) fn note(&self, what: &str) {
         let ms = self.begun.elapsed().as_millis();
         self.state().trace.push(format!("{ms:>8} {what}"));
@@ -202,6 +246,31 @@ impl SimRuntime {
         }
     }
 
+    /// What the runtime does about the binds of an instance: it refuses what is not there, and waits for what does
+    /// not answer.
+    async fn bind(&self, id: &InstanceId) -> Result<(), Error> {
+        let found = objects(&self.world.memory).containers.into_iter().find(|it| it.id == *id);
+        let mounts = found.and_then(|it| it.workload).map(|it| it.spec.mounts);
+        for source in mounts.into_iter().flatten().filter_map(|it| it.source) {
+            let kind = match self.world.judge(|it| it.source(source.as_path())) {
+                Some(FileKind::Directory | FileKind::Other) => continue,
+                Some(FileKind::Silent) => {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                    ErrorKind::Unreachable
+                }
+                None => ErrorKind::Refused,
+            };
+            let cause = Some(format!("mounting {source}: no such file or directory").into());
+            return Err(Error {
+                operation: verb::CREATE_TASK,
+                subject: id.to_string(),
+                kind,
+                cause,
+            });
+        }
+        Ok(())
+    }
+
     async fn perform<T>(
         &self,
         operation: &'static str,
@@ -215,14 +284,20 @@ impl SimRuntime {
             kind,
             cause: Some("the simulation wants it".into()),
         };
+        let is_busy;
         let (before, after, failure, _call) = {
             let mut state = self.world.state();
             let (before, after) = state.times(operation, subject);
             let failure = state.failures.iter().position(|(failing, ..)| failing == operation);
             let failure = failure.and_then(|at| state.failures.remove(at));
             let of = state.judge.begin(operation, subject, Instant::now());
+            is_busy = state.judge.is_one_too_many(operation, Instant::now());
             (before, after, failure, Call { world: Arc::clone(&self.world), of })
         };
+        if is_busy {
+            // A loop that takes no time of the simulated clock would never come to an end.
+            std::future::pending::<()>().await;
+        }
         tokio::time::sleep(Duration::from_millis(before)).await;
         self.live().await;
         let unreachable = || *self.world.unreachable.borrow();
@@ -233,6 +308,12 @@ impl SimRuntime {
         if let Some((_, When::Before, refused)) = failure {
             self.world.note(&format!("  {operation} {subject} fails"));
             self.world.judge(|it| it.failed(subject));
+            if [verb::KILL, verb::RESUME_TASK].contains(&operation) && refused {
+                self.world.judge(|it| it.not_signalled(subject));
+            }
+            if operation == verb::WAIT && refused {
+                self.world.judge(|it| it.waits_on(Instant::now()));
+            }
             let kind = if refused { ErrorKind::Refused } else { ErrorKind::Unreachable };
             return Err(error(kind));
         }
@@ -286,7 +367,15 @@ impl SimRuntime {
 
 impl Runtime for SimRuntime {
     async fn observe(&self, images: &BTreeSet<String>) -> Result<Objects, Error> {
-        self.perform(verb::OBSERVE, "everything", self.world.memory.observe(images)).await
+        let look = async {
+            let mut objects = self.world.memory.observe(images).await?;
+            self.world.falsify(&mut objects, images);
+            if self.world.fault == Some(Fault::LookIsHint) {
+                self.world.hints.send_modify(|it| *it += 1);
+            }
+            Ok(objects)
+        };
+        self.perform(verb::OBSERVE, "everything", look).await
     }
 
     async fn put_blob(&self, lease: &str, blob: Blob<'_>) -> Result<(), Error> {
@@ -299,10 +388,29 @@ impl Runtime for SimRuntime {
     }
 
     async fn lease(&self, id: &str) -> Result<(), Error> {
+        if self.world.fault == Some(Fault::StoppedBeforePrepared) {
+            let of = id.strip_prefix("evenkeel-").and_then(|it| it.parse::<InstanceId>().ok());
+            for it in objects(&self.world.memory).containers {
+                let is_older = |of: &InstanceId| it.id != *of && it.id.stem() == of.stem();
+                if it.task.pid().is_some() && of.as_ref().is_some_and(is_older) {
+                    self.kill(&it.id, Signal::KILL, false).await?;
+                }
+            }
+        }
+        self.world.state().leases.insert(id.to_owned(), self.controller);
         self.perform(verb::LEASE, id, self.world.memory.lease(id)).await
     }
 
     async fn remove_lease(&self, id: &str) -> Result<(), Error> {
+        let maker = self.world.state().leases.remove(id);
+        let is_kept = match self.world.fault {
+            Some(Fault::LeaseKept) => maker.is_some(),
+            Some(Fault::LeaseNeverSwept) => maker != Some(self.controller),
+            _ => false,
+        };
+        if is_kept {
+            return self.perform(verb::REMOVE_LEASE, id, async { Ok(()) }).await;
+        }
         self.perform(verb::REMOVE_LEASE, id, self.world.memory.remove_lease(id)).await
     }
 
@@ -317,6 +425,9 @@ impl Runtime for SimRuntime {
     }
 
     async fn update(&self, id: &InstanceId, update: &Update) -> Result<(), Error> {
+        let asked = self.world.fault.and_then(|_| self.world.asked(id));
+        let false_one = self.world.fault.map(|it| it.falsify_update(update, asked));
+        let update = false_one.as_ref().unwrap_or(update);
         let write = async {
             let before = objects(&self.world.memory);
             let result = self.world.memory.update(id, update).await;
@@ -331,8 +442,10 @@ impl Runtime for SimRuntime {
 
     async fn create_task(&self, id: &InstanceId, log: &LogTarget) -> Result<u32, Error> {
         let create = async {
+            self.bind(id).await?;
             self.world.forget_dead_processes();
             let pid = self.world.memory.create_task(id, log).await?;
+            self.world.state().pids.insert(id.clone(), pid);
             if let LogTarget::Files { directory, .. } = log {
                 std::fs::create_dir_all(directory).expect("a directory can be made");
             }
@@ -350,10 +463,33 @@ impl Runtime for SimRuntime {
     }
 
     async fn kill(&self, id: &InstanceId, signal: Signal, all: bool) -> Result<(), Error> {
-        self.perform(verb::KILL, id.as_str(), self.world.memory.kill(id, signal, all)).await
+        if self.world.fault == Some(Fault::RestartForgotten)
+            && self.world.asked(id) == Some(HandKind::Restart)
+            && let Some(it) =
+                objects(&self.world.memory).containers.into_iter().find(|it| it.id == *id)
+        {
+            self.world.run.remove_hand(&it.name).expect("it can be removed");
+        }
+        let memory = &self.world.memory;
+        let kill = async {
+            let before = objects(memory);
+            let is_alive =
+                before.containers.iter().any(|it| it.id == *id && it.task.pid().is_some());
+            if signal == Signal::KILL {
+                self.world.judge(|it| it.signalled(id, signal, false, memory));
+            }
+            let result = memory.kill(id, signal, all).await;
+            if signal != Signal::KILL && is_alive {
+                self.world.judge(|it| it.signalled(id, signal, result.is_err(), memory));
+            }
+            result
+        };
+        self.perform(verb::KILL, id.as_str(), kill).await
     }
 
     async fn wait(&self, id: &InstanceId, limit: Duration) -> Result<Option<Task>, Error> {
+        let is_hasty = self.world.fault == Some(Fault::KilledAtOnce);
+        let limit = if is_hasty { Duration::ZERO } else { limit };
         self.perform(verb::WAIT, id.as_str(), self.world.memory.wait(id, limit)).await
     }
 
@@ -366,6 +502,9 @@ impl Runtime for SimRuntime {
     }
 
     async fn clear(&self, id: &InstanceId) -> Result<(), Error> {
+        if self.world.fault == Some(Fault::NotCleared) {
+            return self.perform(verb::CLEAR, id.as_str(), async { Ok(()) }).await;
+        }
         self.perform(verb::CLEAR, id.as_str(), self.world.memory.clear(id)).await
     }
 
@@ -407,5 +546,89 @@ impl Runtime for SimRuntime {
 
     fn hints(&self) -> watch::Receiver<u64> {
         self.world.hints.subscribe()
+    }
+}
+
+impl Host for SimHost {
+    fn observe(&self, ask: &Ask) -> Result<Facts, host::Error> {
+        let mut facts = self.0.host.observe(ask)?;
+        if self.0.fault == Some(Fault::SourcesBelieved) {
+            facts.paths = ask.paths.iter().map(|it| (it.clone(), FileKind::Directory)).collect();
+        }
+        if self.0.fault == Some(Fault::LossUnseen) {
+            facts.strays.clear();
+        }
+        Ok(facts)
+    }
+
+    fn stray(&self, id: &InstanceId) -> Result<Option<Stray>, host::Error> {
+        self.0.host.stray(id)
+    }
+
+    fn signal_stray(
+        &self,
+        id: &InstanceId,
+        whom: Whom,
+        signal: Signal,
+    ) -> Result<bool, host::Error> {
+        self.0.judge(|it| it.stray_signalled(id));
+        self.0.host.signal_stray(id, whom, signal)
+    }
+
+    fn remove_stray(&self, id: &InstanceId) -> Result<(), host::Error> {
+        self.0.host.remove_stray(id)
+    }
+
+    fn publish_shm(&self, id: &InstanceId, size: Bytes) -> Result<(), host::Error> {
+        self.0.host.publish_shm(id, size)
+    }
+
+    fn publish_namespace(&self, id: &InstanceId, pid: u32) -> Result<(), host::Error> {
+        self.0.host.publish_namespace(id, pid)
+    }
+
+    fn unpublish(&self, id: &InstanceId) -> Result<(), host::Error> {
+        if self.0.fault == Some(Fault::StillPublished) {
+            return Ok(());
+        }
+        self.0.host.unpublish(id)
+    }
+
+    fn view(&self, pid: u32) -> Result<Option<View>, host::Error> {
+        self.0.host.view(pid)
+    }
+
+    fn make_directory(&self, path: &std::path::Path) -> Result<(), host::Error> {
+        self.0.host.make_directory(path)?;
+        self.0.judge(|it| {
+            if it.source(path).is_none() {
+                it.mounted(path, Some(FileKind::Directory));
+            }
+        });
+        Ok(())
+    }
+
+    fn mounts_shared_with(&self, runtime: u32) -> Result<(), String> {
+        self.0.host.mounts_shared_with(runtime)
+    }
+
+    fn kill(&self, pid: u32, id: &InstanceId) -> Result<(), host::Error> {
+        let world = &self.0;
+        // As a kernel: by its pid, whatever its shim says.
+        if world.memory.process(pid).is_some_and(|it| it.id == *id) {
+            world.note(&format!("  kill pid {pid} {id}"));
+            world.judge(|it| it.before(verb::KILL, id.as_str(), &world.memory, &world.host));
+            world.memory.exit(id, 137);
+            world.judge(|it| it.exited(id, 137, Instant::now()));
+        }
+        world.host.kill(pid, id)
+    }
+
+    fn now(&self) -> BootTime {
+        self.0.host.now()
+    }
+
+    fn wall_clock_after(&self, span: Duration) -> String {
+        self.0.host.wall_clock_after(span)
     }
 }

@@ -17,7 +17,8 @@ pub(crate) struct Script {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Doc {
     pub(crate) name: String,
-    /// `image`, `args`, `ipc`, `state`, `restart`, `stop`, `follow`, `boot`, `shm`; `bad` makes it invalid.
+    /// `image`, `args`, `ipc`, `shm`, `state`, `restart`, `retries`, `boot`, `clear`, `stop`, `follow`, `bind` and
+    /// `make`; `bad` makes it invalid.
     pub(crate) fields: BTreeMap<String, String>,
 }
 
@@ -89,6 +90,14 @@ pub(crate) enum Step {
     Stubborn {
         name: String,
     },
+    /// Its main process does not end before those beside it are killed.
+    Clinging {
+        name: String,
+    },
+    /// Its runtime has lost it: no signal can be sent.
+    Deaf {
+        name: String,
+    },
     Pause {
         name: String,
     },
@@ -149,6 +158,18 @@ pub(crate) enum Step {
         name: String,
         digest: Option<u64>,
     },
+    /// What a bind may name: `directory`, `other`, `silent` or `gone`.
+    Mount {
+        name: String,
+        kind: String,
+    },
+    /// A person begins to work in it: `begins`, `ends`, or `killed` with what it runs left behind.
+    Exec {
+        name: String,
+        how: String,
+    },
+    /// Somebody ends everything for the end of the machine, within so many milliseconds.
+    Shutdown(u64),
     /// A person releases all that is held.
     Approve,
     /// A person asks for something of one workload.
@@ -213,6 +234,8 @@ impl fmt::Display for Step {
             Self::Crashing { name, code: Some(code) } => write!(f, "crashing {name} {code}"),
             Self::Crashing { name, code: None } => write!(f, "crashing {name} off"),
             Self::Stubborn { name } => write!(f, "stubborn {name}"),
+            Self::Clinging { name } => write!(f, "clinging {name}"),
+            Self::Deaf { name } => write!(f, "deaf {name}"),
             Self::Pause { name } => write!(f, "pause {name}"),
             Self::Hang { name, hung } => write!(f, "hang {name} {}", on(*hung)),
             Self::LoseContainer { name } => write!(f, "lose {name}"),
@@ -238,6 +261,9 @@ impl fmt::Display for Step {
             Self::Litter { kind, id } => write!(f, "litter {kind} {id}"),
             Self::Image { name, digest: Some(digest) } => write!(f, "image {name} {digest}"),
             Self::Image { name, digest: None } => write!(f, "image {name} gone"),
+            Self::Mount { name, kind } => write!(f, "mount {name} {kind}"),
+            Self::Exec { name, how } => write!(f, "exec {name} {how}"),
+            Self::Shutdown(ms) => write!(f, "shutdown {ms}"),
             Self::Approve => f.write_str("approve"),
             Self::Hand { name, kind, fresh } => write!(f, "{} {name}", hand(*kind, *fresh)),
         }
@@ -305,6 +331,8 @@ impl FromStr for Step {
                 Self::Crashing { name, code }
             }
             "stubborn" => Self::Stubborn { name: own },
+            "clinging" => Self::Clinging { name: own },
+            "deaf" => Self::Deaf { name: own },
             "pause" => Self::Pause { name: own },
             "hang" => two().map(|(name, it)| Self::Hang { name, hung: it == "on" })?,
             "lose" => Self::LoseContainer { name: own },
@@ -338,6 +366,9 @@ impl FromStr for Step {
                 let digest = if digest == "gone" { None } else { Some(number(&digest)?) };
                 Self::Image { name, digest }
             }
+            "mount" => two().map(|(name, kind)| Self::Mount { name, kind })?,
+            "exec" => two().map(|(name, how)| Self::Exec { name, how })?,
+            "shutdown" => Self::Shutdown(number(rest)?),
             "approve" => Self::Approve,
             "stop" => Self::Hand { name: own, kind: HandKind::Stop, fresh: false },
             "start" => Self::Hand { name: own, kind: HandKind::Start, fresh: false },

@@ -1,10 +1,15 @@
 //! The shortest form of a script that still breaks the same rule.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::script::{Script, Step};
 use crate::world::{Played, play};
 
-/// Scripts that are tried at most; each takes milliseconds.
+/// Scripts that are tried at most, and for how long at most: each takes milliseconds, if nothing is wrong with that.
 const TRIES: usize = 1_000;
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Leaves out steps, many at a time and then one by one, as long as the same rule is broken; then shortens waits.
 pub(crate) fn shrink(script: &Script, verdict: &str) -> (Script, Played) {
@@ -12,9 +17,10 @@ pub(crate) fn shrink(script: &Script, verdict: &str) -> (Script, Played) {
     let mut best = (script.clone(), play(script));
     best.0.steps.truncate(best.1.steps);
     let mut tries = 0;
+    let begun = Instant::now();
     let mut attempt = |steps: Vec<Step>, best: &mut (Script, Played)| {
         tries += 1;
-        if tries > TRIES {
+        if tries > TRIES || begun.elapsed() > PATIENCE {
             return false;
         }
         let script = Script { seed: best.0.seed, steps };

@@ -9,6 +9,7 @@ use evenkeel::desired::{BootTime, FileState, Root, Scan, Source};
 use evenkeel::manifest::{self, Reading};
 use evenkeel::workload::Workload;
 
+use crate::faults::Fault;
 use crate::script::{Content, Doc};
 
 pub(crate) fn source() -> Source {
@@ -122,20 +123,30 @@ impl Tree {
     }
 
     /// What the source would hand over.
-    pub(crate) fn scan(&mut self, at: BootTime) -> Scan {
+    pub(crate) fn scan(&mut self, at: BootTime, fault: Option<Fault>) -> Scan {
         if std::mem::take(&mut self.changed) {
             self.last_change = at;
         }
         let root = match self.device {
             None => Root::Missing,
-            Some(_) if self.is_locked(".") => Root::Unreadable("permission denied".to_owned()),
+            Some(_) if self.is_locked(".") && fault != Some(Fault::RootReadInPart) => {
+                Root::Unreadable("permission denied".to_owned())
+            }
             Some(device) => Root::Directory { device },
         };
         let mut files = BTreeMap::new();
         if matches!(root, Root::Directory { .. }) {
             for (path, file) in &self.files {
+                if self.is_locked(".") && Some(path) == self.files.keys().next_back() {
+                    continue;
+                }
                 let directory = path.split_once('/').map(|it| it.0);
                 let refused = [directory, Some(path.as_str())];
+                if fault == Some(Fault::DirectoryIsEmpty)
+                    && directory.is_some_and(|it| self.is_locked(it))
+                {
+                    continue;
+                }
                 if let Some(refused) = refused.into_iter().flatten().find(|it| self.is_locked(it)) {
                     files.insert(PathBuf::from(refused), FileState::Settled(unreadable(refused)));
                     continue;
@@ -147,7 +158,9 @@ impl Tree {
                 files.insert(PathBuf::from(path), state);
             }
             // An empty directory that cannot be read may hold anything.
-            for path in self.locked.iter().filter(|it| !it.contains('.')) {
+            let is_hidden =
+                |it: &&String| !it.contains('.') && fault != Some(Fault::DirectoryIsEmpty);
+            for path in self.locked.iter().filter(is_hidden) {
                 files.insert(PathBuf::from(path), FileState::Settled(unreadable(path)));
             }
         }
@@ -323,6 +336,17 @@ impl Doc {
                 "retries" => restart.push(format!("maxRetries: {value}")),
                 "follow" => restart.push(format!("onDonorChange: {value}")),
                 "boot" => restart.push(format!("onBoot: {value}")),
+                "clear" => line(&mut text, format!("removeOnExit: {value}")),
+                "bind" => {
+                    let source = mount(value).display().to_string();
+                    let create = !self.field("make").is_empty();
+                    line(
+                        &mut text,
+                        format!(
+                            "mounts: [{{type: bind, source: {source}, target: /data, create: {create}}}]"
+                        ),
+                    );
+                }
                 "bad" => line(&mut text, format!("unheardOf: {value}")),
                 _ => {}
             }
@@ -332,6 +356,11 @@ impl Doc {
         }
         text
     }
+}
+
+/// What a document's `bind` names.
+pub(crate) fn mount(name: &str) -> PathBuf {
+    Path::new("/srv").join(name)
 }
 
 fn text(content: &Content) -> String {

@@ -1,5 +1,6 @@
 //! Plays a script: a real controller, the real folding of scans, and everything around them in memory.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,27 +11,34 @@ use evenkeel::desired::{Believing, DesiredState, History};
 use evenkeel::host::memory::{Lost, MemoryHost, process_of};
 use evenkeel::host::{Ask, Host as _};
 use evenkeel::image::Archives;
-use evenkeel::observed::{Hand, HandKind, Image, ImageConfig, ImagePlace, Task};
-use evenkeel::plan::{self, LogDefaults, Phase, Policy};
-use evenkeel::rundir::RunDirectory;
-use evenkeel::runtime::Runtime as _;
+use evenkeel::observed::{FileKind, Hand, HandKind, Image, ImageConfig, ImagePlace, Task};
+use evenkeel::plan::{self, LogDefaults, MachineEnd, Phase, Policy};
+use evenkeel::rundir::{ExecOwner, Holder, RunDirectory};
 use evenkeel::runtime::memory::MemoryRuntime;
+use evenkeel::runtime::{Exec, Runtime as _, Streams};
 use evenkeel::status::Status;
 use evenkeel::workload::{
-    Bytes, InstanceId, IpcDefaults, IpcMode, Name, OnDonorChange, RestartPolicy,
+    Bytes, InstanceId, IpcDefaults, IpcMode, Name, OnDonorChange, RestartPolicy, Signal,
 };
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::faults::Fault;
 use crate::judge::{Judge, objects};
-use crate::runtime::{Shared, SimRuntime};
+use crate::runtime::{Shared, SimHost, SimRuntime};
 use crate::script::{Script, Step};
-use crate::tree::{QUIET, RESYNC, Said, Tree};
+use crate::tree::{QUIET, RESYNC, Said, Tree, Truth, mount};
 
 /// Everything must be as wanted so long after the last failure: the longest delay of a crash loop, and the longest
 /// time that an absence waits, one after the other, with room for a stop that needs its time.
 const CONVERGED: Duration = Duration::from_mins(4);
+
+/// How long who ends everything waits for who runs.
+const HANDOVER: Duration = Duration::from_secs(15);
+
+/// When who ends everything is ended by others, as a service manager does it.
+const ENDED: Duration = Duration::from_mins(3);
 
 /// How a script ended.
 #[derive(Debug, Clone)]
@@ -45,13 +53,18 @@ pub(crate) struct Played {
 
 /// Plays a script to its end, or until a rule is broken.
 pub(crate) fn play(script: &Script) -> Played {
+    play_with(script, None)
+}
+
+/// The same with a mistake planted.
+pub(crate) fn play_with(script: &Script, fault: Option<Fault>) -> Played {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime can be made");
     runtime.block_on(async {
-        let mut world = World::new(script.seed);
+        let mut world = World::new(script.seed, fault);
         world.run();
         let mut steps = 0;
         for step in &script.steps {
@@ -100,6 +113,8 @@ struct World {
     status: watch::Sender<Option<Arc<Status>>>,
     running: Option<Running>,
     relay: JoinHandle<()>,
+    /// Processes that persons run beside programs, and whether their commands live.
+    execs: std::collections::BTreeMap<String, (InstanceId, bool)>,
 }
 
 impl Drop for World {
@@ -155,7 +170,7 @@ async fn watch_files(
         let at = shared.host.now();
         let (scan, truth, changed) = {
             let mut tree = files.tree.lock().unwrap_or_else(PoisonError::into_inner);
-            let scan = tree.scan(at);
+            let scan = tree.scan(at, shared.fault);
             let changed = scan.last_change == at;
             (scan, tree.truth(), changed)
         };
@@ -178,7 +193,7 @@ async fn watch_files(
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, fault: Option<Fault>) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let memory = MemoryRuntime::default();
         memory.reuse_pids();
@@ -204,10 +219,13 @@ impl World {
             cgroup_parent: "/evenkeel".to_owned(),
         };
         let run = RunDirectory::new(&directory.path().join("run"));
-        let shared = Shared::new(seed, memory, host, run);
+        let shared = Shared::new(seed, memory, host, run, fault);
         for known in [image("one", 1), image("two", 2)] {
             shared.judge(|it| it.image(&known));
         }
+        let there = mount(crate::generate::MOUNTS[0]);
+        shared.host.set_path(&there, Some(FileKind::Directory));
+        shared.judge(|it| it.mounted(&there, Some(FileKind::Directory)));
         let hints = watch::Sender::new("on".to_owned());
         let relay = relay(&shared.memory, Arc::clone(&shared), hints.subscribe());
         Self {
@@ -220,6 +238,7 @@ impl World {
             status: watch::Sender::new(None),
             running: None,
             relay,
+            execs: std::collections::BTreeMap::new(),
         }
     }
 
@@ -243,13 +262,13 @@ impl World {
         self.directory.path().join("logs")
     }
 
-    fn edge(&self, runtime: SimRuntime) -> Edge<SimRuntime, MemoryHost> {
+    fn edge(&self, runtime: SimRuntime) -> Edge<SimRuntime, SimHost> {
         // A failure that a script wants is for the controller's own look; without a boot ID there is no controller.
         let look = || self.shared.host.observe(&Ask::default());
         let facts = look().or_else(|_| look()).expect("one failure is wanted at most");
         Edge::new(
             runtime,
-            Arc::new(self.shared.host.clone()),
+            Arc::new(SimHost(Arc::clone(&self.shared))),
             self.run_directory(),
             Archives::new(Vec::new()),
             self.logs(),
@@ -263,6 +282,7 @@ impl World {
             return;
         }
         self.files.tree.lock().unwrap_or_else(PoisonError::into_inner).forget();
+        self.forget();
         let runtime = self.shared.connect();
         let crash = Crash::after(usize::MAX);
         let edge = self.edge(runtime.clone()).with_crash(Arc::clone(&crash));
@@ -281,6 +301,24 @@ impl World {
         let files = Arc::clone(&self.files);
         let watcher = tokio::spawn(watch_files(Arc::clone(&self.shared), files, sender));
         self.running = Some(Running { runtime, crash, controller, watcher, end, desired });
+    }
+
+    /// What is lost at the start of a controller with the fault that is planted.
+    fn forget(&self) {
+        let run = self.run_directory();
+        match self.shared.fault {
+            Some(Fault::StrikesLost) => {
+                for name in run.strikes().unwrap_or_default().keys() {
+                    run.set_strikes(name, None).expect("it can be removed");
+                }
+            }
+            Some(Fault::StopForgotten) => {
+                for (name, _) in run.hands().0.iter().filter(|it| it.1.kind == HandKind::Stop) {
+                    run.remove_hand(name).expect("it can be removed");
+                }
+            }
+            _ => {}
+        }
     }
 
     async fn kill(&mut self) {
@@ -320,6 +358,7 @@ impl World {
 
     async fn step(&mut self, step: &Step) {
         self.bury().await;
+        self.leave_ended().await;
         let memory = self.shared.memory.clone();
         match step {
             Step::Wait(ms) => tokio::time::sleep(Duration::from_millis(*ms)).await,
@@ -350,6 +389,16 @@ impl World {
             Step::Stubborn { name } => {
                 if let Some(id) = self.instance(name) {
                     memory.ignore_signals(&id);
+                }
+            }
+            Step::Clinging { name } => {
+                if let Some(id) = self.instance(name) {
+                    memory.cling(&id);
+                }
+            }
+            Step::Deaf { name } => {
+                if let Some(id) = self.instance(name) {
+                    memory.refuse_signals(&id);
                 }
             }
             Step::Pause { name } => {
@@ -434,6 +483,23 @@ impl World {
                 }
                 None => memory.remove_image(&image(name, 0).name),
             },
+            Step::Mount { name, kind } => {
+                let kind = match kind.as_str() {
+                    "directory" => Some(FileKind::Directory),
+                    "other" => Some(FileKind::Other),
+                    "silent" => Some(FileKind::Silent),
+                    _ => None,
+                };
+                self.shared.host.set_path(&mount(name), kind);
+                self.shared.judge(|it| it.mounted(&mount(name), kind));
+            }
+            Step::Exec { name, how } => match (self.instance(name), how.as_str()) {
+                (Some(id), "begins") => self.work_in(&id).await,
+                (Some(id), "killed") => self.leave(&id, true).await,
+                (Some(id), _) => self.leave(&id, false).await,
+                (None, _) => {}
+            },
+            Step::Shutdown(ms) => self.shut_down(Duration::from_millis(*ms)).await,
             Step::Approve => self.approve(),
             Step::Hand { name, kind, fresh } => self.ask(name, *kind, *fresh),
         }
@@ -468,6 +534,109 @@ impl World {
         if !on {
             self.shared.hints.send_modify(|it| *it += 1);
         }
+    }
+
+    /// A person begins to work in an instance, as the command does.
+    async fn work_in(&mut self, id: &InstanceId) {
+        let key = format!("exec-{}", self.execs.len());
+        let Ok(holder) = Holder::this() else { return };
+        let owner = ExecOwner { instance: id.clone(), holder };
+        let process = Exec {
+            args: vec!["sh".to_owned()],
+            env: Vec::new(),
+            working_dir: None,
+            user: None,
+            terminal: None,
+        };
+        let memory = &self.shared.memory;
+        if memory.exec(id, &key, &process, &Streams::default()).await.is_ok() {
+            if self.shared.fault != Some(Fault::WorkUnseen) {
+                self.run_directory().set_exec_owner(&key, &owner).expect("it can be written");
+            }
+            self.shared.judge(|it| it.works(&key, id));
+            self.execs.insert(key, (id.clone(), true));
+        }
+    }
+
+    /// Those who work in an instance go, or are killed and leave their processes behind.
+    async fn leave(&mut self, id: &InstanceId, killed: bool) {
+        let run = self.run_directory();
+        let memory = self.shared.memory.clone();
+        for (key, (_, lives)) in self.execs.iter_mut().filter(|it| it.1.0 == *id && it.1.1) {
+            *lives = false;
+            self.shared.judge(|it| it.works_no_more(key));
+            if !killed {
+                run.remove_exec(key).expect("it can be removed");
+                memory.delete_exec(id, key).await.expect("the model itself never fails");
+            } else if let Some(mut owner) = run.execs().remove(key) {
+                // The same pid, but another process.
+                owner.holder.start_time += 1;
+                run.set_exec_owner(key, &owner).expect("it can be written");
+            }
+        }
+    }
+
+    /// A command ends when the process does that it has started.
+    async fn leave_ended(&mut self) {
+        let living: BTreeSet<(String, InstanceId)> = self
+            .execs
+            .iter()
+            .filter(|it| it.1.1)
+            .map(|(key, (id, _))| (key.clone(), id.clone()))
+            .collect();
+        for (key, id) in living {
+            let ended = self.shared.memory.wait_exec(&id, &key, Duration::ZERO).await;
+            if !matches!(ended, Ok(None)) {
+                self.leave(&id, false).await;
+            }
+        }
+    }
+
+    /// Ends everything as the command does: who runs ends for it first.
+    async fn shut_down(&mut self, within: Duration) {
+        let Ok(holder) = Holder::this() else { return };
+        let run = self.run_directory();
+        // Who takes things down says nothing of that.
+        if self.shared.fault != Some(Fault::ShutdownIsDown) {
+            run.set_shutdown(Some(&holder)).expect("it can be written");
+        }
+        if let Some(mut running) = self.running.take() {
+            if tokio::time::timeout(HANDOVER, &mut running.controller).await.is_err() {
+                running.controller.abort();
+            }
+            running.watcher.abort();
+            drop(running.watcher.await);
+        }
+        self.shared.cut();
+        let runtime = self.shared.connect();
+        let deadline = Instant::now() + within;
+        self.shared.judge(|it| it.shutting_down(Some(deadline)));
+        let edge = self.edge(runtime.clone());
+        let until = self.shared.host.now() + within;
+        let goal = match self.shared.fault {
+            Some(Fault::ShutdownIsDown) => Goal::Down { names: None },
+            _ => Goal::Shutdown { until, why: Some(MachineEnd::Reboot) },
+        };
+        let controller = Controller {
+            edge: Arc::new(edge),
+            desired: watch::channel(None).1,
+            policy: self.policy.subscribe(),
+            mounts_not_shared: None,
+            identity: None,
+            goal,
+        };
+        let ended = controller.run(watch::channel(None).0, std::future::pending());
+        let ended = tokio::time::timeout(ENDED, ended).await;
+        if ended == Ok(Ended::Converged) {
+            let all = objects(&self.shared.memory);
+            let tasks = all.containers.iter().map(|it| (&it.id, &it.task)).chain(&all.orphans);
+            for (id, task) in tasks.filter(|it| it.1.pid().is_some()) {
+                self.blame("shutdown-ends-all", &format!("{id} is {task:?}"));
+            }
+        }
+        self.shared.cut();
+        self.shared.judge(|it| it.shutting_down(None));
+        run.set_shutdown(None).expect("it can be removed");
     }
 
     async fn kill_if_stuck(&mut self) {
@@ -534,6 +703,11 @@ impl World {
         let boot_id = (0..100).find_map(look).expect("not all looks fail").boot_id;
         let hand = Hand { kind, at, boot_id, fresh };
         self.run_directory().set_hand(&workload, &hand).expect("it can be written");
+        if kind == HandKind::Down && self.shared.fault == Some(Fault::OthersTakenDown) {
+            for other in objects.containers.iter().filter(|it| it.name != workload) {
+                self.run_directory().set_hand(&other.name, &hand).expect("it can be written");
+            }
+        }
         self.touch_hands();
         self.shared.judge(|it| it.asked(name, &hand, &objects, Instant::now()));
     }
@@ -559,9 +733,18 @@ impl World {
         for name in crate::generate::NAMES {
             self.shared.memory.exit_on_start(&name.parse().expect("a name"), None);
         }
+        self.shared.memory.heed_signals();
         for container in objects(&self.shared.memory).containers {
             self.shared.memory.hang(&container.id, false);
             self.shared.judge(|it| it.hang(&container.id, false));
+            self.leave(&container.id, false).await;
+            // What was asked to end and may take for ever does so in the end.
+            if self.shared.judge(|it| it.is_asked_to_end(&container.id)) {
+                self.exit(&container.id, 0);
+            }
+        }
+        for id in self.shared.judge(Judge::asked_strays) {
+            self.shared.memory.signal_stray(&id, Signal::TERM);
         }
         self.watched = true;
         self.tree(|it| {
@@ -593,9 +776,11 @@ impl World {
             return self.blame("converged", "the manifests were never read");
         };
         let edge = Arc::new(self.edge(running.runtime.clone()));
-        let (observed, now) = match observe_once(&edge, Some(&desired), None).await {
-            Ok(it) => it,
-            Err(error) => return self.blame("converged", &error.to_string()),
+        let look = observe_once(&edge, Some(&desired), None);
+        let (observed, now) = match tokio::time::timeout(ENDED, look).await {
+            Ok(Ok(it)) => it,
+            Ok(Err(error)) => return self.blame("converged", &error.to_string()),
+            Err(_) => return self.blame("converged", "nothing answers"),
         };
         let policy = self.policy.borrow().clone();
         let plan = plan::diff(&desired, &observed, &policy, now);
@@ -637,6 +822,14 @@ impl World {
                 return self.blame("nothing-left-over", &format!("published paths of {id}"));
             }
         }
+        if let Some(key) = self.run_directory().execs().keys().next() {
+            return self.blame("nothing-left-over", &format!("the process {key}"));
+        }
+        for (key, (id, _)) in &self.execs {
+            if self.shared.memory.wait_exec(id, key, Duration::ZERO).await.is_ok() {
+                return self.blame("nothing-left-over", &format!("the process {key} of {id}"));
+            }
+        }
         let logs = std::fs::read_dir(self.logs()).into_iter().flatten().flatten();
         for entry in logs {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -672,9 +865,16 @@ impl World {
             let container = objects.containers.iter().find(|it| it.name.as_str() == name);
             let runs = container.is_some_and(|it| it.task.pid().is_some());
             let standing = plan.standings.iter().find(|(it, _)| it.as_str() == name).map(|it| it.1);
+            let standing_over = standing.filter(|it| {
+                matches!(it.phase, Phase::Completed | Phase::Failed) && it.reason != "start-failed"
+            });
+            if let (Some(_), Some(container)) = (standing_over, container) {
+                self.look_at_what_is_over(container, &facts.boot_id);
+            }
             let excuse = standing.is_some_and(|it| {
                 matches!(it.phase, Phase::Completed | Phase::Failed)
                     || matches!(it.reason, "image-missing" | "task-lost")
+                    || it.reason.starts_with("mount-source-")
                     || it.reason.contains("donor")
             });
             // A foreign container sits where it should be.
@@ -684,11 +884,33 @@ impl World {
                 return self.blame("converged", &format!("{name} does not run: {standing:?}"));
             }
         }
-        self.look_at_joiners(&objects, &plan);
+        self.look_at_joiners(&objects, &plan, &truth);
         self.shared.judge(|it| it.at_the_end(&objects, &observed, &plan));
     }
 
-    fn look_at_joiners(&self, objects: &evenkeel::runtime::Objects, plan: &plan::Plan) {
+    /// What ran for the last time has run in this boot if it is to run in each, and has left nothing if it is not to.
+    fn look_at_what_is_over(&self, container: &evenkeel::runtime::Container, boot: &str) {
+        let Some(spec) = container.workload.as_ref().map(|it| &it.spec) else { return };
+        let (id, run) = (&container.id, container.run.as_ref());
+        if spec.restart.on_boot && run.is_none_or(|it| it.boot != boot) {
+            self.blame("converged", &format!("{id} is to run in each boot, and has not"));
+        }
+        let ended = container.end.as_ref().zip(run).is_some_and(|(end, run)| end.n >= run.n);
+        if !ended {
+            self.blame("converged", &format!("nobody says how {id} ended"));
+        }
+        let log = self.logs().join(id.as_str());
+        if spec.remove_on_exit && (container.has_snapshot || log.exists()) {
+            self.blame("nothing-left-over", &format!("{id} is to be removed on exit"));
+        }
+    }
+
+    fn look_at_joiners(
+        &self,
+        objects: &evenkeel::runtime::Objects,
+        plan: &plan::Plan,
+        truth: &Truth,
+    ) {
         let view =
             |task: &Task| task.pid().and_then(|pid| self.shared.host.view(pid).ok().flatten());
         for joiner in &objects.containers {
@@ -698,6 +920,11 @@ impl World {
             let standing = plan.standings.get(&joiner.name);
             if workload.spec.restart.on_donor_change == OnDonorChange::Keep
                 || standing.is_none_or(|it| !it.reason.is_empty() && it.reason != "image-missing")
+            {
+                continue;
+            }
+            // One that goes on until what is wanted of it can start, which joins somebody else or nobody.
+            if matches!(truth.said(joiner.name.as_str()), Said::Valid(doc) if doc.donor() != Some(donor.as_str()))
             {
                 continue;
             }

@@ -854,6 +854,25 @@ async fn an_end_that_cannot_be_written_down_keeps_the_task_and_nothing_else() {
     assert!(it.plan().await.is_empty());
 }
 
+/// The delay counts from the moment at which the end is written down: before that each look would find it as far away as
+/// the last one did, and look again when it is over.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_cannot_be_written_down_for_long_is_not_looked_at_again_and_again() {
+    for initial in [1, 100] {
+        let mut it = Harness::with(&[("a", "")]).await;
+        it.configure(|policy| policy.delays.initial = Duration::from_millis(initial));
+        for _ in 0..1000 {
+            it.runtime.fail_next(verb::UPDATE, ErrorKind::Refused);
+        }
+        it.exit("a", 1).await;
+        it.until_reason("a", "finish-failed").await;
+        it.runtime.looks();
+        it.after(600.0).await;
+        let looks = it.runtime.looks();
+        assert!(looks < 60, "{looks} looks in ten minutes, with a first delay of {initial} ms");
+    }
+}
+
 /// A full disk keeps containerd from writing, and no program from being ended.
 #[tokio::test(start_paused = true)]
 async fn a_note_that_cannot_be_written_keeps_no_signal_from_being_sent() {
@@ -1071,6 +1090,29 @@ async fn a_long_run_that_was_ended_on_purpose_starts_the_delays_anew_too() {
         let again = *it.starts("a").last().unwrap() - ended;
         assert!((100..130).contains(&again), "{by}: {again}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_created_and_never_started_has_not_lived_for_long_when_it_is_ended() {
+    let mut it = Harness::new();
+    it.exit_on_start("a", Some(1));
+    it.want("a", "");
+    it.run();
+    it.after(3.0).await;
+    assert_delays(&it.starts("a"), &DELAYS[..4]);
+    it.kill().await;
+    let crash = Crash::after(3);
+    it.run_on(it.edge().with_crash(Arc::clone(&crash)));
+    it.after(60.0).await;
+    assert_eq!(crash.passed().last(), Some(&"start/run"));
+    it.kill().await;
+    let until = it.host.now() + Duration::from_secs(10);
+    assert_eq!(it.once(Goal::Shutdown { until, why: None }).await, Ended::Converged);
+    assert_eq!(it.instance("a").await.end.map(|it| it.lasted_ms), Some(0));
+    let before = it.starts("a").len();
+    it.run();
+    it.after(4.0).await;
+    assert_delays(&it.starts("a")[before..], &DELAYS[5..6]);
 }
 
 #[tokio::test(start_paused = true)]
