@@ -15,7 +15,9 @@ use crate::desired::{DesiredState, Origin};
 use crate::manifest;
 use crate::plan::{Phase, Plan};
 use crate::source;
-use crate::status::{Exit, HoldStatus, Item, PlanReport, SourceStatus, Status, StepReport};
+use crate::status::{
+    Exit, HoldStatus, Item, PlanReport, SourceStatus, Status, StepReport, trouble,
+};
 use crate::workload::{API_VERSION, Name};
 
 /// More of a manifest is not read to find a line in it.
@@ -69,10 +71,15 @@ struct Wanted {
 
 pub(super) fn explain(context: &mut Context<'_>, args: &ExplainArgs) -> Result<Exit, Failure> {
     let settings = context.settings()?;
-    connect::run_directory(&settings)?;
+    let run = connect::run_directory(&settings)?;
     let looked = connect::block_on(look(&settings))?;
     let (desired, plan, status, remark) = match looked {
-        Ok((desired, plan, status)) => (desired, plan, status, None),
+        Ok((desired, plan, mut status)) => {
+            // That steps fail is known to who tries them.
+            let troubles = super::reconcile::troubles(&run, &plan, &desired)?;
+            trouble::tell(&mut status, &troubles);
+            (desired, plan, status, None)
+        }
         // The last that is known is better than nothing, when it is called that.
         Err((desired, failure)) => {
             let (status, _) = connect::current_status(&settings).map_err(|_| failure)?;

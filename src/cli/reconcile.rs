@@ -19,7 +19,7 @@ use crate::controller::{Controller, Ended, Goal};
 use crate::desired::{Believing, DesiredState, Source};
 use crate::host::Host as _;
 use crate::manifest::Problem;
-use crate::plan::{Policy, Standing};
+use crate::plan::{Plan, Policy, Standing};
 use crate::rundir::RunDirectory;
 use crate::source;
 use crate::status::{Chain, ControllerStatus, Exit, Item, ProblemStatus, Status, trouble};
@@ -352,6 +352,21 @@ pub(super) async fn converge(
     (status, ended)
 }
 
+/// What a controller says of the steps that are left of this plan and fail; nothing when none runs.
+pub(super) fn troubles(
+    run: &RunDirectory,
+    plan: &Plan,
+    desired: &DesiredState,
+) -> Result<BTreeMap<String, Item>, Failure> {
+    let Some(told) = connect::controller_status(run)? else { return Ok(BTreeMap::new()) };
+    let (hands, _) = run.hands();
+    Ok(trouble::troubles(plan, &told, |name| {
+        let name: Option<Name> = name.parse().ok();
+        let wanted = name.as_ref().and_then(|it| desired.workloads.get(it));
+        trouble::asked_of(wanted, name.and_then(|it| hands.get(&it)))
+    }))
+}
+
 /// Looks until the controller has done everything that these manifests ask for, or can get no further; `None`: it has
 /// ended. Judges as a pass of its own would: what runs has to go on for a moment, and only `wait` waits for what waits,
 /// or for steps that fail.
@@ -374,15 +389,7 @@ async fn beside(
             last_read = Instant::now();
         }
         let (plan, mut status) = plan::look(settings, &connection, &desired).await?;
-        let told = connect::controller_status(run)?;
-        let (hands, _) = run.hands();
-        let asked = |name: &str| {
-            let name: Option<Name> = name.parse().ok();
-            let wanted = name.as_ref().and_then(|it| desired.workloads.get(it));
-            trouble::asked_of(wanted, name.and_then(|it| hands.get(&it)))
-        };
-        let troubles = told.as_ref().map(|it| trouble::troubles(&plan, it, asked));
-        let troubles = troubles.unwrap_or_default();
+        let troubles = troubles(run, &plan, &desired)?;
         let mut ended = None;
         if plan.is_empty() && status::exit_of(&status) == Exit::Success {
             let pid = |it: &Item| Some((it.name.clone(), it.instance.as_ref()?.pid?));

@@ -23,23 +23,23 @@ pub fn asked_of(wanted: Option<&Wanted>, hand: Option<&Hand>) -> String {
 
 /// What a controller says of each workload of which a step is left, and of which it failed when the same was tried.
 /// `asked`: what is asked for of a workload now, as [`asked_of`] puts it.
-pub fn troubles<'a>(
+pub fn troubles(
     plan: &Plan,
-    told: &'a Status,
+    told: &Status,
     asked: impl Fn(&str) -> String,
-) -> BTreeMap<&'a str, &'a Item> {
+) -> BTreeMap<String, Item> {
     let left: BTreeSet<&str> =
         plan.steps.iter().filter_map(|it| it.name.as_ref()).map(Name::as_str).collect();
     let is_same = |it: &&Item| {
         left.contains(it.name.as_str())
             && it.tried.as_ref().is_some_and(|tried| *tried == asked(&it.name))
     };
-    told.items.iter().filter(is_same).map(|it| (it.name.as_str(), it)).collect()
+    told.items.iter().filter(is_same).map(|it| (it.name.clone(), it.clone())).collect()
 }
 
 /// Whether all that is left of a plan waits for what fails. What belongs to no workload is swept beside everything
 /// else, and says nothing.
-pub fn is_stuck(plan: &Plan, troubles: &BTreeMap<&str, &Item>) -> bool {
+pub fn is_stuck(plan: &Plan, troubles: &BTreeMap<String, Item>) -> bool {
     let mut stuck: BTreeSet<StepId> = BTreeSet::new();
     // Every step comes after those that it requires.
     for (at, step) in plan.steps.iter().enumerate() {
@@ -54,7 +54,7 @@ pub fn is_stuck(plan: &Plan, troubles: &BTreeMap<&str, &Item>) -> bool {
 }
 
 /// Puts what the controller knows of its steps into a status that somebody else has made.
-pub fn tell(status: &mut Status, troubles: &BTreeMap<&str, &Item>) {
+pub fn tell(status: &mut Status, troubles: &BTreeMap<String, Item>) {
     for item in &mut status.items {
         if let Some(told) = troubles.get(item.name.as_str()) {
             item.phase = told.phase;
@@ -62,6 +62,7 @@ pub fn tell(status: &mut Status, troubles: &BTreeMap<&str, &Item>) {
             item.message.clone_from(&told.message);
             item.up_to_date = told.up_to_date;
             item.next_retry_at.clone_from(&told.next_retry_at);
+            item.tried.clone_from(&told.tried);
         }
     }
 }

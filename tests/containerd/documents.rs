@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use evenkeel::plan::Phase;
+use evenkeel::status::PlanReport;
 use serde_json::Value;
 
+use crate::others::occupy;
 use crate::program::{Site, manifest, sleeper};
 use crate::rig::Rig;
 
@@ -100,6 +102,12 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     std::fs::create_dir(&second).unwrap();
     let site = base.clone().with_manifests(&[&base.manifests_dir(), &second]);
     let in_second = |name: &str| second.join(format!("{name}.yaml"));
+    // A step of it fails, and there is no start yet to be told of as failed.
+    site.write("blocked.yaml", &sleeper("blocked"));
+    let first: PlanReport =
+        serde_json::from_str(&site.run(&["plan", "--output", "json"]).out).unwrap();
+    let blocked = first.steps.iter().find(|it| it.action == "prepare").unwrap().subject.clone();
+    let vacate = occupy(&site, &blocked);
     site.write("donor.yaml", &(sleeper("donor") + "  ipcMode: shareable\n  shmSize: 1Mi\n"));
     site.write("joiner.yaml", &(sleeper("joiner") + "  ipcMode: container:donor\n"));
     let hello = "command: [sh, -c, \"printf hello; exit 3\"]\n\
@@ -124,6 +132,7 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
         item.filter(|it| it.phase == Phase::BackingOff && it.last_exit.is_some()).map(drop)
     });
     site.until("typo", |item| item.filter(|it| it.start_failure.is_some()).map(drop));
+    site.until("blocked", |item| item.filter(|it| it.tried.is_some()).map(drop));
     log.lines_of(&site, &["logs", "loop"]);
 
     // What cannot be read, what is wrong, and what goes too fast.
@@ -160,6 +169,8 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     holds.of(&site, &["approve"]);
     event.lines_of(&site, &["events"]);
     problems.of(&site, &["validate", site.manifests_dir().to_str().unwrap()]);
+    let page = explanation.of(&site, &["explain", "blocked"]);
+    assert_eq!(page["item"]["reason"], "prepare-failed", "{page:#}");
     for name in ["typo", "loop", "wrong", "joiner", "one"] {
         explanation.of(&site, &["explain", name]);
     }
@@ -176,10 +187,16 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     let all = [&status, &plan, &explanation, &holds, &event, &log, &problems, &checks];
     let mut empty: Vec<String> = all.iter().flat_map(|it| it.empty()).collect();
     // A plan is made by the command, and without a containerd there is none.
-    let by_nobody =
-        |it: &str| it.starts_with("planControllerStatus/") || it == "planStatus/controller";
-    empty.retain(|it| !by_nobody(it) && it != "planRuntimeStatus/message");
+    let by_nobody = |it: &str| {
+        it.starts_with("planControllerStatus/")
+            || matches!(
+                it,
+                "planStatus/controller" | "planRuntimeStatus/message" | "planItem/tried"
+            )
+    };
+    empty.retain(|it| !by_nobody(it));
     assert_eq!(empty, [""; 0], "never filled");
     drop(controller);
+    vacate();
     site.run(&["down"]).exits(0);
 }
