@@ -354,12 +354,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     return (!wait && cooling.is_cooling_any(look.now))
                         .then_some(Ended::NotConverged);
                 }
-                // A removal that acts soon, a joiner that follows soon, or an archive that is being read, is worth the
-                // wait.
-                let soon = plan.standings.values().any(|it| match it.reason {
-                    "removal-pending" | "donor-changed" => plan.wake.is_some(),
-                    reason => reason == "archive-unread",
-                });
+                let soon = plan.standings.values().any(|it| plan.is_soon(it));
                 let instance = |standing: &plan::Standing| {
                     standing.instance.as_ref().and_then(|id| look.observed.instances.get(id))
                 };

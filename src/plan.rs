@@ -70,6 +70,15 @@ impl Plan {
         self.steps.is_empty()
     }
 
+    /// Whether what a workload waits for comes without anybody's help and before long, so that a command waits for it: a
+    /// removal that acts, a joiner that follows, or an archive that is being read.
+    pub fn is_soon(&self, standing: &Standing) -> bool {
+        match standing.reason {
+            "removal-pending" | "donor-changed" => self.wake.is_some(),
+            reason => reason == "archive-unread",
+        }
+    }
+
     /// Puts a step at the end; `requires` must name steps before it.
     fn push(
         &mut self,

@@ -407,9 +407,7 @@ async fn beside(
             steady = None;
             let now = connection.edge.host.now();
             let is_soon = |it: &Standing| {
-                matches!(it.reason, "removal-pending" | "donor-changed") && plan.wake.is_some()
-                    || it.reason == "archive-unread"
-                    || it.until.is_some_and(|at| at.since(now) < BELIEVED)
+                plan.is_soon(it) || it.until.is_some_and(|at| at.since(now) < BELIEVED)
             };
             if plan.is_empty() && !wait && !plan.standings.values().any(is_soon) {
                 ended = Some(Ended::NotConverged);
