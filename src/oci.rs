@@ -157,11 +157,11 @@ fn hostname(workload: &Workload) -> &str {
 }
 
 fn process(lowering: &Lowering<'_>) -> Result<Process, Unlowerable> {
-    let user = user(lowering)?;
+    let user = user(lowering.workload, lowering.image)?;
     let mut process = built(
         ProcessBuilder::default()
             .terminal(false)
-            .args(arguments(lowering)?)
+            .args(arguments(lowering.workload, lowering.image)?)
             .cwd(working_directory(lowering))
             .env(environment(lowering))
             .no_new_privileges(false)
@@ -178,10 +178,9 @@ fn process(lowering: &Lowering<'_>) -> Result<Process, Unlowerable> {
 
 /// Kubernetes' table: `command` replaces the entrypoint and drops the image's cmd, `args` replaces the cmd; an empty
 /// list is an absent one.
-fn arguments(lowering: &Lowering<'_>) -> Result<Vec<String>, Unlowerable> {
-    let spec = &lowering.workload.spec;
+fn arguments(workload: &Workload, image: &ImageConfig) -> Result<Vec<String>, Unlowerable> {
+    let spec = &workload.spec;
     let given = |list: &Option<Vec<String>>| list.clone().filter(|it| !it.is_empty());
-    let image = lowering.image;
     let (first, rest) = match (given(&spec.command), given(&spec.args)) {
         (Some(command), args) => (command, args.unwrap_or_default()),
         (None, Some(args)) => (image.entrypoint.clone(), args),
@@ -230,16 +229,16 @@ fn environment(lowering: &Lowering<'_>) -> Vec<String> {
 }
 
 /// The manifest's user, or the image's if it is a number: names are in files of the image, which nobody reads here.
-fn user(lowering: &Lowering<'_>) -> Result<User, Unlowerable> {
-    let (uid, gid, more) = match &lowering.workload.spec.user {
+fn user(workload: &Workload, image: &ImageConfig) -> Result<User, Unlowerable> {
+    let (uid, gid, more) = match &workload.spec.user {
         Some(user) => (user.uid, user.gid, user.supplemental_groups.as_slice()),
         None => {
-            let (uid, gid) = image_user(&lowering.image.user).ok_or_else(|| Unlowerable {
+            let (uid, gid) = image_user(&image.user).ok_or_else(|| Unlowerable {
                 reason: "user-not-numeric",
                 message: format!(
                     "image `{}` runs as user `{}`, which is not a number; \
                      set `user` in the manifest, for example `user: {{uid: 1000, gid: 1000}}`",
-                    lowering.workload.spec.image, lowering.image.user
+                    workload.spec.image, image.user
                 ),
             })?;
             (uid, gid, [].as_slice())
@@ -345,7 +344,7 @@ fn root_propagation(lowering: &Lowering<'_>) -> Option<&'static str> {
 }
 
 /// Whether [`lower`] would succeed, without making the spec.
-pub fn check(lowering: &Lowering<'_>) -> Result<(), Unlowerable> {
-    user(lowering)?;
-    arguments(lowering).map(drop)
+pub fn check(workload: &Workload, image: &ImageConfig) -> Result<(), Unlowerable> {
+    user(workload, image)?;
+    arguments(workload, image).map(drop)
 }

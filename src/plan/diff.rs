@@ -20,7 +20,7 @@ use crate::observed::{
     Approval, EXITED, Exit, FileKind, HandKind, Image, ImagePlace, Instance, Leftover,
     ObservedState, STOPPED, Task, published_paths,
 };
-use crate::oci::{self, Blueprint, Lowering};
+use crate::oci::{self, Blueprint};
 use crate::workload::{
     DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name,
     OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
@@ -850,8 +850,7 @@ impl<'a> Planner<'a> {
         {
             return no("mounts-not-shared", why.clone());
         }
-        let published = published_paths(&self.policy.run_directory, &target.id);
-        if let Err(error) = oci::check(&self.lowering(target, image, &published)) {
+        if let Err(error) = oci::check(&target.workload, &image.config) {
             return no(error.reason, error.message);
         }
         self.donor_obstacle(&target.ipc.mode)
@@ -1442,24 +1441,6 @@ impl<'a> Planner<'a> {
     /// The step after which the donor of a target runs, if it does not run yet.
     fn donors_start(&self, target: &Target<'a>) -> Option<StepId> {
         self.donors.get(target.ipc.mode.donor()?)?.started_by
-    }
-
-    fn lowering<'b>(
-        &'b self,
-        target: &'b Target<'a>,
-        image: &'b Image,
-        published: &'b crate::observed::PublishedPaths,
-    ) -> Lowering<'b> {
-        Lowering {
-            id: &target.id,
-            workload: &target.workload,
-            ipc: &target.ipc,
-            image: &image.config,
-            cgroup_parent: &self.policy.cgroup_parent,
-            published,
-            host_files: &self.host_files,
-            oom_score_adj: self.observed.oom_score_adj,
-        }
     }
 
     fn start(
