@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -54,31 +55,21 @@ impl Reader {
 
     /// The next that was read; waits for it until then, or not at all.
     pub(super) fn next(&mut self, deadline: Option<Instant>) -> Option<Done> {
+        if self.asked.is_empty() {
+            return None;
+        }
         let thread = self.thread.as_ref()?;
         // Before it is looked: what is done from here on is told.
         self.is_late.store(deadline.is_none(), Ordering::SeqCst);
-        let next = match deadline {
-            _ if self.asked.is_empty() => Err(mpsc::RecvTimeoutError::Timeout),
-            None => thread.done.try_recv().map_err(|error| match error {
-                mpsc::TryRecvError::Empty => mpsc::RecvTimeoutError::Timeout,
-                mpsc::TryRecvError::Disconnected => mpsc::RecvTimeoutError::Disconnected,
-            }),
-            Some(deadline) => {
-                thread.done.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            }
-        };
-        match next {
+        let left =
+            deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(Instant::now()));
+        match thread.done.recv_timeout(left) {
             Ok(done) => {
                 self.asked.remove(&done.0);
                 Some(done)
             }
-            Err(mpsc::RecvTimeoutError::Timeout)
-                if deadline.is_some() && !self.asked.is_empty() =>
-            {
-                // From here on it is told, and what came before that is taken along.
-                self.next(None)
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            // From here on it is told, and what came before that is taken along.
+            Err(mpsc::RecvTimeoutError::Timeout) => deadline.and_then(|_| self.next(None)),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 self.thread = None;
                 self.asked.clear();
