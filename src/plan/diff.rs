@@ -1164,8 +1164,7 @@ impl<'a> Planner<'a> {
         fit: Fit,
     ) -> (Again, Option<BootTime>) {
         let delays = self.delays(&target.workload);
-        let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
-        let strikes = strikes.filter(|it| !self.has_lived(current, it, &delays));
+        let strikes = self.strikes_of(name, &target.revision, current, &delays);
         let late = |due: BootTime| {
             if due > self.now { (Again::Later, Some(due)) } else { (Again::Now, None) }
         };
@@ -1225,8 +1224,7 @@ impl<'a> Planner<'a> {
     /// Failures in a row once the run that just ended is counted.
     fn strikes_after(&self, name: &Name, current: &Instance, target: &Target<'a>) -> u32 {
         let delays = self.delays(&target.workload);
-        let before = self.strikes(name).filter(|it| it.revision == current.revision);
-        let before = before.filter(|it| !self.has_lived(Some(current), it, &delays));
+        let before = self.strikes_of(name, &current.revision, Some(current), &delays);
         let lasted = current
             .run
             .as_ref()
@@ -1243,6 +1241,18 @@ impl<'a> Planner<'a> {
             return 1;
         }
         before.map_or(0, |it| it.count).saturating_add(1)
+    }
+
+    /// Failures in a row of this revision that still count after what `instance` has run since.
+    fn strikes_of(
+        &self,
+        name: &Name,
+        revision: &Revision,
+        instance: Option<&Instance>,
+        delays: &Delays,
+    ) -> Option<&'a Strikes> {
+        let strikes = self.strikes(name).filter(|it| it.revision == *revision);
+        strikes.filter(|it| !self.has_lived(instance, it, delays))
     }
 
     /// Whether an instance has run long enough since these failures to start the delays anew, and did not end by
@@ -1491,9 +1501,8 @@ impl<'a> Planner<'a> {
             .filter(|it| !self.observed.mount_sources.contains_key(it.as_path()))
             .map(|it| it.as_path().to_owned())
             .collect();
-        let strikes = self.strikes(name).filter(|it| it.revision == target.revision);
         let delays = self.delays(&target.workload);
-        let strikes = strikes.filter(|it| !self.has_lived(target.instance, it, &delays));
+        let strikes = self.strikes_of(name, &target.revision, target.instance, &delays);
         Start {
             id: target.id.clone(),
             revision: target.revision.clone(),
