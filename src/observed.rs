@@ -152,6 +152,10 @@ pub struct Stray {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     pub n: u64,
+    /// Which start of the workload it is, over all its instances: what ran last is known after a reboot too, on a
+    /// machine whose wall clock begins anew with each.
+    #[serde(default)]
+    pub order: u64,
     pub boot: String,
     /// Time since boot of the start.
     pub at: BootTime,
@@ -404,6 +408,7 @@ mod tests {
         let seconds = |n| BootTime(Duration::from_secs(n));
         let run = Run {
             n: 1,
+            order: 1,
             boot: String::new(),
             at: seconds(100),
             started: "2026-01-01T00:00:00.000Z".to_owned(),

@@ -227,6 +227,8 @@ pub struct Start {
     pub revision: Revision,
     /// The n-th start of this instance.
     pub run: u64,
+    /// The n-th start of the workload, over all its instances.
+    pub order: u64,
     /// What its spec is made from, at the start.
     pub blueprint: Box<Blueprint>,
     /// Size of the /dev/shm to publish; `None`: nothing is published.

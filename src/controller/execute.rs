@@ -615,6 +615,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         // Written before the start, so that a run can never be taken for one that did not happen.
         let run = Run {
             n: start.run,
+            order: start.order,
             boot: self.boot_id.clone(),
             at: self.host.now(),
             started: self.host.wall_clock(),
@@ -698,6 +699,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let at = self.host.wall_clock();
         let run = Run {
             n: start.run,
+            order: start.order,
             boot: self.boot_id.clone(),
             at: self.host.now(),
             started: at.clone(),

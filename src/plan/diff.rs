@@ -142,6 +142,14 @@ struct Case<'a> {
     wish: Wish<'a>,
 }
 
+impl Case<'_> {
+    /// The place of its last start among all of the workload.
+    fn last_order(&self) -> u64 {
+        let runs = self.current.iter().chain(&self.others).filter_map(|it| it.run.as_ref());
+        runs.map(|it| it.order).max().unwrap_or(0)
+    }
+}
+
 /// What is to become of a workload, before it is known whether it can.
 #[derive(Clone)]
 enum Wish<'a> {
@@ -308,13 +316,10 @@ impl<'a> Planner<'a> {
             self.desired.workloads.keys().chain(instances.keys().copied()).collect();
         for name in names {
             let mut all = instances.remove(name).unwrap_or_default();
-            // The one that runs stands for the workload, else the one that ran last; IDs make it one answer. Times
-            // since boot can be compared within this boot only.
+            // The one that runs stands for the workload, else the one that ran last; IDs make it one answer.
             all.sort_by_key(|it| {
-                let run = it.run.as_ref();
-                let now = run.filter(|run| run.boot == self.observed.boot_id).map(|run| run.at);
-                let before = run.map(|run| run.started.as_str());
-                (it.task.pid().is_some(), it.task != Task::None, now, before, it.id.clone())
+                let order = it.run.as_ref().map(|run| run.order);
+                (it.task.pid().is_some(), it.task != Task::None, order, it.id.clone())
             });
             let current = all.pop();
             let wish = self.wish(name, current);
@@ -1507,6 +1512,7 @@ impl<'a> Planner<'a> {
             id: target.id.clone(),
             revision: target.revision.clone(),
             run: target.instance.and_then(|it| it.run.as_ref()).map_or(0, |it| it.n) + 1,
+            order: self.cases.get(name).map_or(0, Case::last_order) + 1,
             blueprint: Box::new(blueprint),
             publish,
             expect: Expect { namespace, shm },

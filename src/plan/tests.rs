@@ -449,6 +449,7 @@ mod model {
                     instance.task = Task::Running { pid: u32::try_from(inode).unwrap() };
                     instance.run = Some(Run {
                         n: it.run,
+                        order: it.order,
                         boot: BOOT.to_owned(),
                         at: now(),
                         started: String::new(),

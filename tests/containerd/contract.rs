@@ -333,6 +333,7 @@ async fn an_update_changes_what_it_names_and_nothing_else(harness: &mut impl Har
 
     let run = Run {
         n: 1,
+        order: 2,
         boot: "b".to_owned(),
         at: BootTime(Duration::from_secs(3)),
         started: "then".to_owned(),
@@ -628,7 +629,13 @@ async fn a_restarted_instance_keeps_its_writable_layer(harness: &mut impl Harnes
 async fn what_was_recorded_outlives_a_restart_of_containerd(harness: &mut impl Harness) {
     let (instance, _) = run(harness, "job").await;
     let id = &instance.id;
-    let run = Run { n: 1, boot: "b".to_owned(), at: BootTime::default(), started: String::new() };
+    let run = Run {
+        n: 1,
+        order: 1,
+        boot: "b".to_owned(),
+        at: BootTime::default(),
+        started: String::new(),
+    };
     harness
         .runtime()
         .update(id, &Update { run: Some(run.clone()), ..Update::default() })

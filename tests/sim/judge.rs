@@ -190,7 +190,7 @@ fn chain(donor: &str, objects: &Objects) -> Vec<String> {
 
 /// Of several instances of a workload the one that lives, or ran last.
 fn stands_for_its_workload(container: &Container, objects: &Objects) -> bool {
-    let last = |it: &Container| (it.task.pid().is_some(), it.run.as_ref().map(|run| run.at));
+    let last = |it: &Container| (it.task.pid().is_some(), it.run.as_ref().map(|run| run.order));
     let mut others = objects.containers.iter().filter(|it| it.name == container.name);
     others.all(|it| last(it) <= last(container))
 }
@@ -797,13 +797,13 @@ impl Judge {
     fn in_its_time(&mut self, container: &Container, run: &Run, at: Instant) {
         let own = container.workload.as_ref().and_then(|it| it.spec.stop.timeout);
         let asked = run.asked.unwrap_or(at);
-        let first = self.seen.iter().rposition(|it| it.at <= asked).unwrap_or(0);
+        let since = self.since(asked);
+        let first = self.seen.iter().rposition(|it| it.at < since).unwrap_or(0);
         let said = self.seen.iter().skip(first).filter_map(|seen| {
             let Said::Valid(doc) = seen.truth.said(container.name.as_str()) else { return None };
             doc.workload()?.spec.stop.timeout
         });
         // Its stop was planned with what it had then, which the same plan may write anew.
-        let since = self.since(asked);
         let before = self.timeouts.iter().filter(|it| it.0 == container.id && it.1 >= since);
         let timeout = said
             .chain(before.map(|it| it.2))
@@ -1016,7 +1016,13 @@ impl Judge {
         let edited = self.edits.get(name).and_then(|it| it.1);
         let edited_since = |then: Instant| edited.is_some_and(|it| it >= then);
         let failed = self.failures.get(name).map(|it| it.at);
-        if again || failed.is_some_and(edited_since) {
+        // Who asks for something else a moment later does not bring them back.
+        let was_asked = |it: &Wish| {
+            matches!(it.hand.kind, HandKind::Start | HandKind::Retry)
+                && !has_begun(container, &it.hand)
+        };
+        let forgotten = failed.is_some_and(|then| self.wishes(name, then).any(was_asked));
+        if again || forgotten || failed.is_some_and(edited_since) {
             self.failures.remove(name);
         }
         if let Some(failures) =
@@ -1054,8 +1060,11 @@ impl Judge {
         // The run is noted before it begins, and a call may take its time.
         let long = noticed.duration_since(last.created) >= RESET_AFTER;
         let count = if long { 1 } else { before.map_or(0, |it| it.count) + 1 };
+        // What ended while a person kept it stopped is no failure, and nobody may be left who asks for a start when
+        // the stop is taken back.
+        let kept = self.wishes(name, ended).any(|it| it.hand.kind == HandKind::Stop);
         // Counted by `started`; the note of the next run makes it lasting.
-        if !again && !anew && !edited_since(ended.min(self.since(at))) {
+        if !again && !anew && !kept && !edited_since(ended.min(self.since(at))) {
             let due = ended + Delays::default().after(count);
             let early = due.saturating_duration_since(at);
             self.check("not-faster-than-backoff", early.is_zero(), || {

@@ -1036,6 +1036,44 @@ async fn a_job_that_was_cut_off_twice_before_it_ran_runs() {
     }
 }
 
+/// As on a machine without a battery for its clock: each boot begins on the same day.
+#[tokio::test(start_paused = true)]
+async fn a_boot_before_what_was_replaced_is_removed_runs_no_job_again_whatever_the_clock_says() {
+    let mut it = Harness::new();
+    let boot = |it: &Harness| {
+        it.runtime.reboot();
+        it.host.reboot();
+        std::fs::remove_dir_all(it.directory.path().join("run")).unwrap();
+    };
+    it.want("a", "");
+    it.run();
+    it.until_running("a").await;
+    it.kill().await;
+    boot(&it);
+    it.run();
+    it.after(3600.0).await;
+    it.kill().await;
+    // It takes the place of one that ran for the last time late on that day.
+    it.want("a", r#""args": ["job"], "restart": {"policy": "never"}"#);
+    for _ in 0..1000 {
+        it.runtime.fail_next(verb::REMOVE, ErrorKind::Refused);
+    }
+    boot(&it);
+    it.run();
+    it.after(1.0).await;
+    let observed = it.look().await;
+    let job = observed.instances.values().find(|it| it.task.pid().is_some()).unwrap().id.clone();
+    it.kill().await;
+    boot(&it);
+    it.calls();
+    it.run();
+    it.after(10.0).await;
+    assert_eq!(it.item("a").phase, Phase::Failed);
+    assert_eq!(it.look().await.instances.len(), 2, "the old one could not be removed");
+    let started = format!("start task {job}");
+    assert!(!it.calls().contains(&started));
+}
+
 /// As on a full disk: a start fails, and so does noting that on the container.
 #[tokio::test(start_paused = true)]
 async fn a_job_for_each_boot_keeps_its_delays_when_its_failed_start_cannot_be_noted() {
