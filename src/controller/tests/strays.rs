@@ -152,11 +152,12 @@ async fn what_cannot_be_ended_holds_its_own_workload_and_says_why() {
 async fn what_the_runtime_loses_before_it_is_stopped_has_not_ended() {
     let mut it = Harness::with(&[("a", "")]).await;
     let id = it.id_of("a").await;
+    // Or it carries out the same.
+    it.kill().await;
     it.want("a", r#""args": ["5"]"#);
     // The plan is of a look that was made before its task was lost.
     let plan = it.plan().await;
     let stop = plan.steps.iter().find(|it| matches!(it.action, Action::Stop(_))).unwrap().clone();
-    it.kill().await;
     it.runtime.lose_tasks();
     let (done, _) = it.edge().carry_out(&stop, None).await;
     let failed = done.unwrap_err().to_string();
