@@ -31,6 +31,7 @@
 //!
 //! * [`controller`]: the loop, and the executor of plans; read it first of these;
 //! * [`runtime`] and [`host`]: the two seams, each with a real implementation and one in memory;
+//! * [`registry`]: the seam to where images come from;
 //! * [`source`]: directories as published states;
 //! * [`image`]: archives into the runtime's store;
 //! * [`rundir`]: the small files under the run directory;
@@ -55,6 +56,7 @@ pub mod observed;
 pub mod oci;
 pub mod plan;
 pub mod refusal;
+pub mod registry;
 pub mod rundir;
 pub mod runtime;
 pub mod schema;

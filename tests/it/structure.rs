@@ -17,8 +17,8 @@ const CORE: [&str; 11] = [
 ];
 
 /// Effects. These know the core and themselves, not each other.
-const LEAVES: [&str; 8] =
-    ["runtime", "host", "image", "source", "log", "engine", "rundir", "config"];
+const LEAVES: [&str; 9] =
+    ["runtime", "host", "image", "registry", "source", "log", "engine", "rundir", "config"];
 
 /// What the core must not name: files, the network, processes, the environment, clocks, terminals.
 const EFFECTS: [&[&str]; 13] = [
