@@ -844,7 +844,8 @@ async fn open(harness: &impl Harness, blob: &NewBlob) -> Box<dyn BlobWriter> {
 async fn a_blob_that_comes_in_pieces_goes_on_where_it_was_left_off(harness: &mut impl Harness) {
     harness.runtime().lease(LEASE).await.unwrap();
     // No piece of it is like another.
-    let content: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 251 + n % 249) as u8).collect();
+    let content: Vec<u8> =
+        (0..3_000_000_u32).map(|n| (n / 251 + n % 249).to_le_bytes()[0]).collect();
     let blob = new_blob(&content);
     let mut writer = open(harness, &blob).await;
     assert_eq!(writer.offset(), 0);
