@@ -3,6 +3,7 @@
 //! Only data. The edge fills it in ([`crate::runtime`], [`crate::host`], the run directory); the plan reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,18 @@ pub struct Progress {
     pub done: u64,
     /// Of so many; 0: not known yet.
     pub total: u64,
+}
+
+impl fmt::Display for Progress {
+    /// `12 of 345 MiB`, or in smaller units.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, name) = match self.total {
+            0..=9_999 => (1, "bytes"),
+            10_000..=9_999_999 => (1 << 10, "KiB"),
+            _ => (1 << 20, "MiB"),
+        };
+        write!(f, "{} of {} {name}", self.done / unit, self.total.div_ceil(unit))
+    }
 }
 
 /// A pull that failed.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_stream::StreamExt as _;
 
 use super::{Edge, Error};
@@ -43,11 +43,12 @@ const INDEX_DEPTH: usize = 4;
 pub(super) struct Pulls {
     known: Mutex<BTreeMap<String, Pull>>,
     permits: Semaphore,
+    begun: Notify,
 }
 
 impl Default for Pulls {
     fn default() -> Self {
-        Self { known: Mutex::default(), permits: Semaphore::new(IMAGES) }
+        Self { known: Mutex::default(), permits: Semaphore::new(IMAGES), begun: Notify::new() }
     }
 }
 
@@ -58,6 +59,7 @@ impl Pulls {
 
     fn begin(&self, image: &str) {
         self.known().entry(image.to_owned()).or_default().under_way = Some(Progress::default());
+        self.begun.notify_one();
     }
 
     fn change(&self, image: &str, change: impl FnOnce(&mut Progress)) {
@@ -123,6 +125,17 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let mut known = self.pulls.known();
         known.retain(|image, it| it.under_way.is_some() || is_wanted(image));
         known.clone()
+    }
+
+    /// Waits until a pull has begun.
+    pub async fn until_pulling(&self) {
+        self.pulls.begun.notified().await;
+    }
+
+    /// What is under way, by image.
+    pub fn progress(&self) -> BTreeMap<String, Progress> {
+        let known = self.pulls.known();
+        known.iter().filter_map(|(image, it)| Some((image.clone(), it.under_way?))).collect()
     }
 
     pub(super) async fn pull(&self, image: &str, known: Option<&str>) -> Result<(), Error> {
