@@ -99,6 +99,7 @@ fn observed(version: &str, place: ImagePlace) -> ObservedState {
             has_snapshot: true,
             run: Some(Run {
                 n: 1,
+                order: 1,
                 boot: "boot".to_owned(),
                 at: BootTime(Duration::from_secs(10)),
                 started: String::new(),
