@@ -293,14 +293,14 @@ fn who_is_slow_takes_its_time() {
 #[test]
 fn nobody_listens_while_it_is_unplugged() {
     let mut it = Behind::start(Kind::Plain);
-    it.proxy.fail_next(Asked::Blob, Fault::Stall(10));
+    it.proxy.fail_next(Asked::Blob, Fault::Slow(1000));
     std::thread::scope(|scope| {
         let address = it.proxy.address();
         let path = format!("/v2/a/b/blobs/{}", it.layer);
         let asking = scope.spawn(move || ask(address, "GET", &path, &[]));
-        it.proxy.until("it has begun", |all| (all.first()?.sent == 10).then_some(()));
+        it.proxy.until("it has begun", |all| (all.first()?.sent > 0).then_some(()));
         it.proxy.unplug();
-        assert_eq!(asking.join().unwrap().body.len(), 10);
+        assert!(asking.join().unwrap().body.len() < usize::try_from(it.size).unwrap());
     });
     let refused = std::net::TcpStream::connect(it.proxy.address()).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
