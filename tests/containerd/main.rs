@@ -29,6 +29,7 @@ mod output;
 mod program;
 mod reboot;
 mod refusals;
+mod registry;
 mod rig;
 mod rigs;
 mod safety;

@@ -18,6 +18,9 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) mod boot;
 pub(crate) mod busybox;
+pub(crate) mod proxy;
+pub(crate) mod recipe;
+pub(crate) mod registry;
 pub(crate) mod sweep;
 pub(crate) mod usage;
 

@@ -121,7 +121,7 @@ fn manifest(config: &[u8], layer: &[u8]) -> Vec<u8> {
 }
 
 /// A tar archive without times and owners.
-struct Tar(tar::Builder<Vec<u8>>);
+pub(crate) struct Tar(tar::Builder<Vec<u8>>);
 
 impl Default for Tar {
     fn default() -> Self {
@@ -134,7 +134,7 @@ impl Tar {
         self.append(tar::EntryType::Directory, path, mode, &[]);
     }
 
-    fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.append(tar::EntryType::Regular, path, mode, content);
     }
 
@@ -144,20 +144,20 @@ impl Tar {
     }
 
     fn append(&mut self, kind: tar::EntryType, path: &str, mode: u32, content: &[u8]) {
-        let mut header = header(kind, mode, content.len());
+        let mut header = header(kind, mode, u64::try_from(content.len()).unwrap());
         self.0.append_data(&mut header, path, content).unwrap();
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
 
-fn header(kind: tar::EntryType, mode: u32, size: usize) -> tar::Header {
+pub(crate) fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
-    header.set_size(u64::try_from(size).unwrap());
+    header.set_size(size);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
