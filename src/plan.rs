@@ -121,6 +121,14 @@ pub struct Step {
     pub pause: Duration,
 }
 
+impl Step {
+    /// The workload that it belongs to, or those that wait for what it brings.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        let wanted = if let Cause::Wanted(names) = &self.cause { Some(names) } else { None };
+        self.name.iter().chain(wanted.into_iter().flatten())
+    }
+}
+
 /// What a step does. Carries all that doing it needs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {

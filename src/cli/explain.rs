@@ -141,7 +141,7 @@ fn explanation(
     let document = desired.workloads.get(name);
     let all = PlanReport::new(plan, Status { items: Vec::new(), ..status.clone() }).steps;
     let own: Vec<usize> =
-        (0..all.len()).filter(|n| plan.steps[*n].name.as_ref() == Some(name)).collect();
+        (0..all.len()).filter(|n| plan.steps[*n].names().any(|it| it == name)).collect();
     let before: BTreeSet<usize> = own
         .iter()
         .flat_map(|n| all[*n].requires.iter().copied())
@@ -229,6 +229,9 @@ fn advice(reason: &str) -> &'static str {
         "manifest-invalid" => "correct the document; `evenkeel validate` shows what is wrong",
         "image-missing" => {
             "put an archive with the image into the state directory's `images/`, and check the name in it"
+        }
+        "image-pull-failed" => {
+            "the message says why; it is tried again by itself, and at once by `evenkeel retry NAME`"
         }
         "mount-source-silent" => {
             "bring back the file system of the bind's source, or take the mount out"

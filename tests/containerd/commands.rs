@@ -18,7 +18,8 @@ async fn each_exit_code_has_its_cause_and_of_several_the_first_counts() {
     let mut rig = Rig::start().await;
     let site = Site::of(&rig);
     let other = rig.dir().join("other");
-    let missing = manifest("missing", "command: [\"true\"]").replace("busybox", "nowhere:1");
+    let missing = manifest("missing", "command: [\"true\"]\nimagePullPolicy: never")
+        .replace("busybox", "nowhere:1");
     site.write("web.yaml", &sleeper("web"));
     site.run(&["plan"]).exits(5).says(&["new manifest"]);
     site.run(&["status"]).exits(4);
@@ -82,7 +83,7 @@ async fn an_apply_gives_up_at_its_limit_and_waits_for_more_when_it_is_told_to() 
     site.remove("deaf.yaml");
     site.run(&["down"]).exits(0);
     rig.ctr(&["images", "remove", crate::rig::busybox::IMAGE]);
-    site.write("web.yaml", &sleeper("web"));
+    site.write("web.yaml", &(sleeper("web") + "  imagePullPolicy: never\n"));
     site.run(&["apply", "--timeout", "1m"]).exits(4).says(&["image-missing"]);
     site.run(&["apply", "--wait", "--timeout", "1s"]).exits(4).says(&["image-missing"]);
     std::thread::scope(|scope| {

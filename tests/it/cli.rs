@@ -156,7 +156,7 @@ impl Fresh {
 
 fn manifest(name: &str) -> String {
     format!(
-        "apiVersion: evenkeel/v1\nkind: Container\nmetadata: {{name: {name}}}\nspec: {{image: localhost/busybox:1}}\n"
+        "apiVersion: evenkeel/v1\nkind: Container\nmetadata: {{name: {name}}}\nspec: {{image: localhost/busybox:1, imagePullPolicy: never}}\n"
     )
 }
 
@@ -419,8 +419,10 @@ fn schema(kind: &str) -> Value {
 #[test]
 fn what_is_printed_as_json_is_what_the_schemas_say() {
     let fresh = Fresh::new();
-    fresh
-        .write("manifests/wrong.yaml", &manifest("wrong").replace(":1}", ":1, ipcMode: sharable}"));
+    fresh.write(
+        "manifests/wrong.yaml",
+        &manifest("wrong").replace("never}", "never, ipcMode: sharable}"),
+    );
     for (line, kind, code) in [
         ("validate --output json manifests", "problems", 1),
         ("plan --output json", "plan", 1),
@@ -440,7 +442,7 @@ fn what_is_printed_as_json_is_what_the_schemas_say() {
     let value: Value = serde_json::from_str(&ended.out).unwrap();
     let problem = &value["problems"][0];
     assert_eq!(problem["file"], "manifests/wrong.yaml");
-    assert_eq!((problem["line"].as_u64(), problem["column"].as_u64()), (Some(4), Some(45)));
+    assert_eq!((problem["line"].as_u64(), problem["column"].as_u64()), (Some(4), Some(69)));
     assert_eq!(problem["code"], "ipc-mode-invalid");
     assert_eq!(problem["pointer"], "/spec/ipcMode");
     assert_eq!(problem["fix"], "shareable");
@@ -561,7 +563,7 @@ fn an_interrupt_ends_a_follower() {
 #[test]
 fn explain_names_the_line_the_reason_and_the_way_out() {
     let fresh = Fresh::new();
-    let wrong = manifest("wrong").replace(":1}", ":1, ipcMode: sharable}");
+    let wrong = manifest("wrong").replace("never}", "never, ipcMode: sharable}");
     fresh.write("manifests/two.yaml", &format!("# two\n{}---\n{wrong}", manifest("second")));
     let found = ended(&mut fresh.with_directories("explain second")).expect(4, "").out;
     let path = fresh.path().join("manifests/two.yaml");
@@ -582,6 +584,23 @@ fn explain_names_the_line_the_reason_and_the_way_out() {
     {
         assert!(found.contains(expected), "`{expected}` is not in: {found}");
     }
+}
+
+#[test]
+fn what_has_to_be_pulled_is_planned_and_explained() {
+    let fresh = Fresh::new();
+    let pulled = |name: &str| manifest(name).replace(", imagePullPolicy: never", "");
+    for name in ["web", "other"] {
+        fresh.write(&format!("manifests/{name}.yaml"), &pulled(name));
+    }
+    let found = ended(&mut fresh.with_directories("plan")).expect(5, "").out;
+    let step = "pull     localhost/busybox:1: wanted by `other` and `web`\n";
+    let waits = "waiting  web: image-pulling: image localhost/busybox:1 has to be pulled\n";
+    assert!(found.contains(step) && found.contains(waits), "{found}");
+    assert!(found.ends_with("1 step to do\n"), "{found}");
+    let found = ended(&mut fresh.with_directories("explain web")).expect(4, "").out;
+    let next = "  next         pull localhost/busybox:1 (wanted by `other` and `web`)\n";
+    assert!(found.contains("[image-pulling]\n") && found.contains(next), "{found}");
 }
 
 #[test]

@@ -21,12 +21,9 @@ impl Plan {
     pub fn only(self, names: &BTreeSet<Name>) -> Self {
         let mut kept = BTreeSet::new();
         for (at, step) in self.steps.iter().enumerate().rev() {
-            let is_theirs = match (&step.name, &step.action, &step.cause) {
-                (Some(name), _, _) | (None, Action::Sweep(Leftover::Hand(name, _)), _) => {
-                    names.contains(name)
-                }
-                (None, _, Cause::Wanted(by)) => !by.is_disjoint(names),
-                (None, _, _) => false,
+            let is_theirs = match (&step.name, &step.action) {
+                (None, Action::Sweep(Leftover::Hand(name, _))) => names.contains(name),
+                _ => step.names().any(|it| names.contains(it)),
             };
             if is_theirs || kept.contains(&StepId(at)) {
                 kept.insert(StepId(at));

@@ -61,7 +61,12 @@ impl<'a> Planner<'a> {
                 reason: PULLING,
                 message: format!("image {image} is being pulled: {progress}"),
             },
-            _ => Obstacle { reason: PULLING, message: format!("image {image} is being pulled") },
+            (Some(_), _) => {
+                Obstacle { reason: PULLING, message: format!("image {image} is being pulled") }
+            }
+            (None, None) => {
+                Obstacle { reason: PULLING, message: format!("image {image} has to be pulled") }
+            }
         }
     }
 

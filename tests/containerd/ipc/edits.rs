@@ -38,9 +38,12 @@ async fn an_edit_to_what_is_missing_leaves_the_process_alone() {
     let begun = stage.until("all run", |it| all.iter().all(|name| runs(it, name))).await;
     let before = pids(&begun);
 
-    stage.want("image", json!({ "image": "docker.io/library/missing:9" }));
+    stage.want("image", json!({ "image": "missing:9", "imagePullPolicy": "never" }));
     stage.want("bound", bound(&stage.rig.dir().join("missing")));
-    stage.want("donor", json!({ "ipcMode": "shareable", "image": "docker.io/library/missing:9" }));
+    stage.want(
+        "donor",
+        json!({ "ipcMode": "shareable", "image": "missing:9", "imagePullPolicy": "never" }),
+    );
     let edited = stage
         .until("the edits are refused", |it| {
             stays(it, "image", "Running", "image-missing", &before)
