@@ -28,6 +28,10 @@ pub const RUN_DIRECTORY: &str = "/run/evenkeel";
 pub const STATE_DIRECTORY: &str = "/var/lib/evenkeel";
 pub const CONTAINERD_NAMESPACE: &str = "evenkeel";
 
+/// Where something may be said of registries' hosts: by us, by containerd, by Docker.
+pub const HOSTS_DIRECTORIES: [&str; 3] =
+    ["/etc/evenkeel/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"];
+
 /// Time that must pass after the last change in a source before an absent document acts.
 pub const REMOVE_AFTER: Duration = Duration::from_secs(2);
 
@@ -277,6 +281,9 @@ pub struct File {
     /// What a manifest's `log` leaves open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogFile>,
+    /// How registries are reached, and who we are for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registries: Option<RegistriesFile>,
 }
 
 /// What a manifest's `restart` leaves open.
@@ -304,6 +311,52 @@ pub struct LogFile {
     pub max_files: Option<u32>,
 }
 
+/// How registries are reached, and who we are for them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistriesFile {
+    /// Directories in the layout of containerd's `certs.d`; the first that has something about a registry counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts_dirs: Option<Vec<AbsolutePath>>,
+    /// Files of credentials as Docker and Podman write them, in place of the usual ones; the first that has something
+    /// for a registry counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Vec<AbsolutePath>>,
+    /// Logins that go before all files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logins: Vec<LoginFile>,
+}
+
+/// A login for one registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoginFile {
+    /// The registry's name, with its port if it has one: `registry.example:5000`.
+    #[schemars(regex(pattern = r"^[^/@\s]+$"))]
+    pub host: String,
+    #[schemars(length(min = 1))]
+    pub username: String,
+    /// A file with the password and nothing else, as systemd's credentials are; read when it is needed.
+    pub password_file: AbsolutePath,
+}
+
+/// How registries are reached, and who we are for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registries {
+    pub hosts_directories: Vec<PathBuf>,
+    /// `None`: Docker's and Podman's usual ones.
+    pub credentials: Option<Vec<PathBuf>>,
+    pub logins: Vec<Login>,
+}
+
+/// A login for one registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    pub host: String,
+    pub username: String,
+    pub password_file: PathBuf,
+}
+
 /// Everything that can be set, with every default applied.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -321,6 +374,7 @@ pub struct Settings {
     pub restart: RestartPolicy,
     pub delays: Delays,
     pub log: LogDefaults,
+    pub registries: Registries,
     /// The file that was read, if there was one.
     pub config: Option<PathBuf>,
     /// The file says nothing at all, as one that a power cut has emptied: every default holds, and that is told.
@@ -516,6 +570,7 @@ impl Settings {
                 max_size: log.max_size.unwrap_or(LOG.max_size),
                 max_files: log.max_files.unwrap_or(LOG.max_files),
             },
+            registries: registries(file.registries.unwrap_or_default()),
             config,
             emptied: None,
         })
@@ -530,6 +585,7 @@ impl Settings {
             containerd_address,
             containerd_namespace,
             engine,
+            registries,
             // Followed.
             ipc: _,
             remove_after: _,
@@ -548,6 +604,7 @@ impl Settings {
             ("containerdAddress", *containerd_address != next.containerd_address),
             ("containerdNamespace", *containerd_namespace != next.containerd_namespace),
             ("engine", *engine != next.engine),
+            ("registries", *registries != next.registries),
         ];
         changed.into_iter().filter(|it| it.1).map(|it| it.0).collect()
     }
@@ -573,6 +630,24 @@ impl Settings {
     /// Where image archives are looked for.
     pub fn image_directory(&self) -> PathBuf {
         self.state_directory.join("images")
+    }
+}
+
+fn registries(file: RegistriesFile) -> Registries {
+    let paths = |paths: Vec<AbsolutePath>| -> Vec<PathBuf> {
+        paths.iter().map(|it| it.as_path().to_owned()).collect()
+    };
+    let login = |it: LoginFile| Login {
+        host: it.host,
+        username: it.username,
+        password_file: it.password_file.as_path().to_owned(),
+    };
+    Registries {
+        hosts_directories: file
+            .hosts_dirs
+            .map_or_else(|| HOSTS_DIRECTORIES.map(PathBuf::from).to_vec(), paths),
+        credentials: file.credentials.map(paths),
+        logins: file.logins.into_iter().map(login).collect(),
     }
 }
 

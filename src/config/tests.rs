@@ -23,6 +23,7 @@ fn keys() -> BTreeMap<&'static str, (Value, &'static str)> {
         ("allowEmpty", (json!(true), "allow_empty: true")),
         ("restart", (json!({ "policy": "never" }), "restart: Never")),
         ("log", (json!({ "maxFiles": 7 }), "max_files: 7")),
+        ("registries", (json!({ "hostsDirs": ["/h"] }), r#"hosts_directories: ["/h"]"#)),
     ]
     .into()
 }
@@ -94,6 +95,41 @@ fn what_is_below_a_key_reaches_its_setting_too() {
     assert_eq!(policy.cgroup_parent, cgroup_parent(Path::new("/r")));
 }
 
+#[test]
+fn what_is_said_of_registries_has_paths_and_no_secrets() {
+    let nothing = merge(&Flags::default(), "").registries;
+    assert_eq!(nothing.hosts_directories, HOSTS_DIRECTORIES.map(PathBuf::from));
+    assert_eq!((nothing.credentials, nothing.logins), (None, Vec::new()));
+    let text = "registries:\n  hostsDirs: []\n  credentials: [/c]\n  logins:\n  \
+                - {host: 'r.example:5000', username: box, passwordFile: /p}\n";
+    let found = merge(&Flags::default(), text).registries;
+    let login = Login {
+        host: "r.example:5000".to_owned(),
+        username: "box".to_owned(),
+        password_file: "/p".into(),
+    };
+    let expected = Registries {
+        hosts_directories: Vec::new(),
+        credentials: Some(vec!["/c".into()]),
+        logins: vec![login],
+    };
+    assert_eq!(found, expected);
+    for login in [
+        "{host: 'https://r.example', username: box, passwordFile: /p}",
+        "{host: r.example/a, username: box, passwordFile: /p}",
+        "{host: r.example, username: '', passwordFile: /p}",
+        "{host: r.example, username: box, passwordFile: p}",
+        "{host: r.example, username: box}",
+        "{host: r.example, username: box, password: hunter2, passwordFile: /p}",
+    ] {
+        let text = format!("registries: {{logins: [{login}]}}");
+        let path = Path::new("config.yaml");
+        let problems = manifest::configuration::<File>(path, text.as_bytes()).unwrap_err();
+        let told = list(&problems);
+        assert!(!told.is_empty() && !told.contains("hunter2"), "{login}: {told}");
+    }
+}
+
 /// Each flag that has a key in the file, with another value than the file's above.
 fn flags_of_keys() -> [(&'static str, &'static str, &'static str); 8] {
     [
@@ -155,8 +191,15 @@ fn every_flag_has_its_variable_and_its_key() {
 
 #[test]
 fn a_setting_is_followed_by_a_running_controller_or_needs_another_one() {
-    let at_start =
-        ["manifests", "runDir", "stateDir", "containerdAddress", "containerdNamespace", "engine"];
+    let at_start = [
+        "manifests",
+        "runDir",
+        "stateDir",
+        "containerdAddress",
+        "containerdNamespace",
+        "engine",
+        "registries",
+    ];
     let before = merge(&Flags::default(), "");
     for (key, (value, _)) in keys() {
         let next = merge(&Flags::default(), &json!({ key: value }).to_string());

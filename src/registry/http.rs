@@ -4,7 +4,7 @@
 //! A client of its own: what is kept in memory has a bound, each wait has an end, what a registry says about trying
 //! again is passed on, and secrets go to whom they are for. It decides nothing about failures.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,10 @@ mod session;
 
 /// A client is made anew after that, so that renewed certificates are seen; within it, connections are used again.
 const CLIENT_LIFE: Duration = Duration::from_mins(1);
+
+/// A mirror that is not there, that breaks off or has wrong bytes is passed over for so long: an image is asked for in
+/// dozens of requests, and each try at a layer would begin with the mirror that has spoilt the last one.
+const SHUNNED: Duration = Duration::from_mins(1);
 
 /// What the box says of registries. It has no secret, only where they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,6 +94,25 @@ struct Shared {
     options: Options,
     tokens: auth::Tokens,
     clients: Mutex<Vec<Kept>>,
+    shunned: Arc<Shunned>,
+}
+
+/// Hosts that have failed a moment ago, and until when they are passed over.
+#[derive(Debug, Default)]
+struct Shunned(Mutex<BTreeMap<String, Instant>>);
+
+impl Shunned {
+    fn add(&self, host: &Host) {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        hosts.retain(|_, until| now < *until);
+        hosts.insert(host.base.to_string(), now + SHUNNED);
+    }
+
+    fn has(&self, host: &Host) -> bool {
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.get(host.base.as_str()).is_some_and(|until| Instant::now() < *until)
+    }
 }
 
 #[derive(Debug)]
@@ -110,8 +133,8 @@ struct Kind {
 impl HttpRegistry {
     /// Reads nothing yet: files are read when an image is asked for.
     pub fn new(options: Options) -> Self {
-        let (tokens, clients) = (auth::Tokens::default(), Mutex::default());
-        Self(Arc::new(Shared { options, tokens, clients }))
+        let (tokens, clients, shunned) = Default::default();
+        Self(Arc::new(Shared { options, tokens, clients, shunned }))
     }
 
     /// The hosts that an image is asked for, each with what is needed to ask it.
@@ -125,11 +148,20 @@ impl HttpRegistry {
         let registry = name.registry.clone();
         let found = tokio::task::spawn_blocking(move || hosts::find(&directories, &registry)).await;
         let hosts = found.unwrap_or_else(|error| Err(lost(&error)))?;
-        let last = hosts.len() - 1;
-        // The registry itself is asked whatever is said of it: there is nobody else.
-        let hosts = hosts.into_iter().enumerate();
-        let hosts = hosts.filter(|(n, host)| *n == last || is_wanted(host)).map(|it| it.1);
-        Ok(Attempts { shared: &self.0, name, hosts: hosts.collect(), failures: Vec::new() })
+        let mut hosts: VecDeque<Host> = hosts.into_iter().filter(is_wanted).collect();
+        let mut failures = Vec::new();
+        // The last one is asked in any case: there is nobody else.
+        let last = hosts.pop_back();
+        hosts.retain(|it| {
+            let is_shunned = self.0.shunned.has(it);
+            if is_shunned {
+                let what = format!("`{}` has failed a moment ago", it.name());
+                failures.push(Error::new(Reason::Unreachable, what));
+            }
+            !is_shunned
+        });
+        hosts.extend(last);
+        Ok(Attempts { shared: &self.0, name, hosts, failures })
     }
 }
 
@@ -169,7 +201,7 @@ struct Attempts<'a> {
     shared: &'a Shared,
     name: Name,
     hosts: VecDeque<Host>,
-    failures: Vec<(String, Error)>,
+    failures: Vec<Error>,
 }
 
 impl<'a> Attempts<'a> {
@@ -178,26 +210,37 @@ impl<'a> Attempts<'a> {
         while let Some(host) = self.hosts.pop_front() {
             match self.shared.client(&host).await {
                 Ok(client) => {
-                    return Some(Session::new(self.shared, client, host, self.name.clone()));
+                    let is_last = self.hosts.is_empty();
+                    let name = self.name.clone();
+                    return Some(Session::new(self.shared, client, host, name, is_last));
                 }
-                Err(error) => self.failed(host.name(), error),
+                Err(error) => self.failures.push(error),
             }
         }
         None
     }
 
-    fn failed(&mut self, host: String, error: Error) {
-        self.failures.push((host, error));
+    fn failed(&mut self, session: &Session<'_>, error: Error) {
+        // What else is wrong with a mirror is known at once, and may be about this image alone.
+        let is_lasting =
+            matches!(error.reason, Reason::Unreachable | Reason::Silent | Reason::Mismatch);
+        if is_lasting {
+            session.shun();
+        }
+        self.failures.push(error);
     }
 
     /// The failure of the last host, which is the registry itself, with the mirrors that did not help either.
     fn end(mut self) -> Error {
-        let Some((_, mut last)) = self.failures.pop() else {
-            return Error::new(Reason::Settings, format!("no host has `{}`", self.name));
+        let Some(mut last) = self.failures.pop() else {
+            let what = format!(
+                "no host of `{}` may be asked for `{}`: see `capabilities` in its hosts.toml",
+                self.name.registry, self.name
+            );
+            return Error::new(Reason::Settings, what);
         };
         if !self.failures.is_empty() {
-            let mirrors: Vec<_> =
-                self.failures.iter().map(|(host, error)| format!("`{host}`: {error}")).collect();
+            let mirrors: Vec<String> = self.failures.into_iter().map(|it| it.message).collect();
             last.message = format!("{} (mirrors: {})", last.message, mirrors.join("; "));
         }
         last
@@ -227,10 +270,9 @@ impl HttpRegistry {
     async fn resolve_any(&self, image: &str) -> Result<Descriptor, Error> {
         let mut attempts = self.attempts(image, |it| it.can.resolve).await?;
         while let Some(session) = attempts.next().await {
-            let (host, result) = (session.host_name(), session.resolve().await);
-            match result {
+            match session.resolve().await {
                 Ok(found) => return Ok(found),
-                Err(error) => attempts.failed(host, error),
+                Err(error) => attempts.failed(&session, error),
             }
         }
         Err(attempts.end())
@@ -239,10 +281,9 @@ impl HttpRegistry {
     async fn read_any(&self, image: &str, content: &Descriptor) -> Result<Vec<u8>, Error> {
         let mut attempts = self.attempts(image, |it| it.can.pull).await?;
         while let Some(session) = attempts.next().await {
-            let (host, result) = (session.host_name(), session.read(content).await);
-            match result {
+            match session.read(content).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => attempts.failed(host, error),
+                Err(error) => attempts.failed(&session, error),
             }
         }
         Err(attempts.end())
@@ -256,10 +297,9 @@ impl HttpRegistry {
     ) -> Result<Pieces, Error> {
         let mut attempts = self.attempts(image, |it| it.can.pull).await?;
         while let Some(session) = attempts.next().await {
-            let (host, result) = (session.host_name(), session.stream(content, offset).await);
-            match result {
+            match session.stream(content, offset).await {
                 Ok(pieces) => return Ok(pieces),
-                Err(error) => attempts.failed(host, error),
+                Err(error) => attempts.failed(&session, error),
             }
         }
         Err(attempts.end())

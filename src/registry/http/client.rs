@@ -16,12 +16,14 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use sha2::{Digest as _, Sha256};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 
 use super::credentials::seconds;
 use super::files;
 use super::hosts::Tls;
+use crate::content::Digest;
 use crate::registry::{Error, Reason};
 
 /// Largest file of certificates.
@@ -244,6 +246,12 @@ pub(super) async fn collect(
 
 type Pieces = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 
+/// What came is not what was asked for.
+pub(super) fn mismatch(host: &str, digest: &str) -> Error {
+    let what = format!("what `{host}` sends for `{digest}` has another digest");
+    Error::new(Reason::Mismatch, what)
+}
+
 /// The rest of an answer as it comes, after some bytes that are skipped; ends with its first error.
 pub(super) struct Body {
     pieces: Pieces,
@@ -254,9 +262,57 @@ pub(super) struct Body {
     /// It runs only while somebody waits for a piece: who takes long to store one is not a silent registry.
     is_waiting: bool,
     is_over: bool,
+    check: Option<Check>,
+}
+
+/// What a mirror has to send; nobody would know otherwise which of several hosts has sent what is wrong.
+struct Check {
+    left: u64,
+    /// Only of what comes from its start.
+    digest: Option<(Digest, Sha256)>,
+    /// Called when something else came.
+    blame: Box<dyn Fn() + Send>,
+}
+
+impl Check {
+    fn piece(&mut self, piece: &[u8]) {
+        // What is too long is as wrong as what is too short.
+        let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        self.left = self.left.checked_sub(length).unwrap_or(u64::MAX);
+        if let Some((_, hasher)) = &mut self.digest {
+            hasher.update(piece);
+        }
+    }
+
+    fn end(self, host: &str) -> Result<(), Error> {
+        let found = self.digest.map(|(wanted, hasher)| (wanted, Digest::finish(hasher)));
+        let what = match found {
+            Some((wanted, found)) if found != wanted => Err(mismatch(host, wanted.as_str())),
+            _ if self.left > 0 => {
+                let what = format!("`{host}` sent less or more of a layer than there is");
+                Err(Error::new(Reason::Broken, what))
+            }
+            _ => Ok(()),
+        };
+        if what.is_err() {
+            (self.blame)();
+        }
+        what
+    }
 }
 
 impl Body {
+    /// Looks at what comes, and ends with an error if it is not that.
+    pub(super) fn checked(
+        self,
+        left: u64,
+        digest: Option<Digest>,
+        blame: Box<dyn Fn() + Send>,
+    ) -> Self {
+        let digest = digest.map(|it| (it, Sha256::new()));
+        Self { check: Some(Check { left, digest, blame }), ..self }
+    }
+
     pub(super) fn new(response: Response, host: &str, skip: u64, stall: Duration) -> Self {
         Self {
             pieces: Box::pin(response.bytes_stream()),
@@ -266,7 +322,18 @@ impl Body {
             silence: Box::pin(tokio::time::sleep(stall)),
             is_waiting: false,
             is_over: false,
+            check: None,
         }
+    }
+}
+
+impl Body {
+    fn fails(&mut self, error: Error) -> Poll<Option<Result<Bytes, Error>>> {
+        self.is_over = true;
+        if let Some(check) = self.check.take() {
+            (check.blame)();
+        }
+        Poll::Ready(Some(Err(error)))
     }
 }
 
@@ -292,15 +359,24 @@ impl Stream for Body {
                     let skipped = this.skip.min(length);
                     this.skip -= skipped;
                     if skipped < length {
-                        let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
-                        return Poll::Ready(Some(Ok(piece.slice(skipped..))));
+                        let piece = piece.slice(usize::try_from(skipped).unwrap_or(usize::MAX)..);
+                        if let Some(check) = &mut this.check {
+                            check.piece(&piece);
+                        }
+                        return Poll::Ready(Some(Ok(piece)));
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.is_over = true;
-                    return Poll::Ready(Some(Err(failure(error, &this.host))));
+                    return this.fails(failure(error, &this.host));
                 }
-                Poll::Ready(None) => this.is_over = true,
+                Poll::Ready(None) => {
+                    this.is_over = true;
+                    if let Some(check) = this.check.take()
+                        && let Err(error) = check.end(&this.host)
+                    {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
                 Poll::Pending => {
                     if !this.is_waiting {
                         this.is_waiting = true;
@@ -309,10 +385,9 @@ impl Stream for Body {
                     if this.silence.as_mut().poll(context).is_pending() {
                         return Poll::Pending;
                     }
-                    this.is_over = true;
                     let what =
                         format!("`{}` sent nothing more for {}", this.host, seconds(this.stall));
-                    return Poll::Ready(Some(Err(Error::new(Reason::Silent, what))));
+                    return this.fails(Error::new(Reason::Silent, what));
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! One host, asked for one image.
 
+use std::sync::Arc;
+
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
     HeaderValue, LOCATION, RANGE,
@@ -12,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::auth::{self, Authorization, Challenge};
-use super::client::{self, Body};
+use super::client::{self, Body, mismatch};
 use super::credentials::{self, Credentials, Found, Looked, seconds};
 use super::hosts::{Host, authority};
 use super::{Name, Shared, answer};
@@ -42,6 +44,8 @@ pub(super) struct Session<'a> {
     name: Name,
     /// Looked for once, and only if the host asks for any.
     looked: OnceCell<Looked>,
+    /// There is nobody else to ask.
+    is_last: bool,
 }
 
 /// What is asked of a registry.
@@ -76,12 +80,21 @@ struct Request<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(shared: &'a Shared, client: Client, host: Host, name: Name) -> Self {
-        Self { shared, client, host, name, looked: OnceCell::new() }
+    pub(super) fn new(
+        shared: &'a Shared,
+        client: Client,
+        host: Host,
+        name: Name,
+        is_last: bool,
+    ) -> Self {
+        Self { shared, client, host, name, looked: OnceCell::new(), is_last }
     }
 
-    pub(super) fn host_name(&self) -> String {
-        self.host.name()
+    /// A mirror is left alone for a while.
+    pub(super) fn shun(&self) {
+        if !self.is_last {
+            self.shared.shunned.add(&self.host);
+        }
     }
 
     /// What the name stands for.
@@ -195,7 +208,14 @@ impl<'a> Session<'a> {
             return Err(Error::new(Reason::Broken, what));
         };
         let stall = self.shared.options.deadlines.stall;
-        Ok(Box::pin(Body::new(answer.response, &answer.host, skip, stall)))
+        let mut body = Body::new(answer.response, &answer.host, skip, stall);
+        if !self.is_last {
+            let (shunned, host) = (Arc::clone(&self.shared.shunned), self.host.clone());
+            let left = content.size.saturating_sub(offset);
+            let digest = (offset == 0).then(|| content.digest.clone());
+            body = body.checked(left, digest, Box::new(move || shunned.add(&host)));
+        }
+        Ok(Box::pin(body))
     }
 
     async fn success(&self, question: &Question) -> Result<Answer, Error> {
@@ -521,11 +541,6 @@ fn media_type_inside(bytes: &[u8]) -> Option<String> {
 fn range_start(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     text.trim().strip_prefix("bytes")?.trim_start().split('-').next()?.parse().ok()
-}
-
-fn mismatch(host: &str, digest: &str) -> Error {
-    let what = format!("what `{host}` sends for `{digest}` has another digest");
-    Error::new(Reason::Mismatch, what)
 }
 
 /// Credentials that fit into no header.

@@ -1,6 +1,5 @@
 //! Against a server that answers as each test says; no network but loopback.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -640,7 +639,7 @@ async fn who_is_not_there_is_unreachable() {
     let error = plain().resolve(&format!("{address}/a/b:1")).await.unwrap_err();
     assert_eq!(error.reason, Reason::Unreachable);
     assert!(error.message.contains("refused"), "{error}");
-    let error = plain().resolve("registry.invalid/a/b:1").await.unwrap_err();
+    let error = plain().resolve(&format!("{}.example/a/b:1", "a".repeat(64))).await.unwrap_err();
     assert_eq!(error.reason, Reason::Unreachable, "{error}");
     let error = plain().resolve("A//b").await.unwrap_err();
     assert_eq!(error.reason, Reason::Settings, "{error}");
@@ -1229,6 +1228,68 @@ async fn mirrors_are_asked_in_their_order_and_the_registry_last() {
 }
 
 #[tokio::test]
+async fn a_mirror_that_spoils_a_layer_is_passed_over_at_the_next_try() {
+    let options = |files: &Files, server: &Server, mirror: &Server| {
+        let text = format!("server = \"{}\"\n[host.\"{}\"]", server.url(), mirror.url());
+        Options { deadlines: hasty(), ..files.host(server, &text) }
+    };
+    let cut: fn(&Seen) -> Reply = |_| reply(200, &[("Content-Length", "10")], "0123");
+    let stuck: fn(&Seen) -> Reply = |_| reply(200, &[("Content-Length", "10")], "0123").silent();
+    let short: fn(&Seen) -> Reply = |_| reply(200, &[], "0123");
+    let long: fn(&Seen) -> Reply = |_| reply(200, &[], "0123456789x");
+    let wrong: fn(&Seen) -> Reply = |_| reply(200, &[], "012345678x");
+    let silent: fn(&Seen) -> Reply = |_| Reply::raw("").silent();
+    for (script, reason, offset) in [
+        (cut, Some(Reason::Silent), 0),
+        (stuck, Some(Reason::Silent), 0),
+        (short, Some(Reason::Mismatch), 0),
+        (long, Some(Reason::Broken), 2),
+        (wrong, Some(Reason::Mismatch), 0),
+        (silent, None, 0),
+    ] {
+        let (server, mirror) = (Server::start(open).await, Server::start(script).await);
+        let files = Files::new();
+        let registry = HttpRegistry::new(options(&files, &server, &mirror));
+        let pieces = registry.stream(&server.image(), &layer(), offset).await.unwrap();
+        assert_eq!(drain(pieces).await.1.map(|it| it.reason), reason);
+        assert_eq!(mirror.seen().len(), 1);
+        let pieces = registry.stream(&server.image(), &layer(), 0).await.unwrap();
+        assert_eq!(drain(pieces).await, (LAYER.to_vec(), None));
+        assert_eq!(mirror.seen().len(), 0);
+    }
+    // The registry itself is asked again, however it has failed: there is nobody else.
+    let server = Server::start(cut).await;
+    for _ in 0..2 {
+        let registry = plain();
+        let pieces = registry.stream(&server.image(), &layer(), 0).await.unwrap();
+        drain(pieces).await.1.unwrap();
+    }
+    assert_eq!(server.seen().len(), 2);
+    // What is good is asked on.
+    let (server, mirror) = (Server::start(open).await, Server::start(open).await);
+    let files = Files::new();
+    let registry = HttpRegistry::new(options(&files, &server, &mirror));
+    for offset in [0, 4, 0] {
+        let pieces = registry.stream(&server.image(), &layer(), offset).await.unwrap();
+        let start = usize::try_from(offset).unwrap();
+        assert_eq!(drain(pieces).await, (LAYER[start..].to_vec(), None));
+    }
+    assert_eq!((mirror.seen().len(), server.seen().len()), (3, 0));
+}
+
+#[tokio::test]
+async fn a_registry_that_may_not_be_asked_is_not() {
+    let server = Server::start(open).await;
+    let files = Files::new();
+    let text = format!("server = \"{}\"\ncapabilities = []", server.url());
+    let error =
+        HttpRegistry::new(files.host(&server, &text)).resolve(&server.image()).await.unwrap_err();
+    assert_eq!(error.reason, Reason::Settings);
+    assert!(error.message.contains("`capabilities`"), "{error}");
+    assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
 async fn a_mirror_is_asked_at_its_path_and_for_what_it_can() {
     let server = Server::start(open).await;
     let mirror = Server::start(open).await;
@@ -1358,8 +1419,9 @@ async fn no_secret_is_ever_told() {
         }
     }
     // Connections that fail on the way to a URL with a secret.
-    for there in ["http://127.0.0.1:1/?s1gnature", "https://registry.invalid/?s1gnature"] {
-        let server = Server::start(move |_| reply(302, &[("Location", there)], "")).await;
+    let unknown = format!("https://{}.example/?s1gnature", "a".repeat(64));
+    for there in ["http://127.0.0.1:1/?s1gnature".to_owned(), unknown] {
+        let server = Server::start(move |_| reply(302, &[("Location", &there)], "")).await;
         let error = plain().resolve(&server.image()).await.unwrap_err();
         told.push(format!("{error}\n{error:?}"));
     }
