@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use super::{Failure, plan};
-use crate::config::{EngineChoice, Settings};
+use crate::config::{self, EngineChoice, Registries, Settings};
 use crate::controller::Edge;
 use crate::desired::Source;
 use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Refusal};
@@ -18,7 +18,7 @@ use crate::host::Host as _;
 use crate::host::linux::{LinuxHost, boot_id, oom_score_adj_under};
 use crate::image::Archives;
 use crate::observed::Progress;
-use crate::registry::http::{HttpRegistry, Options};
+use crate::registry::http::{self, HttpRegistry, Options};
 use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
 use crate::source;
@@ -314,9 +314,25 @@ pub(super) async fn connect(
         boot_id,
     );
     edge.oom_score_adj = oom_score_adj;
-    let edge = edge.with_registry(Arc::new(HttpRegistry::new(Options::default())));
+    let edge = edge.with_registry(Arc::new(HttpRegistry::new(registries(settings))));
     let keeper = (decision.engine == Engine::Embedded).then_some(embedded);
     Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
+}
+
+/// The settings of registries, as who asks them takes them.
+fn registries(settings: &Settings) -> Options {
+    let Registries { hosts_directories, credentials, logins } = settings.registries.clone();
+    let login = |config::Login { host, username, password_file }| http::Login {
+        host,
+        username,
+        password_file,
+    };
+    Options {
+        hosts: hosts_directories,
+        credentials: credentials.unwrap_or_else(http::usual_files),
+        logins: logins.into_iter().map(login).collect(),
+        ..Options::default()
+    }
 }
 
 /// Whose a containerd namespace is, as its label says. The run directory belongs to it: that is where the lock is,
