@@ -35,8 +35,8 @@ pub trait Registry: Send + Sync + 'static {
         content: &Descriptor,
     ) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
 
-    /// A blob of that image from an offset on, as it comes. It is not verified, and may be shorter or longer than it is
-    /// said to be: whoever stores it looks at that.
+    /// A blob of that image from an offset on, as it comes. Nobody promises that it is verified, and it may be shorter
+    /// or longer than it is said to be: whoever stores it looks at that.
     fn stream(
         &self,
         image: &str,
