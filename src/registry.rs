@@ -34,8 +34,8 @@ pub trait Registry: Send + Sync + 'static {
     /// An index, a manifest or a configuration of that image, whole and verified.
     fn read<'a>(&'a self, image: &'a str, content: &'a Descriptor) -> Answer<'a, Vec<u8>>;
 
-    /// A blob of that image from an offset on, as it comes. It is not verified, and may be shorter or longer than it is
-    /// said to be: whoever stores it looks at that.
+    /// A blob of that image from an offset on, as it comes. Nobody promises that it is verified, and it may be shorter
+    /// or longer than it is said to be: whoever stores it looks at that.
     fn stream<'a>(
         &'a self,
         image: &'a str,

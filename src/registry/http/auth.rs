@@ -137,9 +137,4 @@ impl Tokens {
         let kept = Kept { authorization: authorization.clone(), until };
         tokens.insert((host.to_string(), repository.to_owned()), kept);
     }
-
-    pub(super) fn remove(&self, host: &Url, repository: &str) {
-        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.remove(&(host.to_string(), repository.to_owned()));
-    }
 }

@@ -235,7 +235,6 @@ impl<'a> Session<'a> {
         if answer.response.status() != StatusCode::UNAUTHORIZED || !answer.is_own {
             return Ok(answer);
         }
-        self.shared.tokens.remove(&self.host.base, repository);
         let Some(challenge) = auth::challenge(answer.response.headers()) else {
             return Ok(answer);
         };
@@ -473,11 +472,14 @@ impl<'a> Session<'a> {
         let words = self.words(answer, &secrets).await;
         let words = words.as_deref();
         if !is_own {
-            let what = format!("{} (where `{}` keeps it)", question.subject, self.host.name());
-            let error = answer::refusal(&host, &what, status, &headers, words);
+            let (keeper, subject) = (self.host.name(), &question.subject);
             // It is the registry that has sent us there, with a permission that it has given.
-            let is_theirs = matches!(status.as_u16(), 401 | 403 | 404);
-            return if is_theirs { Error { reason: Reason::Broken, ..error } } else { error };
+            if matches!(status.as_u16(), 401 | 403 | 404) {
+                let what = format!("`{host}`, where `{keeper}` keeps {subject}, answered {status}");
+                return Error::new(Reason::Broken, what);
+            }
+            let what = format!("{subject} (where `{keeper}` keeps it)");
+            return answer::refusal(&host, &what, status, &headers, words);
         }
         let may_lack = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         if may_lack && let Some(looked) = self.looked.get() {

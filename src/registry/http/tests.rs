@@ -542,19 +542,30 @@ async fn who_is_silent_has_failed() {
     assert_eq!(error.reason, Reason::Silent, "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_takes_long_to_store_a_piece_is_no_silent_registry() {
-    let options = Options { deadlines: hasty(), ..Options::default() };
-    let body = vec![7; 4 << 20];
-    let length = body.len();
-    let server = Server::start(move |_| reply(200, &[], &body)).await;
-    let registry = HttpRegistry::new(options);
-    let mut pieces = registry.stream(&server.image(), &layer(), 0).await.unwrap();
-    let mut found = pieces.next().await.unwrap().unwrap().len();
-    tokio::time::sleep(hasty().stall * 3).await;
-    let (rest, error) = drain(pieces).await;
-    found += rest.len();
-    assert_eq!((found, error), (length, None));
+    let stall = Duration::from_secs(30);
+    let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<&str>>(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let response = hyper::Response::new(reqwest::Body::wrap_stream(stream));
+    let mut body = client::Body::new(response.into(), "r.example", 0, stall);
+    for _ in 0..3 {
+        // Nothing comes until a while after it is asked for, and that is long after the piece before.
+        let sender = sender.clone();
+        let late = tokio::spawn(async move {
+            tokio::time::sleep(stall * 3).await;
+            sender.send(Ok("piece")).await.unwrap();
+        });
+        tokio::time::sleep(stall * 5 / 2).await;
+        assert_eq!(body.next().await.unwrap().unwrap(), "piece");
+        late.await.unwrap();
+    }
+    let since = Instant::now();
+    let error = body.next().await.unwrap().unwrap_err();
+    assert_eq!(error.reason, Reason::Silent, "{error}");
+    let waited = since.elapsed();
+    assert!((stall..stall * 2).contains(&waited), "{waited:?}");
+    assert!(body.next().await.is_none());
 }
 
 #[tokio::test]
@@ -1075,8 +1086,9 @@ async fn a_redirect_leads_neither_in_circles_nor_to_plain_http() {
         let error = plain().resolve(&server.image()).await.unwrap_err();
         assert_eq!(error.reason, Reason::Broken, "{nonsense}: {error}");
     }
-    // What the storage says of the permission it was given is no word about us.
-    let storage = Server::start(|_| reply(403, &[], "")).await;
+    // What the storage says of the permission it was given is no word about us, and asks nothing of us.
+    let challenge = [("WWW-Authenticate", "Basic realm=\"r\"")];
+    let storage = Server::start(move |_| reply(401, &challenge, "")).await;
     let there = storage.url();
     let server = Server::start(move |_| reply(307, &[("Location", &there)], "")).await;
     let error = plain().stream(&server.image(), &layer(), 0).await.err().unwrap();
@@ -1084,6 +1096,8 @@ async fn a_redirect_leads_neither_in_circles_nor_to_plain_http() {
     for part in [storage.address.to_string(), server.address.to_string()] {
         assert!(error.message.contains(&part), "{error}");
     }
+    assert!(!error.message.contains("credentials for"), "{error}");
+    assert_eq!(storage.seen().len(), 1);
 }
 
 /// A client that knows the test's authority, and that this server has a certificate by it.
