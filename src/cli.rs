@@ -22,6 +22,7 @@ mod explain;
 mod hand;
 mod logs;
 mod plan;
+mod progress;
 mod reconcile;
 mod schema;
 mod shutdown;
@@ -340,7 +341,7 @@ fn start_tracing(verbose: u8, json: bool) -> Result<(), Failure> {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| progress::AboveBars)
         .with_target(false);
     // A second call, as in a test, keeps the first one's settings.
     if json {

@@ -313,6 +313,15 @@ pub struct Blob<'a> {
     pub content: &'a mut (dyn std::io::Read + Send),
 }
 
+/// A blob that comes from elsewhere, piece by piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewBlob {
+    pub digest: Digest,
+    pub size: u64,
+    /// Garbage collection labels: what the blob refers to.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// An image whose blobs are there, to be recorded and unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewImage {

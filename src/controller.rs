@@ -53,6 +53,9 @@ const SILENT: Duration = Duration::from_secs(5);
 /// How often it is looked for what a person asks for. A few system calls, which an idle controller does not feel.
 const HANDS: Duration = Duration::from_secs(1);
 
+/// How often it is told how far a pull has come.
+const PROGRESS: Duration = Duration::from_secs(1);
+
 /// First and longest wait after a look that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
@@ -226,6 +229,9 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     }
                     let due = plan.wake.into_iter().chain(cooling.due(look.now)).min();
                     next = due.map_or(next, |it| next.min(it.since(look.now).max(LEAST)));
+                    if look.observed.pulls.values().any(|it| it.under_way.is_some()) {
+                        next = next.min(PROGRESS);
+                    }
                     held = !plan.holds.is_empty();
                     released.clone_from(&look.observed.approvals);
                     if self.goal != Goal::Keep && flights.is_empty() {
@@ -481,6 +487,12 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             let (wanted, hand) = (desired.workloads.get(&name), look.observed.hands.get(&name));
             item.tried = Some(trouble::asked_of(wanted, hand));
         }
+        // What an image fails for is in no step's trouble.
+        for item in status.items.iter_mut().filter(|it| it.reason == plan::PULL_FAILED) {
+            let Ok(name) = item.name.parse::<Name>() else { continue };
+            let (wanted, hand) = (desired.workloads.get(&name), look.observed.hands.get(&name));
+            item.tried = Some(trouble::asked_of(wanted, hand));
+        }
         report.send_if_modified(|before| {
             let changed = before.as_deref() != Some(&status);
             if changed {
@@ -647,6 +659,8 @@ async fn assemble<R: Runtime, H: Host>(
     observed.images.extend(archived.images);
     observed.archive_problems = archived.problems.iter().map(ToString::to_string).collect();
     observed.unread_archives = archived.unread;
+    observed.has_registries = edge.registry.is_some();
+    observed.pulls = edge.pulls_of(|it| images.contains(it));
     for container in objects.containers {
         let instance = instance(container, &facts);
         observed.instances.insert(instance.id.clone(), instance);

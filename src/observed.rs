@@ -3,6 +3,7 @@
 //! Only data. The edge fills it in ([`crate::runtime`], [`crate::host`], the run directory); the plan reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,10 @@ pub struct ObservedState {
     pub archive_problems: Vec<String>,
     /// Archives that are still being read: an image that is not to be had may be in one of them.
     pub unread_archives: Vec<PathBuf>,
+    /// Images can be had from registries.
+    pub has_registries: bool,
+    /// What is known of bringing images from there, by their full names, since this program runs.
+    pub pulls: BTreeMap<String, Pull>,
     /// The bind sources that the manifests name, and what comes with the host's network; absent: not there.
     pub mount_sources: BTreeMap<PathBuf, FileKind>,
     /// What programs have to be given so that they do not inherit the runtime's protection from the kernel's killer of
@@ -56,6 +61,51 @@ pub struct ObservedState {
     pub broken_hands: BTreeMap<PathBuf, String>,
     /// Processes beside instances' programs whose commands live.
     pub execs: BTreeMap<InstanceId, Vec<Exec>>,
+}
+
+/// What is known of bringing an image from its registry.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pull {
+    /// It is under way.
+    pub under_way: Option<Progress>,
+    /// How the last try failed; `None`: it did not, or there was none.
+    pub failure: Option<PullFailure>,
+    /// When its registry was last asked, whatever came of it.
+    pub asked: Option<BootTime>,
+}
+
+/// How much of an image is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes of its layers that are there, as they come: compressed.
+    pub done: u64,
+    /// Of so many; 0: not known yet.
+    pub total: u64,
+}
+
+impl fmt::Display for Progress {
+    /// `12 of 345 MiB`, or in smaller units.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, name) = match self.total {
+            0..=9_999 => (1, "bytes"),
+            10_000..=9_999_999 => (1 << 10, "KiB"),
+            _ => (1 << 20, "MiB"),
+        };
+        write!(f, "{} of {} {name}", self.done / unit, self.total.div_ceil(unit))
+    }
+}
+
+/// A pull that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullFailure {
+    /// A stable kebab-case code.
+    pub reason: &'static str,
+    pub message: String,
+    /// Failures in a row.
+    pub count: u32,
+    pub at: BootTime,
+    /// When it is tried again.
+    pub until: BootTime,
 }
 
 /// The process of the container runtime.

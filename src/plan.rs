@@ -25,7 +25,7 @@ mod diff;
 mod tests;
 
 pub use decide::{Again, Decision, Fit, Have, Want, decide};
-pub use diff::{diff, down, shutdown};
+pub use diff::{diff, down, pull_lease, shutdown};
 
 /// How long a removal by absence counts against the limit on how much may vanish at once.
 pub const PRUNE_WINDOW: Duration = Duration::from_mins(10);
@@ -53,6 +53,10 @@ pub struct LogDefaults {
     pub max_files: u32,
 }
 
+/// Reasons of a workload that waits for its image: it comes, or the last try failed.
+pub const PULLING: &str = "image-pulling";
+pub const PULL_FAILED: &str = "image-pull-failed";
+
 /// Everything to be done, and how each workload stands.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
@@ -71,11 +75,11 @@ impl Plan {
     }
 
     /// Whether what a workload waits for comes without anybody's help and before long, so that a command waits for it: a
-    /// removal that acts, a joiner that follows, or an archive that is being read.
+    /// removal that acts, a joiner that follows, an image that is being pulled, or an archive that is being read.
     pub fn is_soon(&self, standing: &Standing) -> bool {
         match standing.reason {
             "removal-pending" | "donor-changed" => self.wake.is_some(),
-            reason => reason == "archive-unread",
+            reason => matches!(reason, "archive-unread" | "image-pulling"),
         }
     }
 
@@ -122,6 +126,9 @@ pub struct Step {
 pub enum Action {
     /// Brings an image from an archive into the store.
     Import { image: Image },
+    /// Brings an image from its registry into the store, unless what the name stands for is there. `known`: the digest
+    /// of what is there.
+    Pull { image: String, known: Option<String> },
     /// Makes the snapshot and the container object of an instance, beside a running one.
     Prepare(Box<Prepare>),
     /// Writes changed settings to a container object in place; its process does not notice.
@@ -300,6 +307,8 @@ pub struct ByAbsence {
 pub enum Cause {
     /// A manifest names it and there is no instance yet.
     Added,
+    /// These workloads wait for it.
+    Wanted(BTreeSet<Name>),
     /// The manifest says something else now.
     Changed(Vec<String>),
     /// Only settings that need no restart changed.
@@ -361,6 +370,21 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Added => f.write_str("new manifest"),
+            Self::Wanted(names) => {
+                let names: Vec<_> = names.iter().map(|it| format!("`{it}`")).collect();
+                match names.as_slice() {
+                    [few @ .., last] if names.len() <= 3 => {
+                        let few = few.join(", ");
+                        let and = if few.is_empty() { "" } else { " and " };
+                        write!(f, "wanted by {few}{and}{last}")
+                    }
+                    many => {
+                        let first = many.first().map_or("", |it| it);
+                        let more = many.len().saturating_sub(1);
+                        write!(f, "wanted by {first} and {more} more")
+                    }
+                }
+            }
             Self::Changed(fields) => f.write_str(&fields.join(", ")),
             Self::Updated(fields) => write!(f, "{}, in place", fields.join(", ")),
             Self::NotStarted => f.write_str("not started yet"),
@@ -411,6 +435,7 @@ impl Action {
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Import { .. } => "import",
+            Self::Pull { .. } => "pull",
             Self::Prepare(_) => "prepare",
             Self::Update(_) => "update",
             Self::Stop(_) => "stop",
@@ -428,6 +453,7 @@ impl Action {
     pub fn subject(&self) -> String {
         match self {
             Self::Import { image } => image.name.clone(),
+            Self::Pull { image, .. } => image.clone(),
             Self::Prepare(it) => it.id.to_string(),
             Self::Update(it) => it.id.to_string(),
             Self::Stop(it) => it.id.to_string(),
@@ -457,7 +483,7 @@ impl Action {
             | Self::Clear { id }
             | Self::Remove { id, .. }
             | Self::RemoveOrphan { id, .. } => Some(id),
-            Self::Import { .. } | Self::Sweep(_) => None,
+            Self::Import { .. } | Self::Pull { .. } | Self::Sweep(_) => None,
         }
     }
 }

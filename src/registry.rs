@@ -15,6 +15,9 @@ pub mod memory;
 /// Bytes as they come.
 pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
+/// What a registry will have said.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
 /// Registries: real ones, or a model of them in memory.
 ///
 /// Images are named in full: `docker.io/library/redis:7`, `registry.example/a/b@sha256:…`. Of a name with a tag and a
@@ -25,23 +28,19 @@ pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 /// [`crate::content::JSON_LIMIT`], whatever the other side sends. No error tells a secret.
 pub trait Registry: Send + Sync + 'static {
     /// What a name stands for now: an index or a manifest, as the registry has it.
-    fn resolve(&self, image: &str) -> impl Future<Output = Result<Descriptor, Error>> + Send;
+    fn resolve<'a>(&'a self, image: &'a str) -> Answer<'a, Descriptor>;
 
     /// An index, a manifest or a configuration of that image, whole and verified.
-    fn read(
-        &self,
-        image: &str,
-        content: &Descriptor,
-    ) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
+    fn read<'a>(&'a self, image: &'a str, content: &'a Descriptor) -> Answer<'a, Vec<u8>>;
 
     /// A blob of that image from an offset on, as it comes. It is not verified, and may be shorter or longer than it is
     /// said to be: whoever stores it looks at that.
-    fn stream(
-        &self,
-        image: &str,
-        content: &Descriptor,
+    fn stream<'a>(
+        &'a self,
+        image: &'a str,
+        content: &'a Descriptor,
         offset: u64,
-    ) -> impl Future<Output = Result<Pieces, Error>> + Send;
+    ) -> Answer<'a, Pieces>;
 }
 
 /// Why something could not be had from a registry. `Display`: who said or did what, and no secret.

@@ -4,9 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
-pub use crate::content::{Blob, NewImage};
+use prost::bytes::Bytes;
+
+pub use crate::content::{Blob, NewBlob, NewImage};
 use crate::desired::Origin;
 use crate::observed::{End, Image, Run, RuntimeProcess, Task};
 pub use crate::oci::Exec;
@@ -38,6 +41,14 @@ pub trait Runtime: Send + Sync + 'static {
         lease: &str,
         blob: Blob<'_>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Begins to put a blob into the content store as it comes, or goes on where one under this lease has left off.
+    /// `None`: it is there, and has the labels.
+    fn open_blob(
+        &self,
+        lease: &str,
+        blob: &NewBlob,
+    ) -> impl Future<Output = Result<Option<Box<dyn BlobWriter>>, Error>> + Send;
 
     /// Records an image whose blobs are there and unpacks it.
     fn put_image(
@@ -154,10 +165,27 @@ pub trait Runtime: Send + Sync + 'static {
     fn hints(&self) -> tokio::sync::watch::Receiver<u64>;
 }
 
+/// What a [`BlobWriter`] answers with.
+pub type Written<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
+
+/// A blob on its way into the content store. One that is dropped has left what was written, for the next who opens it.
+pub trait BlobWriter: Send {
+    /// How much of it is there: what is written next begins here.
+    fn offset(&self) -> u64;
+
+    /// Writes the next piece. More than the blob is said to have is refused, and all of it thrown away.
+    fn write(&mut self, piece: Bytes) -> Written<'_>;
+
+    /// Makes a blob of what was written, verified by its digest. What is not that blob is refused, and all of it thrown
+    /// away if there could be no more to come.
+    fn commit(self: Box<Self>) -> Written<'static>;
+}
+
 /// The verbs as [`Error::operation`] names them.
 pub mod verb {
     pub const OBSERVE: &str = "observe";
     pub const PUT_BLOB: &str = "store blob";
+    pub const OPEN_BLOB: &str = "fetch blob";
     pub const PUT_IMAGE: &str = "unpack image";
     pub const LEASE: &str = "make lease";
     pub const REMOVE_LEASE: &str = "remove lease";

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::Failure;
 use crate::desired::{BootTime, DesiredState, Origin};
 use crate::manifest::{Problem, Severity};
-use crate::observed::{End, Instance, ObservedState};
+use crate::observed::{End, Instance, ObservedState, Progress};
 use crate::plan::{Phase, Plan, Step};
 use crate::refusal;
 use crate::workload::{InstanceId, Name, Shm};
@@ -81,9 +81,24 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
     pub holds: Vec<HoldStatus>,
     pub items: Vec<Item>,
+    /// Images that come from their registries just now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pulls: Vec<PullStatus>,
     /// Problems that belong to no workload.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ProblemStatus>,
+}
+
+/// An image that comes from its registry just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PullStatus {
+    /// Its full name.
+    pub image: String,
+    /// Bytes of its layers that are there, as they come: compressed.
+    pub done: u64,
+    /// Of so many; 0: not known yet.
+    pub total: u64,
 }
 
 /// The process that keeps the status.
@@ -341,6 +356,10 @@ pub fn status(
         .iter()
         .filter(|it| owner(it, desired).is_none_or(|it| !plan.standings.contains_key(it)));
     let broken = observed.broken_hands.iter().map(|(path, why)| broken_hand(path, why));
+    let pulls = observed.pulls.iter().filter_map(|(image, it)| {
+        let Progress { done, total } = it.under_way?;
+        Some(PullStatus { image: image.clone(), done, total })
+    });
     let items = plan
         .standings
         .keys()
@@ -354,6 +373,7 @@ pub fn status(
         sources,
         holds,
         items,
+        pulls: pulls.collect(),
         problems: problems.map(ProblemStatus::from).chain(broken).collect(),
     }
 }

@@ -434,6 +434,11 @@ impl ImageName {
         &self.0
     }
 
+    /// Whether it names one image for ever.
+    pub fn has_digest(&self) -> bool {
+        self.0.contains('@')
+    }
+
     /// The full form: `redis` is `docker.io/library/redis:latest`.
     pub fn full(&self) -> String {
         let (name, digest) = match self.0.split_once('@') {

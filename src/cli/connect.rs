@@ -1,5 +1,6 @@
 //! From settings to something that can be worked with: the engine, the run directory, the lock, the status.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::engine::{Choice, Decision, Embedded, Engine, Found, Known, Record, Re
 use crate::host::Host as _;
 use crate::host::linux::{LinuxHost, boot_id, oom_score_adj_under};
 use crate::image::Archives;
+use crate::observed::Progress;
 use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
 use crate::source;
@@ -511,6 +513,15 @@ pub(super) fn controller_status(run: &RunDirectory) -> Result<Option<Status>, Fa
     let status: Option<Status> = run.status().map_err(|error| Failure::environment(&error))?;
     let Some(holder) = holder else { return Ok(None) };
     Ok(status.filter(|it| it.controller.as_ref().is_some_and(|it| it.pid == holder.pid)))
+}
+
+/// What a controller pulls just now, by image; nothing when none runs.
+pub(super) fn pulls(run: &RunDirectory) -> Result<BTreeMap<String, Progress>, Failure> {
+    let pulls = controller_status(run)?.map(|it| it.pulls).unwrap_or_default();
+    Ok(pulls
+        .into_iter()
+        .map(|it| (it.image, Progress { done: it.done, total: it.total }))
+        .collect())
 }
 
 /// The sources that a controller reads; `None`: none runs, or it has not said yet.

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use super::connect::{self, Connection, Lock};
 use super::hand::{BELIEVED, POLL, READ_AGAIN};
+use super::progress::{self, Shown};
 use super::{Context, Failure, plan, status};
 use crate::config::{self, Flags, Settings};
 use crate::controller::{Controller, Ended, Goal};
@@ -94,7 +95,7 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
     }
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let Connection { edge, mounts_not_shared, keeper, .. } = connection;
-    let host = Arc::clone(&edge.host);
+    let (host, pulling) = (Arc::clone(&edge.host), Arc::clone(&edge));
     let written = crate::rundir::RunDirectory::new(&settings.run_directory);
     let writer = tokio::spawn(async move {
         loop {
@@ -131,6 +132,8 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
         drop(ended.await);
     });
     tokio::pin!(body);
+    let progress = progress::tell(pulling);
+    tokio::pin!(progress);
     let keeper = connect::keep_engine(keeper);
     tokio::pin!(keeper);
     let mut following = Following {
@@ -145,6 +148,7 @@ async fn keep_running(flags: Flags, settings: Settings, take_over: bool) -> Resu
         tokio::select! {
             ended = &mut body => break ended,
             () = &mut keeper => {}
+            never = &mut progress => match never {},
             _ = terminate.recv() => { info!("told to end; containers keep running"); end.take(); }
             _ = interrupt.recv() => { info!("told to end; containers keep running"); end.take(); }
             _ = hangup.recv() => following.read_again(&watching),
@@ -347,7 +351,11 @@ pub(super) async fn converge(
             () = interrupted => {}
         }
     };
-    let ended = controller.run(report, end).await;
+    let edge = Arc::clone(&connection.edge);
+    let ended = tokio::select! {
+        ended = controller.run(report, end) => ended,
+        never = progress::tell(edge) => match never {},
+    };
     let status = reports.borrow().clone();
     (status, ended)
 }
@@ -383,6 +391,7 @@ async fn beside(
     let mut last_read = Instant::now();
     let mut steady: Option<(Instant, BTreeMap<String, u32>)> = None;
     let mut stuck: Option<Instant> = None;
+    let mut shown = Shown::default();
     loop {
         if last_read.elapsed() >= READ_AGAIN {
             desired = read().await;
@@ -390,6 +399,7 @@ async fn beside(
         }
         let (plan, mut status) = plan::look(settings, &connection, &desired).await?;
         let troubles = troubles(run, &plan, &desired)?;
+        shown.show(&connect::pulls(run)?);
         let mut ended = None;
         if plan.is_empty() && status::exit_of(&status) == Exit::Success {
             let pid = |it: &Item| Some((it.name.clone(), it.instance.as_ref()?.pid?));

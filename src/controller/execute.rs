@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::backoff::{Failure, Strikes};
+use crate::content::Unreadable;
 use crate::host::{self, Ask, Host};
 use crate::image::Archives;
 use crate::observed::{
@@ -23,12 +24,16 @@ use crate::plan::{
     Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
 };
 use crate::refusal::{self, Reason};
+use crate::registry::{self, Registry};
 use crate::rundir::RunDirectory;
 use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
 use crate::status::Chain;
 use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
+mod pull;
 mod strays;
+
+use pull::Pulls;
 
 /// Steps that make something at the same time. Enough to keep two cores and a disk busy; each start costs a runc.
 pub const CONCURRENCY: usize = 8;
@@ -57,6 +62,10 @@ pub const EFFECTS: &[&str] = &[
     "import/blob",
     "import/image",
     "import/release",
+    "pull/lease",
+    "pull/blob",
+    "pull/image",
+    "pull/release",
     "prepare/lease",
     "prepare/snapshot",
     "prepare/container",
@@ -236,6 +245,14 @@ pub enum Error {
     RunDirectory(#[from] crate::rundir::Error),
     #[error(transparent)]
     Archive(#[from] crate::image::ArchiveProblem),
+    #[error("failed to pull `{image}`")]
+    Pull {
+        image: String,
+        #[source]
+        cause: registry::Error,
+    },
+    #[error("`{image}` cannot be used: {why}")]
+    Unusable { image: String, why: Unreadable },
     #[error(transparent)]
     Unlowerable(#[from] crate::oci::Unlowerable),
     #[error("failed to start `{id}`: {}", mismatch.message)]
@@ -303,6 +320,9 @@ pub struct Edge<R, H> {
     pub host: Arc<H>,
     pub run: RunDirectory,
     pub archives: Arc<Mutex<Archives>>,
+    /// Where images come from; `None`: none are pulled.
+    pub registry: Option<Arc<dyn Registry>>,
+    pulls: Pulls,
     pub log_directory: PathBuf,
     /// The kernel's name of this boot.
     pub boot_id: String,
@@ -332,6 +352,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             host,
             run,
             archives,
+            registry: None,
+            pulls: Pulls::default(),
             log_directory,
             boot_id,
             oom_score_adj: None,
@@ -341,6 +363,12 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             crash: None,
             on_one_thread: false,
         }
+    }
+
+    /// The same, with registries to pull images from.
+    #[must_use]
+    pub fn with_registry(self, registry: Arc<dyn Registry>) -> Self {
+        Self { registry: Some(registry), ..self }
     }
 
     /// The same, where nothing blocks: one thread does everything, in an order that comes out the same each time.
@@ -421,9 +449,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         step: &Step,
         permit: Option<Permit>,
     ) -> (Result<(), Error>, Option<Permit>) {
-        // Waiting for a process to end makes nothing, and must not keep others from being made.
+        // Waiting for a process to end makes nothing, nor does waiting for a registry, and must not keep others from
+        // being made.
         let permit = match (&step.action, permit) {
-            (Action::Stop(_) | Action::RemoveStray(_), _) => None,
+            (Action::Stop(_) | Action::RemoveStray(_) | Action::Pull { .. }, _) => None,
             (
                 Action::Import { .. }
                 | Action::Prepare(_)
@@ -446,6 +475,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     async fn act(&self, step: &Step) -> Result<(), Error> {
         match &step.action {
             Action::Import { image } => self.import(image).await,
+            Action::Pull { image, known } => self.pull(image, known.as_deref()).await,
             Action::Prepare(prepare) => self.prepare(prepare).await,
             Action::Update(it) => {
                 let update = Update {
@@ -1060,6 +1090,8 @@ impl Error {
             Self::Host(_)
             | Self::RunDirectory(_)
             | Self::Archive(_)
+            | Self::Pull { .. }
+            | Self::Unusable { .. }
             | Self::Unlowerable(_)
             | Self::Mismatch { .. }
             | Self::DonorEnded { .. }
@@ -1101,6 +1133,8 @@ impl Error {
             | Self::Forgotten { .. }
             | Self::Remove { .. }
             | Self::Cleanup { .. }
+            | Self::Pull { .. }
+            | Self::Unusable { .. }
             | Self::Lost
             | Self::InVain => refusal::of("start-failed"),
         }

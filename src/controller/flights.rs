@@ -17,7 +17,7 @@ use crate::backoff::Delays;
 use crate::desired::BootTime;
 use crate::host::Host;
 use crate::observed::Leftover;
-use crate::plan::{Action, Step, StepId};
+use crate::plan::{Action, PULL_FAILED, Step, StepId, pull_lease};
 use crate::runtime::Runtime;
 use crate::status::Chain;
 use crate::workload::{InstanceId, Name};
@@ -51,6 +51,7 @@ fn keys(step: &Step) -> BTreeSet<Key> {
     match &step.action {
         // Two imports of one image would share a lease.
         Action::Import { image } => keys.extend([Key::Lease(execute::import_lease(image))]),
+        Action::Pull { image, .. } => keys.extend([Key::Lease(pull_lease(image))]),
         Action::Prepare(it) => keys.extend([Key::Lease(execute::instance_lease(&it.id))]),
         // What looks left behind may be just what a step under way is making.
         Action::Sweep(leftover) => keys.extend([match leftover {
@@ -426,6 +427,7 @@ impl Trouble {
             _ if error.is_unreachable() => "runtime-not-answering",
             _ if matches!(error, Error::DonorEnded { .. }) => "donor-vanished",
             Action::Import { .. } => "image-import-failed",
+            Action::Pull { .. } => PULL_FAILED,
             Action::Prepare(_) => "prepare-failed",
             Action::Update(_) => "update-failed",
             Action::Stop(_) => "stop-failed",
@@ -481,6 +483,7 @@ impl Cooling {
     fn done(&mut self, step: &Step, now: BootTime) -> Result<(), Error> {
         let is_delayed_otherwise = match &step.action {
             Action::Import { .. }
+            | Action::Pull { .. }
             | Action::Prepare(_)
             | Action::Stop(_)
             | Action::Finish(_)

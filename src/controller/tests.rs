@@ -8,6 +8,7 @@ mod hands;
 mod harness;
 mod imports;
 mod ipc;
+mod pulls;
 mod removals;
 mod runs;
 mod shutdown;

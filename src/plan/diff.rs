@@ -22,15 +22,17 @@ use crate::observed::{
 };
 use crate::oci::{self, Blueprint};
 use crate::workload::{
-    DEFAULT_STOP_TIMEOUT, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver, MountKind, Name,
-    OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
+    DEFAULT_STOP_TIMEOUT, ImagePullPolicy, InstanceId, Ipc, IpcDefaults, IpcMode, LogDriver,
+    MountKind, Name, OnDonorChange, RestartPolicy, Revision, Shm, WantedState, Workload,
 };
 
 mod execs;
 mod hands;
+mod pulls;
 mod shutdown;
 mod strays;
 
+pub use pulls::pull_lease;
 pub use shutdown::shutdown;
 
 /// Plans everything that brings `observed` to `desired`.
@@ -97,7 +99,7 @@ pub fn down(observed: &ObservedState, names: Option<&BTreeSet<Name>>) -> Plan {
         }
     }
     if names.is_none() {
-        sweep(&mut plan, observed, |_| true);
+        sweep(&mut plan, observed, &BTreeSet::new(), |_| true);
     }
     for (name, hand) in observed.hands.iter().filter(|it| chosen(it.0)) {
         let leftover = Leftover::Hand(name.clone(), hand.clone());
@@ -230,6 +232,8 @@ struct Planner<'a> {
     sizes: BTreeMap<&'a Source, usize>,
     /// What of [`oci::HOST_NETWORK_FILES`] is there.
     host_files: Vec<&'static str>,
+    /// Images that workloads wait for, and which.
+    waited_for: BTreeMap<String, BTreeSet<Name>>,
 }
 
 impl<'a> Planner<'a> {
@@ -257,6 +261,7 @@ impl<'a> Planner<'a> {
             strays: BTreeMap::new(),
             sizes: BTreeMap::new(),
             host_files: oci::HOST_NETWORK_FILES.into_iter().filter(is_there).collect(),
+            waited_for: BTreeMap::new(),
         }
     }
 
@@ -273,9 +278,10 @@ impl<'a> Planner<'a> {
         }
         self.plan_removals();
         self.end_unowned_strays();
+        let pulls = self.plan_pulls();
         self.sweep_hands();
         let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
-        sweep(&mut self.plan, self.observed, |name| !wanted.contains(name));
+        sweep(&mut self.plan, self.observed, &pulls, |name| !wanted.contains(name));
         self.plan
     }
 
@@ -642,6 +648,7 @@ impl<'a> Planner<'a> {
                 Some(stored) => {
                     let kept = Self::same(current, &stored);
                     self.carry_out(name, Some(current), &kept, None);
+                    self.wait_for_image(name, target, &obstacle);
                     self.remark(name, obstacle);
                 }
                 None => self.stand(name, Phase::Held, Some(obstacle), false, Some(current)),
@@ -797,7 +804,12 @@ impl<'a> Planner<'a> {
             return Some(unknown);
         }
         let image = match &target.image {
-            Some(image) if !self.is_to_be_made_from_what_is_gone(target, image) => image,
+            Some(image) if !self.is_to_be_made_from_what_is_gone(target, image) => {
+                if self.is_to_be_checked(target) {
+                    return Some(self.pull_obstacle(&image.name));
+                }
+                image
+            }
             Some(image) if self.observed.images.contains_key(&image.name) => {
                 let (name, digest) = (&image.name, short(&image.digest));
                 return no(
@@ -820,8 +832,19 @@ impl<'a> Planner<'a> {
                     ),
                 );
             }
+            _ if self.can_pull(&target.workload) => {
+                return Some(self.pull_obstacle(&target.workload.spec.image.full()));
+            }
             _ => {
                 let name = target.workload.spec.image.full();
+                let never = match target.workload.spec.image_pull_policy {
+                    ImagePullPolicy::Never if self.observed.has_registries => {
+                        ", and `imagePullPolicy: never` pulls none"
+                    }
+                    ImagePullPolicy::Never
+                    | ImagePullPolicy::Always
+                    | ImagePullPolicy::IfNotPresent => "",
+                };
                 let mut broken = self.observed.archive_problems.join("; ");
                 if !broken.is_empty() {
                     broken.insert_str(0, "; ");
@@ -829,7 +852,7 @@ impl<'a> Planner<'a> {
                 return no(
                     "image-missing",
                     format!(
-                        "image {name} is neither in containerd nor in an archive below `images` of the state directory{broken}"
+                        "image {name} is neither in containerd nor in an archive below `images` of the state directory{never}{broken}"
                     ),
                 );
             }
@@ -1017,6 +1040,10 @@ impl<'a> Planner<'a> {
             return;
         }
         let decision = decide(want, have, fit, ready, again);
+        if let (Decision::Wait(_) | Decision::FinishAndWait, Some(obstacle)) = (decision, &obstacle)
+        {
+            self.wait_for_image(name, target, obstacle);
+        }
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());
         match decision {
             Decision::Leave(phase) => {
@@ -1996,8 +2023,19 @@ fn donors_last<'a>(instances: &[&'a Instance]) -> Vec<&'a Instance> {
 }
 
 /// Steps for what no instance owns.
-fn sweep(plan: &mut Plan, observed: &ObservedState, gone: impl Fn(&Name) -> bool) {
+/// Those of pulls are not left behind: what has come so far is kept under them.
+fn sweep(
+    plan: &mut Plan,
+    observed: &ObservedState,
+    pulls: &BTreeSet<String>,
+    gone: impl Fn(&Name) -> bool,
+) {
     for leftover in &observed.leftovers {
+        if let Leftover::Lease(id) = leftover
+            && pulls.contains(id)
+        {
+            continue;
+        }
         if let Leftover::Strikes(name) = leftover
             && !gone(name)
         {

@@ -347,6 +347,7 @@ mod model {
         for (at, step) in plan.steps.iter().enumerate() {
             assert!(step.requires.iter().all(|it| it.0 < at), "{plan}");
             match &step.action {
+                Action::Pull { .. } => panic!("nothing has to be pulled here: {plan}"),
                 Action::Import { image } => {
                     let known = observed
                         .images

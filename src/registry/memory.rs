@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prost::bytes::Bytes;
 
-use super::{Error, Pieces, Reason, Registry};
+use super::{Answer, Error, Pieces, Reason, Registry};
 use crate::content::{CONFIG, Descriptor, Digest, LAYER, MANIFEST};
 
 /// What a piece of a stream has; small, so that there are several of them.
@@ -62,6 +62,15 @@ impl MemoryRegistry {
         manifest
     }
 
+    /// Gives a name whatever it is said to be.
+    pub fn put_raw(&self, image: &str, media_type: &str, bytes: &[u8]) {
+        let digest = Digest::of(bytes);
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let mut state = self.state();
+        state.content.insert(digest.clone(), Bytes::copy_from_slice(bytes));
+        state.images.insert(image.to_owned(), Descriptor::new(media_type, digest, size));
+    }
+
     /// Takes a name away.
     pub fn remove(&self, image: &str) {
         self.state().images.remove(image);
@@ -109,39 +118,50 @@ impl MemoryRegistry {
 }
 
 impl Registry for MemoryRegistry {
-    async fn resolve(&self, image: &str) -> Result<Descriptor, Error> {
-        self.call("resolve", image).await?;
-        let missing = || Error::new(Reason::NotFound, format!("there is no image `{image}`"));
-        let state = self.state();
-        let by_digest = image.split_once('@').and_then(|it| it.1.parse::<Digest>().ok());
-        let found = match by_digest {
-            Some(digest) => state.images.values().find(|it| it.digest == digest),
-            None => state.images.get(image),
-        };
-        found.cloned().ok_or_else(missing)
+    fn resolve<'a>(&'a self, image: &'a str) -> Answer<'a, Descriptor> {
+        Box::pin(async move {
+            self.call("resolve", image).await?;
+            let missing = || Error::new(Reason::NotFound, format!("there is no image `{image}`"));
+            let state = self.state();
+            let by_digest = image.split_once('@').and_then(|it| it.1.parse::<Digest>().ok());
+            let found = match by_digest {
+                Some(digest) => state.images.values().find(|it| it.digest == digest),
+                None => state.images.get(image),
+            };
+            found.cloned().ok_or_else(missing)
+        })
     }
 
-    async fn read(&self, _: &str, content: &Descriptor) -> Result<Vec<u8>, Error> {
-        self.call("read", content.digest.as_str()).await?;
-        Ok(self.content(content)?.to_vec())
+    fn read<'a>(&'a self, _: &'a str, content: &'a Descriptor) -> Answer<'a, Vec<u8>> {
+        Box::pin(async move {
+            self.call("read", content.digest.as_str()).await?;
+            Ok(self.content(content)?.to_vec())
+        })
     }
 
-    async fn stream(&self, _: &str, content: &Descriptor, offset: u64) -> Result<Pieces, Error> {
-        self.call("stream", &format!("{} from {offset}", content.digest)).await?;
-        let bytes = self.content(content)?;
-        let cut = self.state().cuts.pop_front();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-        let mut pieces: Vec<Result<Bytes, Error>> = Vec::new();
-        let mut left = cut.unwrap_or(u64::MAX);
-        for piece in bytes[from..].chunks(PIECE) {
-            let length = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
-            pieces.push(Ok(Bytes::copy_from_slice(&piece[..length])));
-            left -= u64::try_from(length).unwrap_or(u64::MAX);
-            if left == 0 {
-                pieces.push(Err(Error::new(Reason::Silent, "the connection was cut")));
-                break;
+    fn stream<'a>(
+        &'a self,
+        _: &'a str,
+        content: &'a Descriptor,
+        offset: u64,
+    ) -> Answer<'a, Pieces> {
+        Box::pin(async move {
+            self.call("stream", &format!("{} from {offset}", content.digest)).await?;
+            let bytes = self.content(content)?;
+            let cut = self.state().cuts.pop_front();
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let mut pieces: Vec<Result<Bytes, Error>> = Vec::new();
+            let mut left = cut.unwrap_or(u64::MAX);
+            for piece in bytes[from..].chunks(PIECE) {
+                let length = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+                pieces.push(Ok(Bytes::copy_from_slice(&piece[..length])));
+                left -= u64::try_from(length).unwrap_or(u64::MAX);
+                if left == 0 {
+                    pieces.push(Err(Error::new(Reason::Silent, "the connection was cut")));
+                    break;
+                }
             }
-        }
-        Ok(Box::pin(tokio_stream::iter(pieces)))
+            Ok(Box::pin(tokio_stream::iter(pieces)) as Pieces)
+        })
     }
 }

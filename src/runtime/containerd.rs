@@ -31,8 +31,8 @@ use self::record::{Kind, LEASE, NAME, READOPTED, REVISION, Record, filter};
 use self::store::Store;
 use self::tasks::{Listed, Tasks};
 use super::{
-    Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
-    Tell, Update, verb,
+    Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance, Objects,
+    Runtime, Streams, Tell, Update, verb,
 };
 use crate::content::chain_ids;
 use crate::observed::{RuntimeProcess, Task};
@@ -571,6 +571,15 @@ impl Runtime for Containerd {
     async fn put_blob(&self, lease: &str, blob: Blob<'_>) -> Result<(), Error> {
         let digest = blob.digest.clone();
         self.store.write(lease, blob).await.during(verb::PUT_BLOB, digest)
+    }
+
+    async fn open_blob(
+        &self,
+        lease: &str,
+        blob: &NewBlob,
+    ) -> Result<Option<Box<dyn BlobWriter>>, Error> {
+        let opened = self.store.open(lease, blob).await.during(verb::OPEN_BLOB, &blob.digest)?;
+        Ok(opened.map(|it| Box::new(it) as Box<dyn BlobWriter>))
     }
 
     async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {

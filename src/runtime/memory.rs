@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
+use prost::bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Blob, Container, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime,
-    Streams, Tell, Update, verb,
+    Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance,
+    Objects, Runtime, Streams, Tell, Update, Written, verb,
 };
 use crate::content::Digest;
 use crate::observed::{Image, ImagePlace, Stray, Task};
@@ -59,6 +60,8 @@ struct State {
     leases: BTreeSet<String>,
     images: BTreeMap<String, Image>,
     blobs: BTreeSet<String>,
+    /// What has come so far of blobs, and under which lease.
+    partial: BTreeMap<String, (String, Vec<u8>)>,
     answers: Answers,
     /// Programs that end by themselves as soon as they start.
     endings: BTreeMap<Name, u32>,
@@ -119,6 +122,7 @@ impl Default for MemoryRuntime {
             leases: BTreeSet::new(),
             images: BTreeMap::new(),
             blobs: BTreeSet::new(),
+            partial: BTreeMap::new(),
             answers: Answers::Well,
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
@@ -446,6 +450,69 @@ impl MemoryRuntime {
     }
 }
 
+/// A blob of the model that is being written.
+struct MemoryWriter {
+    runtime: MemoryRuntime,
+    blob: NewBlob,
+    offset: u64,
+}
+
+impl MemoryWriter {
+    fn perform(
+        &self,
+        effect: impl FnOnce(&mut Vec<u8>) -> Result<bool, Refusal>,
+    ) -> Result<(), Error> {
+        let digest = self.blob.digest.as_str();
+        self.runtime.look(verb::OPEN_BLOB, digest, |state| {
+            let Some((lease, mut content)) = state.partial.remove(digest) else {
+                return Err(Refusal(ErrorKind::Missing, "nobody writes it any more"));
+            };
+            if effect(&mut content)? {
+                state.blobs.insert(digest.to_owned());
+            } else {
+                state.partial.insert(digest.to_owned(), (lease, content));
+            }
+            Ok(())
+        })
+    }
+}
+
+impl BlobWriter for MemoryWriter {
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn write(&mut self, piece: Bytes) -> Written<'_> {
+        let written = self.perform(|content| {
+            content.extend_from_slice(&piece);
+            if u64::try_from(content.len()).unwrap_or(u64::MAX) > self.blob.size {
+                return Err(WRONG_CONTENT);
+            }
+            Ok(false)
+        });
+        if written.is_ok() {
+            self.offset += u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        }
+        Box::pin(std::future::ready(written))
+    }
+
+    fn commit(self: Box<Self>) -> Written<'static> {
+        let is_whole = self.offset >= self.blob.size;
+        let committed = self.perform(|content| match Digest::of(content) == self.blob.digest {
+            true => Ok(true),
+            false if is_whole => Err(WRONG_CONTENT),
+            false => Ok(false),
+        });
+        let committed = committed.and_then(|()| {
+            let digest = self.blob.digest.as_str();
+            self.runtime.look(verb::OPEN_BLOB, digest, |state| {
+                if state.blobs.contains(digest) { Ok(()) } else { Err(WRONG_CONTENT) }
+            })
+        });
+        Box::pin(std::future::ready(committed))
+    }
+}
+
 /// 2026-01-01T01:00:00Z, when the clock of a host in memory begins.
 const BEGINNING_MS: i64 = 1_767_229_200_000;
 
@@ -457,6 +524,8 @@ struct Refusal(ErrorKind, &'static str);
 const HUNG: Refusal = Refusal(ErrorKind::Unreachable, "its shim does not answer");
 const OBJECTLESS: Refusal =
     Refusal(ErrorKind::Refused, "its container object is gone and its task is not");
+const WRONG_CONTENT: Refusal =
+    Refusal(ErrorKind::Refused, "its content is not what its digest says");
 const NO_LEASE: Refusal = Refusal(ErrorKind::Missing, "there is no such lease");
 const NO_CONTAINER: Refusal = Refusal(ErrorKind::Missing, "there is no such container");
 const NO_TASK: Refusal = Refusal(ErrorKind::Missing, "it has no task");
@@ -622,10 +691,28 @@ impl Runtime for MemoryRuntime {
                 length += u64::try_from(n).unwrap_or(u64::MAX);
             }
             if length != size || Digest::finish(hasher).as_str() != digest {
-                return Err(Refusal(ErrorKind::Refused, "its content is not what its digest says"));
+                return Err(WRONG_CONTENT);
             }
             state.blobs.insert(digest.clone());
             Ok(())
+        })
+    }
+
+    async fn open_blob(
+        &self,
+        lease: &str,
+        blob: &NewBlob,
+    ) -> Result<Option<Box<dyn BlobWriter>>, Error> {
+        self.perform(verb::OPEN_BLOB, blob.digest.as_str(), |state| {
+            state.check_lease(lease)?;
+            if state.blobs.contains(blob.digest.as_str()) {
+                return Ok(None);
+            }
+            let (lease, digest) = (lease.to_owned(), blob.digest.to_string());
+            let partial = state.partial.entry(digest).or_insert((lease, Vec::new()));
+            let offset = u64::try_from(partial.1.len()).unwrap_or(u64::MAX);
+            let (runtime, blob) = (self.clone(), blob.clone());
+            Ok(Some(Box::new(MemoryWriter { runtime, blob, offset }) as Box<dyn BlobWriter>))
         })
     }
 
@@ -653,6 +740,7 @@ impl Runtime for MemoryRuntime {
     async fn remove_lease(&self, id: &str) -> Result<(), Error> {
         self.perform(verb::REMOVE_LEASE, id, |state| {
             state.leases.remove(id);
+            state.partial.retain(|_, it| it.0 != id);
             Ok(())
         })
     }

@@ -91,6 +91,7 @@ impl Event {
     pub fn done(step: &Step) -> Self {
         let (kind, r#type, reason) = match &step.action {
             Action::Import { .. } => (EventKind::Step, EventType::Normal, "imported"),
+            Action::Pull { .. } => (EventKind::Step, EventType::Normal, "pulled"),
             Action::Prepare(_) => (EventKind::Step, EventType::Normal, "prepared"),
             Action::Update(_) => (EventKind::Step, EventType::Normal, "updated"),
             Action::Stop(_) => (EventKind::Step, EventType::Normal, "stopped"),

@@ -11,7 +11,7 @@ use super::{Item, Status};
 use crate::content::hex;
 use crate::desired::Wanted;
 use crate::observed::Hand;
-use crate::plan::{Plan, StepId};
+use crate::plan::{Cause, Plan, Step, StepId};
 use crate::workload::Name;
 
 /// A digest of all that is asked for of a workload: by its manifest, and by a person.
@@ -28,13 +28,18 @@ pub fn troubles(
     told: &Status,
     asked: impl Fn(&str) -> String,
 ) -> BTreeMap<String, Item> {
-    let left: BTreeSet<&str> =
-        plan.steps.iter().filter_map(|it| it.name.as_ref()).map(Name::as_str).collect();
+    let left: BTreeSet<&str> = plan.steps.iter().flat_map(of).map(Name::as_str).collect();
     let is_same = |it: &&Item| {
         left.contains(it.name.as_str())
             && it.tried.as_ref().is_some_and(|tried| *tried == asked(&it.name))
     };
     told.items.iter().filter(is_same).map(|it| (it.name.clone(), it.clone())).collect()
+}
+
+/// The workload of a step, or those that wait for what it brings.
+fn of(step: &Step) -> impl Iterator<Item = &Name> {
+    let wanted = if let Cause::Wanted(names) = &step.cause { Some(names) } else { None };
+    step.name.iter().chain(wanted.into_iter().flatten())
 }
 
 /// Whether all that is left of a plan waits for what fails. What belongs to no workload is swept beside everything
@@ -43,10 +48,12 @@ pub fn is_stuck(plan: &Plan, troubles: &BTreeMap<String, Item>) -> bool {
     let mut stuck: BTreeSet<StepId> = BTreeSet::new();
     // Every step comes after those that it requires.
     for (at, step) in plan.steps.iter().enumerate() {
-        let fails = step.name.as_ref().is_some_and(|it| troubles.contains_key(it.as_str()));
+        let mut of = of(step).peekable();
+        let is_of_somebody = of.peek().is_some();
+        let fails = is_of_somebody && of.all(|it| troubles.contains_key(it.as_str()));
         if fails || step.requires.iter().any(|it| stuck.contains(it)) {
             stuck.insert(StepId(at));
-        } else if step.name.is_some() {
+        } else if is_of_somebody {
             return false;
         }
     }

@@ -1,6 +1,6 @@
 //! What every runtime keeps: one list of cases, run on the model in memory and on each real containerd.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,11 +9,12 @@ use evenkeel::content::Digest;
 use evenkeel::desired::{BootTime, Origin, Source};
 use evenkeel::observed::{End, Image, ImagePlace, Run, Task};
 use evenkeel::runtime::{
-    Blob, Container, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime,
-    Streams, Tell, Update, verb,
+    Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance,
+    Objects, Runtime, Streams, Tell, Update, verb,
 };
 use evenkeel::workload::{InstanceId, IpcDefaults, IpcMode, Signal, Workload};
 use oci_spec::runtime::Spec;
+use prost::bytes::Bytes;
 
 mod containerd;
 mod memory;
@@ -149,6 +150,8 @@ cases!(
     an_instance_of_a_missing_image_cannot_be_prepared,
     a_blob_that_is_not_what_it_says_is_refused,
     a_blob_can_be_stored_twice,
+    a_blob_that_comes_in_pieces_goes_on_where_it_was_left_off,
+    what_came_of_a_blob_is_thrown_away_if_it_can_never_be_it,
     a_task_without_its_container_is_an_orphan_and_can_be_removed,
     a_container_of_somebody_else_is_left_alone,
     a_hung_shim_makes_its_own_task_unknown_and_no_other,
@@ -827,6 +830,61 @@ async fn a_blob_that_is_not_what_it_says_is_refused(harness: &mut impl Harness) 
     assert_eq!(kind(put(harness, &digest, size - 1, &content).await), ErrorKind::Refused);
     // What failed does not stand in the way of the right one.
     put(harness, &digest, size, &content).await.unwrap();
+}
+
+fn new_blob(content: &[u8]) -> NewBlob {
+    let size = u64::try_from(content.len()).unwrap();
+    NewBlob { digest: Digest::of(content), size, labels: BTreeMap::new() }
+}
+
+async fn open(harness: &impl Harness, blob: &NewBlob) -> Box<dyn BlobWriter> {
+    harness.runtime().open_blob(LEASE, blob).await.unwrap().expect("it is not there")
+}
+
+async fn a_blob_that_comes_in_pieces_goes_on_where_it_was_left_off(harness: &mut impl Harness) {
+    harness.runtime().lease(LEASE).await.unwrap();
+    // No piece of it is like another.
+    let content: Vec<u8> =
+        (0..3_000_000_u32).map(|n| (n / 251 + n % 249).to_le_bytes()[0]).collect();
+    let blob = new_blob(&content);
+    let mut writer = open(harness, &blob).await;
+    assert_eq!(writer.offset(), 0);
+    for piece in content[..2_500_000].chunks(100_001) {
+        writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
+    }
+    assert_eq!(writer.offset(), 2_500_000);
+    drop(writer);
+    let mut writer = open(harness, &blob).await;
+    let offset = usize::try_from(writer.offset()).unwrap();
+    assert!((2_000_000..=2_500_000).contains(&offset), "{offset}");
+    writer.write(Bytes::copy_from_slice(&content[offset..2_800_000])).await.unwrap();
+    // It breaks off: what is there is kept.
+    assert_eq!(kind(writer.commit().await), ErrorKind::Refused);
+    let mut writer = open(harness, &blob).await;
+    assert_eq!(writer.offset(), 2_800_000);
+    writer.write(Bytes::copy_from_slice(&content[2_800_000..])).await.unwrap();
+    writer.commit().await.unwrap();
+    assert!(harness.runtime().open_blob(LEASE, &blob).await.unwrap().is_none());
+    // The other way to store it knows it too.
+    put(harness, &blob.digest, blob.size, &[]).await.unwrap();
+}
+
+async fn what_came_of_a_blob_is_thrown_away_if_it_can_never_be_it(harness: &mut impl Harness) {
+    harness.runtime().lease(LEASE).await.unwrap();
+    let content = vec![b'x'; 1_500_000];
+    let blob = new_blob(&content);
+    let mut writer = open(harness, &blob).await;
+    writer.write(Bytes::from(vec![b'y'; 1_500_000])).await.unwrap();
+    assert_eq!(kind(writer.commit().await), ErrorKind::Refused);
+    let mut writer = open(harness, &blob).await;
+    assert_eq!(writer.offset(), 0, "what was wrong");
+    writer.write(Bytes::copy_from_slice(&content)).await.unwrap();
+    assert_eq!(kind(writer.write(Bytes::from_static(b"x")).await), ErrorKind::Refused);
+    drop(writer);
+    let mut writer = open(harness, &blob).await;
+    assert_eq!(writer.offset(), 0, "what was too long");
+    writer.write(Bytes::copy_from_slice(&content)).await.unwrap();
+    writer.commit().await.unwrap();
 }
 
 async fn a_blob_can_be_stored_twice(harness: &mut impl Harness) {

@@ -160,6 +160,14 @@ fn every_reason_that_the_sources_give_is_explained_and_no_other() {
         reasons.extend(words_after(source, "blocker(\""));
         reasons.extend(words_after(source, "refusal::of(\""));
     }
+    // What a workload waits for that waits for its image, and why that does not come.
+    let plan = read("src/plan.rs");
+    reasons.extend(words_after(&plan, "PULLING: &str = \""));
+    reasons.extend(words_after(&plan, "PULL_FAILED: &str = \""));
+    reasons.extend(words_after(&read("src/registry.rs"), "=> \""));
+    let pull = read("src/controller/execute/pull.rs");
+    let (_, pull) = pull.split_once("fn reason(error").unwrap();
+    reasons.extend(words_after(pull.split("\n}").next().unwrap(), "        \""));
     // What a step that failed is shown as.
     let flights = read("src/controller/flights.rs");
     let (_, troubles) = flights.split_once("let reason = match &step.action {").unwrap();

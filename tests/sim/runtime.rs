@@ -12,8 +12,8 @@ use evenkeel::observed::{FileKind, HandKind, Image, Stray, Task, View};
 use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{
-    Blob, Error, ErrorKind, Exec, LogTarget, NewImage, NewInstance, Objects, Runtime, Streams,
-    Tell, Update, verb,
+    Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance, Objects,
+    Runtime, Streams, Tell, Update, verb,
 };
 use evenkeel::workload::{Bytes, InstanceId, Signal};
 use tokio::sync::watch;
@@ -380,6 +380,14 @@ impl Runtime for SimRuntime {
 
     async fn put_blob(&self, lease: &str, blob: Blob<'_>) -> Result<(), Error> {
         self.world.memory.put_blob(lease, blob).await
+    }
+
+    async fn open_blob(
+        &self,
+        lease: &str,
+        blob: &NewBlob,
+    ) -> Result<Option<Box<dyn BlobWriter>>, Error> {
+        self.world.memory.open_blob(lease, blob).await
     }
 
     async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {

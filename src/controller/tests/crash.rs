@@ -1,6 +1,7 @@
 //! The controller dies after each single effect; the next one gets to where it would have got.
 
 use super::*;
+use crate::registry::memory::MemoryRegistry;
 
 struct Scenario {
     what: &'static str,
@@ -24,6 +25,17 @@ const SCENARIOS: &[Scenario] = &[
                 "a",
                 r#""ipcMode": "shareable", "mounts": [{"type": "bind", "source": "/made", "target": "/x", "create": true}]"#,
             );
+        },
+    },
+    Scenario {
+        what: "a start from a registry",
+        before: &[BYSTANDER],
+        change: |it| {
+            let registry = MemoryRegistry::default();
+            registry.put("docker.io/library/web:1", &[b'x'; 20_000]);
+            registry.cut_next(10_000);
+            it.registry = Some(registry);
+            it.want("a", r#""image": "web:1""#);
         },
     },
     Scenario {

@@ -12,6 +12,7 @@ use crate::host::memory::{Lost, MemoryHost, process_of};
 use crate::image::Archives;
 use crate::observed::{HandKind, Image, ImageConfig, ImagePlace, Published};
 use crate::plan::LogDefaults;
+use crate::registry::memory::MemoryRegistry;
 use crate::rundir::RunDirectory;
 use crate::runtime::memory::MemoryRuntime;
 use crate::status::Item;
@@ -29,6 +30,8 @@ pub(super) struct Harness {
     pub(super) wanted: DesiredState,
     pub(super) desired: watch::Sender<Option<Arc<DesiredState>>>,
     pub(super) policy: watch::Sender<Arc<Policy>>,
+    /// Where images come from; `None`: none are pulled.
+    pub(super) registry: Option<MemoryRegistry>,
     status: watch::Receiver<Option<Arc<Status>>>,
     controller: Option<(JoinHandle<Ended>, oneshot::Sender<()>)>,
     /// When each instance was started.
@@ -117,6 +120,7 @@ impl Harness {
             wanted,
             policy: watch::Sender::new(Arc::new(policy)),
             status: watch::channel(None).1,
+            registry: None,
             controller: None,
             starts: Vec::new(),
             begun: Instant::now(),
@@ -195,14 +199,18 @@ impl Harness {
 
     pub(super) fn edge(&self) -> Edge<MemoryRuntime, MemoryHost> {
         let boot_id = self.host.observe(&Ask::default()).unwrap().boot_id;
-        Edge::new(
+        let edge = Edge::new(
             self.runtime.clone(),
             Arc::new(self.host.clone()),
             self.run_directory(),
             Archives::new(vec![self.directory.path().join("images")]),
             self.log_directory(),
             boot_id,
-        )
+        );
+        match &self.registry {
+            Some(registry) => edge.with_registry(Arc::new(registry.clone())),
+            None => edge,
+        }
     }
 
     pub(super) fn run_directory(&self) -> RunDirectory {

@@ -21,11 +21,12 @@ impl Plan {
     pub fn only(self, names: &BTreeSet<Name>) -> Self {
         let mut kept = BTreeSet::new();
         for (at, step) in self.steps.iter().enumerate().rev() {
-            let is_theirs = match (&step.name, &step.action) {
-                (Some(name), _) | (None, Action::Sweep(Leftover::Hand(name, _))) => {
+            let is_theirs = match (&step.name, &step.action, &step.cause) {
+                (Some(name), _, _) | (None, Action::Sweep(Leftover::Hand(name, _)), _) => {
                     names.contains(name)
                 }
-                (None, _) => false,
+                (None, _, Cause::Wanted(by)) => !by.is_disjoint(names),
+                (None, _, _) => false,
             };
             if is_theirs || kept.contains(&StepId(at)) {
                 kept.insert(StepId(at));

@@ -15,19 +15,20 @@ use containerd_client::services::v1::{
     WriteAction, WriteContentRequest,
 };
 use containerd_client::types;
+use prost::bytes::{Bytes, BytesMut};
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::link::{Fault, Link, Tolerate as _};
+use super::link::{During as _, Fault, Link, Tolerate as _};
 use super::record::{name_filters, plain};
 use super::{LIST_LIMIT, METADATA_LIMIT};
 use crate::content::{
-    Blob, Descriptor, JSON_LIMIT, NewImage, Target, architecture, chain_ids, choose, parse_config,
-    parse_target,
+    Blob, Descriptor, JSON_LIMIT, NewBlob, NewImage, Target, architecture, chain_ids, choose,
+    parse_config, parse_target,
 };
 use crate::observed::{Image, ImageConfig, ImagePlace};
-use crate::runtime::ErrorKind;
+use crate::runtime::{BlobWriter, ErrorKind, Written, verb};
 
 /// What is sent at once; containerd takes at most 16 MiB, and each piece waits for its answer.
 const PIECE: usize = 1 << 20;
@@ -117,13 +118,35 @@ impl Store {
     /// Puts one blob into the content store under a lease; one that is there only gets the lease and its labels.
     pub(super) async fn write(&self, lease: &str, blob: Blob<'_>) -> Result<(), Fault> {
         let link = self.link.under(lease)?;
-        let reference = format!("evenkeel-{}", blob.digest);
+        let Some(writing) = self.begin(&link, &blob.digest, blob.size, &blob.labels).await? else {
+            return Ok(());
+        };
+        let reference = reference(&blob.digest);
+        match writing.send(&link, blob).await {
+            // Another one was faster.
+            Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
+            Err(fault) => {
+                abort(&link, reference).await;
+                Err(fault)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Asks for the right to write a blob. `None`: it is there, and has the labels.
+    async fn begin(
+        &self,
+        link: &Link,
+        digest: &str,
+        size: u64,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Option<Writing>, Fault> {
         let mut tries = 0;
-        let writing = loop {
-            match Writing::open(&link, &reference, &blob.digest, blob.size).await {
-                Ok(writing) => break writing,
+        loop {
+            match Writing::open(link, &reference(digest), digest, size).await {
+                Ok(writing) => return Ok(Some(writing)),
                 Err(fault) if fault.kind == ErrorKind::Conflict => {
-                    return self.relabel(&link, &blob.digest, &blob.labels).await;
+                    return self.relabel(link, digest, labels).await.map(|()| None);
                 }
                 Err(fault) if fault.says("locked") && tries < LOCKED_TRIES => {
                     tries += 1;
@@ -131,22 +154,25 @@ impl Store {
                 }
                 Err(fault) => return Err(fault),
             }
-        };
-        match writing.send(&link, blob).await {
-            // Another one was faster.
-            Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
-            Err(fault) => {
-                // The rest of it would stay until the lease is gone; failing to tidy up changes nothing.
-                drop(
-                    link.answer(
-                        METADATA_LIMIT,
-                        link.content().abort(AbortRequest { r#ref: reference }),
-                    )
-                    .await,
-                );
-                Err(fault)
+        }
+    }
+
+    /// Begins to write a blob as it comes, or goes on with it. `None`: it is there.
+    pub(super) async fn open(&self, lease: &str, blob: &NewBlob) -> Result<Option<Writer>, Fault> {
+        let link = self.link.under(lease)?;
+        let digest = blob.digest.as_str();
+        loop {
+            let begun = self.begin(&link, digest, blob.size, &blob.labels).await?;
+            let Some(writing) = begun else { return Ok(None) };
+            if writing.offset > blob.size {
+                // Nothing that was ever right.
+                drop(writing);
+                abort(&link, reference(digest)).await;
+                continue;
             }
-            Ok(()) => Ok(()),
+            let sent = writing.offset;
+            let blob = blob.clone();
+            return Ok(Some(Writer { link, writing, blob, sent, waiting: BytesMut::new() }));
         }
     }
 
@@ -411,10 +437,119 @@ impl Store {
     }
 }
 
+/// The name under which a blob is written, as long as it is not complete.
+fn reference(digest: &str) -> String {
+    format!("evenkeel-{digest}")
+}
+
+/// Throws away what was written of a blob. It would stay until the lease is gone; failing to tidy up changes nothing.
+async fn abort(link: &Link, reference: String) {
+    let request = AbortRequest { r#ref: reference };
+    drop(link.answer(METADATA_LIMIT, link.content().abort(request)).await);
+}
+
+/// See [`BlobWriter`]. Sends large pieces, however small those are that come.
+pub(super) struct Writer {
+    link: Link,
+    writing: Writing,
+    blob: NewBlob,
+    /// What containerd has of it.
+    sent: u64,
+    /// What comes after that.
+    waiting: BytesMut,
+}
+
+impl Writer {
+    async fn take(&mut self, piece: &[u8]) -> Result<(), Fault> {
+        if self.offset() + size_of(piece) > self.blob.size {
+            abort(&self.link, reference(self.blob.digest.as_str())).await;
+            return Err(self.not_as_said());
+        }
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.len().min(PIECE - self.waiting.len()));
+            self.waiting.extend_from_slice(part);
+            rest = after;
+            if self.waiting.len() == PIECE {
+                self.flush(WriteAction::Write, PIECE_LIMIT).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, action: WriteAction, limit: Duration) -> Result<(), Fault> {
+        let is_last = action == WriteAction::Commit;
+        let data = self.waiting.split().to_vec();
+        let length = size_of(&data);
+        let request = WriteContentRequest {
+            action: action.into(),
+            total: i64::try_from(self.blob.size).unwrap_or(i64::MAX),
+            expected: self.blob.digest.to_string(),
+            offset: i64::try_from(self.sent).unwrap_or(i64::MAX),
+            data,
+            labels: if is_last { plain(&self.blob.labels) } else { HashMap::new() },
+            ..Default::default()
+        };
+        self.writing.ask(&self.link, request, limit).await?;
+        self.sent += length;
+        Ok(())
+    }
+
+    /// Everything is there now, or all that came before it ended.
+    async fn finish(mut self) -> Result<(), Fault> {
+        if self.offset() < self.blob.size {
+            // What is there of it is good for the next try.
+            self.flush(WriteAction::Write, PIECE_LIMIT).await?;
+            return Err(self.not_as_said());
+        }
+        match self.flush(WriteAction::Commit, LAYER_LIMIT).await {
+            // Another one was faster.
+            Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
+            Err(fault) if fault.kind == ErrorKind::Unreachable => Err(fault),
+            Err(fault) => {
+                abort(&self.link, reference(self.blob.digest.as_str())).await;
+                Err(fault)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn not_as_said(&self) -> Fault {
+        let NewBlob { digest, size, .. } = &self.blob;
+        Fault::refused(format!("blob `{digest}` is not {size} bytes long"))
+    }
+}
+
+impl BlobWriter for Writer {
+    fn offset(&self) -> u64 {
+        self.sent + size_of(&self.waiting)
+    }
+
+    fn write(&mut self, piece: Bytes) -> Written<'_> {
+        Box::pin(async move {
+            let written = self.take(&piece).await;
+            written.during(verb::OPEN_BLOB, &self.blob.digest)
+        })
+    }
+
+    fn commit(self: Box<Self>) -> Written<'static> {
+        Box::pin(async move {
+            let digest = self.blob.digest.clone();
+            self.finish().await.during(verb::OPEN_BLOB, digest)
+        })
+    }
+}
+
+fn size_of(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
 /// A blob that is being written. Its reference is locked until the stream ends.
 struct Writing {
     requests: mpsc::Sender<WriteContentRequest>,
     answers: tonic::Streaming<containerd_client::services::v1::WriteContentResponse>,
+    /// What was there when it was opened.
+    offset: u64,
 }
 
 impl Writing {
@@ -432,8 +567,21 @@ impl Writing {
         debug_assert!(sent.is_ok(), "the queue is new and has room");
         let call = async { link.content().write(ReceiverStream::new(queue)).await };
         let mut answers = link.answer(PIECE_LIMIT, call).await?;
-        link.next(PIECE_LIMIT, &mut answers).await?;
-        Ok(Self { requests, answers })
+        let status = link.next(PIECE_LIMIT, &mut answers).await?;
+        let offset = u64::try_from(status.offset).unwrap_or_default();
+        Ok(Self { requests, answers, offset })
+    }
+
+    /// Sends one request and waits for its answer.
+    async fn ask(
+        &mut self,
+        link: &Link,
+        request: WriteContentRequest,
+        limit: Duration,
+    ) -> Result<(), Fault> {
+        // A closed queue means that the answer says why.
+        drop(self.requests.send(request).await);
+        link.next(limit, &mut self.answers).await.map(drop)
     }
 
     /// Sends everything and commits. What an earlier attempt left under the reference is overwritten.
@@ -461,10 +609,8 @@ impl Writing {
                 labels: if is_last { plain(&labels) } else { HashMap::new() },
                 ..Default::default()
             };
-            // A closed queue means that the answer says why.
-            drop(self.requests.send(request).await);
             let limit = if is_last { LAYER_LIMIT } else { PIECE_LIMIT };
-            link.next(limit, &mut self.answers).await?;
+            self.ask(link, request, limit).await?;
             if is_last {
                 return Ok(());
             }

@@ -9,7 +9,8 @@ use evenkeel::desired::{Origin, Source};
 use evenkeel::observed::{Image, ImageConfig, ImagePlace};
 use evenkeel::runtime::containerd::{Containerd, Settings};
 use evenkeel::runtime::{
-    Blob, Error, ErrorKind, Exec, LogTarget, NewInstance, Runtime as _, Streams, Tell, Update,
+    Blob, Error, ErrorKind, Exec, LogTarget, NewBlob, NewInstance, Runtime as _, Streams, Tell,
+    Update,
 };
 use evenkeel::workload::{InstanceId, IpcDefaults, Signal};
 use tokio::io::AsyncReadExt as _;
@@ -142,6 +143,10 @@ async fn every_verb_comes_back_from_a_containerd_that_never_answers() {
                 let labels = [("a".to_owned(), "b".to_owned())].into();
                 it.put_blob(LEASE, Blob { digest, size: 1, labels, content }).await
             }
+        };
+        "open_blob": 60, UNREACHABLE, it => {
+            let blob = NewBlob { digest: Digest::of(b"x"), size: 1, labels: [].into() };
+            async move { it.open_blob(LEASE, &blob).await.map(drop) }
         };
         "put_image": 20, UNREACHABLE, it => async move {
             let Image { name, digest, config, .. } = image();

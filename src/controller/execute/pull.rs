@@ -1,0 +1,345 @@
+//! Brings an image from its registry into the runtime's store.
+//!
+//! Everything that comes is kept under one lease until the image is recorded, and what is there is not asked for again:
+//! whoever is interrupted, the next one goes on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio_stream::StreamExt as _;
+
+use super::{Edge, Error};
+use crate::content::{
+    Blob, Descriptor, Manifest, NewBlob, NewImage, Target, Unreadable, architecture, choose,
+    parse_config, parse_target, references,
+};
+use crate::desired::BootTime;
+use crate::host::Host;
+use crate::observed::{Progress, Pull, PullFailure};
+use crate::plan::pull_lease;
+use crate::registry::{self, Reason, Registry};
+use crate::runtime::Runtime;
+use crate::status::Chain;
+
+/// Images that are pulled at the same time, and layers of each.
+const IMAGES: usize = 3;
+
+/// How often a layer is tried while more and more of it comes.
+const TRIES: u32 = 5;
+
+/// The pause between two of those.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The first delay after a pull that failed, and the longest; each is twice the one before it.
+const DELAY: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// Indexes in indexes: two are unusual.
+const INDEX_DEPTH: usize = 4;
+
+/// What is known of pulls, and how many there may be.
+pub(super) struct Pulls {
+    known: Mutex<BTreeMap<String, Pull>>,
+    permits: Semaphore,
+    begun: Notify,
+}
+
+impl Default for Pulls {
+    fn default() -> Self {
+        Self { known: Mutex::default(), permits: Semaphore::new(IMAGES), begun: Notify::new() }
+    }
+}
+
+impl Pulls {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Pull>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, image: &str) {
+        self.known().entry(image.to_owned()).or_default().under_way = Some(Progress::default());
+        self.begun.notify_one();
+    }
+
+    fn change(&self, image: &str, change: impl FnOnce(&mut Progress)) {
+        if let Some(Pull { under_way: Some(progress), .. }) = self.known().get_mut(image) {
+            change(progress);
+        }
+    }
+
+    fn end(&self, image: &str, result: &Result<(), Error>, now: BootTime, boot_id: &str) {
+        let mut known = self.known();
+        let pull = known.entry(image.to_owned()).or_default();
+        pull.under_way = None;
+        pull.asked = Some(now);
+        pull.failure = result.as_ref().err().map(|error| {
+            let count = pull.failure.as_ref().map_or(0, |it| it.count).saturating_add(1);
+            let delay = delay(count, &format!("{image} {boot_id} {count}"));
+            PullFailure {
+                reason: reason(error),
+                message: Chain(error).to_string(),
+                count,
+                at: now,
+                until: now + delay.max(asked_delay(error)),
+            }
+        });
+    }
+}
+
+/// The delay after so many failures. Boxes that fail together do not try again together, and each does the same every
+/// time that it is looked at.
+fn delay(count: u32, salt: &str) -> Duration {
+    let delay = DELAY.saturating_mul(1 << count.saturating_sub(1).min(16)).min(LONGEST);
+    let digest = crate::content::Digest::of(salt.as_bytes());
+    let share = u32::from_str_radix(&digest.hex()[..4], 16).unwrap_or(0) * 400 / 0xffff;
+    delay * (800 + share) / 1000
+}
+
+/// How long the registry asks to be left alone.
+fn asked_delay(error: &Error) -> Duration {
+    let Error::Pull { cause, .. } = error else { return Duration::ZERO };
+    cause.retry_after.unwrap_or_default()
+}
+
+fn reason(error: &Error) -> &'static str {
+    if let Error::Pull { cause, .. } = error {
+        cause.reason.code()
+    } else if matches!(error, Error::Unusable { .. }) {
+        "image-unusable"
+    } else if error.is_unreachable() {
+        "runtime-not-answering"
+    } else if Chain(error).to_string().contains("no space left on device") {
+        "disk-full"
+    } else {
+        "store-failed"
+    }
+}
+
+impl<R: Runtime, H: Host> Edge<R, H> {
+    /// What is known of pulls of these images; the rest is forgotten.
+    pub(in crate::controller) fn pulls_of(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> BTreeMap<String, Pull> {
+        let mut known = self.pulls.known();
+        known.retain(|image, it| it.under_way.is_some() || is_wanted(image));
+        known.clone()
+    }
+
+    /// Waits until a pull has begun.
+    pub async fn until_pulling(&self) {
+        self.pulls.begun.notified().await;
+    }
+
+    /// What is under way, by image.
+    pub fn progress(&self) -> BTreeMap<String, Progress> {
+        let known = self.pulls.known();
+        known.iter().filter_map(|(image, it)| Some((image.clone(), it.under_way?))).collect()
+    }
+
+    pub(super) async fn pull(&self, image: &str, known: Option<&str>) -> Result<(), Error> {
+        let Some(registry) = self.registry.clone() else {
+            let cause = registry::Error::new(Reason::Settings, "no registries are to be asked");
+            return Err(Error::Pull { image: image.to_owned(), cause });
+        };
+        let _one_of_few = self.pulls.permits.acquire().await.map_err(|_| Error::Lost)?;
+        self.pulls.begin(image);
+        // However it ends, and if it is dropped, it is not under way any more.
+        let mut ends = Ends { pulls: &self.pulls, image, is_over: false };
+        let result = self.try_pull(&*registry, image, known).await;
+        self.pulls.end(image, &result, self.host.now(), &self.boot_id);
+        ends.is_over = true;
+        result
+    }
+
+    async fn try_pull(
+        &self,
+        registry: &dyn Registry,
+        image: &str,
+        known: Option<&str>,
+    ) -> Result<(), Error> {
+        let failed = |cause| Error::Pull { image: image.to_owned(), cause };
+        let target = registry.resolve(image).await.map_err(failed)?;
+        if known == Some(target.digest.as_str()) {
+            return Ok(());
+        }
+        let lease = pull_lease(image);
+        self.effect("pull/lease", self.runtime.lease(&lease)).await?;
+        let manifest = self.pull_manifest(registry, image, &lease, &target).await?;
+        let bytes = registry.read(image, &manifest.config).await.map_err(failed)?;
+        let unusable = |why: Unreadable| Error::Unusable { image: image.to_owned(), why };
+        let config = parse_config(&bytes).map_err(unusable)?.config;
+        if config.diff_ids.len() != manifest.layers.len() {
+            let (layers, named) = (manifest.layers.len(), config.diff_ids.len());
+            let why = format!("it has {layers} layers, and its configuration names {named}");
+            return Err(unusable(Unreadable(why)));
+        }
+        self.put(&lease, &manifest.config, BTreeMap::new(), &bytes).await?;
+        let total = manifest.layers.iter().map(|it| it.size).fold(0, u64::saturating_add);
+        self.pulls.change(image, |it| it.total = total);
+        let layers = Mutex::new(VecDeque::from(manifest.layers));
+        let lane = || self.pull_layers(registry, image, &lease, &layers);
+        tokio::try_join!(lane(), lane(), lane())?;
+        let new = NewImage {
+            name: image.to_owned(),
+            digest: target.digest.to_string(),
+            media_type: target.media_type.clone(),
+            size: target.size,
+            config,
+        };
+        // Only now is there an image.
+        self.effect("pull/image", self.runtime.put_image(&lease, &new)).await?;
+        self.effect("pull/release", self.runtime.remove_lease(&lease)).await
+    }
+
+    /// The manifest for this machine, with all that is on the way to it.
+    async fn pull_manifest(
+        &self,
+        registry: &dyn Registry,
+        image: &str,
+        lease: &str,
+        target: &Descriptor,
+    ) -> Result<Manifest, Error> {
+        let unusable = |why| Error::Unusable { image: image.to_owned(), why };
+        let mut next = target.clone();
+        for _ in 0..INDEX_DEPTH {
+            let read = registry.read(image, &next).await;
+            let bytes = read.map_err(|cause| Error::Pull { image: image.to_owned(), cause })?;
+            let content = parse_target(&bytes).map_err(unusable)?;
+            self.put(lease, &next, references(&content), &bytes).await?;
+            match content {
+                Target::Manifest(manifest) => return Ok(manifest),
+                Target::Index(index) => {
+                    let chosen = choose(&index, architecture()).cloned();
+                    next = chosen.ok_or_else(|| {
+                        unusable(Unreadable(format!("it has nothing for {}", architecture())))
+                    })?;
+                }
+            }
+        }
+        Err(unusable(Unreadable("its indexes name ever more indexes".to_owned())))
+    }
+
+    /// Stores what was read whole.
+    async fn put(
+        &self,
+        lease: &str,
+        content: &Descriptor,
+        labels: BTreeMap<String, String>,
+        mut bytes: &[u8],
+    ) -> Result<(), Error> {
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let blob = Blob { digest: content.digest.to_string(), size, labels, content: &mut bytes };
+        self.effect("pull/blob", self.runtime.put_blob(lease, blob)).await
+    }
+
+    /// Takes one layer after the other, as long as there are some.
+    async fn pull_layers(
+        &self,
+        registry: &dyn Registry,
+        image: &str,
+        lease: &str,
+        layers: &Mutex<VecDeque<Descriptor>>,
+    ) -> Result<(), Error> {
+        loop {
+            let next = layers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(layer) = next else { return Ok(()) };
+            self.effect("pull/blob", self.pull_layer(registry, image, lease, &layer)).await?;
+        }
+    }
+
+    async fn pull_layer(
+        &self,
+        registry: &dyn Registry,
+        image: &str,
+        lease: &str,
+        layer: &Descriptor,
+    ) -> Result<(), Error> {
+        let blob =
+            NewBlob { digest: layer.digest.clone(), size: layer.size, labels: BTreeMap::new() };
+        let mut counted = 0;
+        for tried in 1.. {
+            let Some(mut writer) = self.runtime.open_blob(lease, &blob).await? else { break };
+            let begun = writer.offset();
+            self.count(image, &mut counted, begun);
+            let stopped = async {
+                let mut pieces = registry.stream(image, layer, begun).await?;
+                while let Some(piece) = pieces.next().await {
+                    writer.write(piece?).await?;
+                    self.count(image, &mut counted, writer.offset());
+                }
+                Ok::<_, Stopped>(())
+            };
+            match stopped.await {
+                Ok(()) if writer.offset() >= layer.size => {
+                    writer.commit().await?;
+                    break;
+                }
+                Err(Stopped::Here(error)) => return Err(error.into()),
+                // It broke off, with an error or without one: what has come is kept.
+                ended => {
+                    let come = writer.offset();
+                    drop(writer.commit().await);
+                    let cause = match ended {
+                        Err(Stopped::There(cause)) => cause,
+                        _ => registry::Error::new(
+                            Reason::Broken,
+                            format!(
+                                "blob `{}` ended after {come} of {} bytes",
+                                layer.digest, layer.size
+                            ),
+                        ),
+                    };
+                    if come == begun || tried >= TRIES {
+                        return Err(Error::Pull { image: image.to_owned(), cause });
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        self.count(image, &mut counted, layer.size);
+        Ok(())
+    }
+
+    /// So much of a layer is there now; `counted`: what was told of it before.
+    fn count(&self, image: &str, counted: &mut u64, come: u64) {
+        self.pulls.change(image, |it| it.done = (it.done + come).saturating_sub(*counted));
+        *counted = come;
+    }
+}
+
+/// Why a stream ended before its time: at its source, or where it was to go.
+enum Stopped {
+    There(registry::Error),
+    Here(crate::runtime::Error),
+}
+
+impl From<registry::Error> for Stopped {
+    fn from(error: registry::Error) -> Self {
+        Self::There(error)
+    }
+}
+
+impl From<crate::runtime::Error> for Stopped {
+    fn from(error: crate::runtime::Error) -> Self {
+        Self::Here(error)
+    }
+}
+
+/// Says of a pull that was dropped that it is not under way.
+struct Ends<'a> {
+    pulls: &'a Pulls,
+    image: &'a str,
+    is_over: bool,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        if !self.is_over
+            && let Some(pull) = self.pulls.known().get_mut(self.image)
+        {
+            pull.under_way = None;
+        }
+    }
+}
