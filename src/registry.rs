@@ -10,6 +10,7 @@ use tokio_stream::Stream;
 
 use crate::content::Descriptor;
 
+pub mod http;
 pub mod memory;
 
 /// Bytes as they come.

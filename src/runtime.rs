@@ -173,11 +173,11 @@ pub trait BlobWriter: Send {
     /// How much of it is there: what is written next begins here.
     fn offset(&self) -> u64;
 
-    /// Writes the next piece. More than the blob is said to have is refused, and all of it thrown away.
+    /// Writes the next piece. `Conflict`: it is more than the blob is said to have, and all of it is thrown away.
     fn write(&mut self, piece: Bytes) -> Written<'_>;
 
-    /// Makes a blob of what was written, verified by its digest. What is not that blob is refused, and all of it thrown
-    /// away if there could be no more to come.
+    /// Makes a blob of what was written, verified by its digest. `Conflict`: it is another one, and all of it is thrown
+    /// away. What is too short is refused, and kept.
     fn commit(self: Box<Self>) -> Written<'static>;
 }
 

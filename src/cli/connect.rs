@@ -18,6 +18,7 @@ use crate::host::Host as _;
 use crate::host::linux::{LinuxHost, boot_id, oom_score_adj_under};
 use crate::image::Archives;
 use crate::observed::Progress;
+use crate::registry::http::{HttpRegistry, Options};
 use crate::rundir::{self, Holder, LockError, RunDirectory};
 use crate::runtime::containerd::{self, Containerd};
 use crate::source;
@@ -313,6 +314,7 @@ pub(super) async fn connect(
         boot_id,
     );
     edge.oom_score_adj = oom_score_adj;
+    let edge = edge.with_registry(Arc::new(HttpRegistry::new(Options::default())));
     let keeper = (decision.engine == Engine::Embedded).then_some(embedded);
     Ok(Connection { edge: Arc::new(edge), mounts_not_shared, keeper, is_absent })
 }

@@ -24,6 +24,8 @@ struct State {
     failures: BTreeMap<&'static str, VecDeque<Error>>,
     /// Streams break off after so many bytes, the next first.
     cuts: VecDeque<u64>,
+    /// The next stream has other bytes than it should.
+    spoils: bool,
     /// How long a call takes.
     delay: Duration,
     calls: Vec<String>,
@@ -84,6 +86,11 @@ impl MemoryRegistry {
     /// The next stream breaks off after so many bytes.
     pub fn cut_next(&self, after: u64) {
         self.state().cuts.push_back(after);
+    }
+
+    /// The next stream has other bytes than it should.
+    pub fn spoil_next(&self) {
+        self.state().spoils = true;
     }
 
     /// How long each call takes from now on.
@@ -147,8 +154,11 @@ impl Registry for MemoryRegistry {
     ) -> Answer<'a, Pieces> {
         Box::pin(async move {
             self.call("stream", &format!("{} from {offset}", content.digest)).await?;
-            let bytes = self.content(content)?;
+            let mut bytes = self.content(content)?;
             let cut = self.state().cuts.pop_front();
+            if std::mem::take(&mut self.state().spoils) {
+                bytes = bytes.iter().map(|it| !it).collect();
+            }
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             let mut pieces: Vec<Result<Bytes, Error>> = Vec::new();
             let mut left = cut.unwrap_or(u64::MAX);

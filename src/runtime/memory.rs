@@ -486,7 +486,7 @@ impl BlobWriter for MemoryWriter {
         let written = self.perform(|content| {
             content.extend_from_slice(&piece);
             if u64::try_from(content.len()).unwrap_or(u64::MAX) > self.blob.size {
-                return Err(WRONG_CONTENT);
+                return Err(OTHER_CONTENT);
             }
             Ok(false)
         });
@@ -500,7 +500,7 @@ impl BlobWriter for MemoryWriter {
         let is_whole = self.offset >= self.blob.size;
         let committed = self.perform(|content| match Digest::of(content) == self.blob.digest {
             true => Ok(true),
-            false if is_whole => Err(WRONG_CONTENT),
+            false if is_whole => Err(OTHER_CONTENT),
             false => Ok(false),
         });
         let committed = committed.and_then(|()| {
@@ -524,6 +524,8 @@ struct Refusal(ErrorKind, &'static str);
 const HUNG: Refusal = Refusal(ErrorKind::Unreachable, "its shim does not answer");
 const OBJECTLESS: Refusal =
     Refusal(ErrorKind::Refused, "its container object is gone and its task is not");
+const OTHER_CONTENT: Refusal =
+    Refusal(ErrorKind::Conflict, "its content is not what its digest says");
 const WRONG_CONTENT: Refusal =
     Refusal(ErrorKind::Refused, "its content is not what its digest says");
 const NO_LEASE: Refusal = Refusal(ErrorKind::Missing, "there is no such lease");

@@ -875,11 +875,11 @@ async fn what_came_of_a_blob_is_thrown_away_if_it_can_never_be_it(harness: &mut 
     let blob = new_blob(&content);
     let mut writer = open(harness, &blob).await;
     writer.write(Bytes::from(vec![b'y'; 1_500_000])).await.unwrap();
-    assert_eq!(kind(writer.commit().await), ErrorKind::Refused);
+    assert_eq!(kind(writer.commit().await), ErrorKind::Conflict);
     let mut writer = open(harness, &blob).await;
     assert_eq!(writer.offset(), 0, "what was wrong");
     writer.write(Bytes::copy_from_slice(&content)).await.unwrap();
-    assert_eq!(kind(writer.write(Bytes::from_static(b"x")).await), ErrorKind::Refused);
+    assert_eq!(kind(writer.write(Bytes::from_static(b"x")).await), ErrorKind::Conflict);
     drop(writer);
     let mut writer = open(harness, &blob).await;
     assert_eq!(writer.offset(), 0, "what was too long");

@@ -79,11 +79,19 @@ const CLOCKS: [&[&str]; 4] =
     [&["Instant", "now"], &["SystemTime", "now"], &["Timestamp", "now"], &["Zoned", "now"]];
 
 /// Crates that one room keeps to itself, by the start of the paths that may name them.
-const PRIVATE_CRATES: [(&str, &str); 4] = [
+const PRIVATE_CRATES: [(&str, &str); 12] = [
     ("containerd_client", "src/runtime/containerd"),
     ("tonic", "src/runtime/containerd"),
     ("granit_parser", "src/manifest/yaml"),
     ("notify", "src/source/events"),
+    ("base64", "src/registry/http"),
+    ("http_auth", "src/registry/http"),
+    ("hyper", "src/registry/http"),
+    ("reqwest", "src/registry/http"),
+    ("rustls", "src/registry/http"),
+    ("rustls_native_certs", "src/registry/http"),
+    ("secrecy", "src/registry/http"),
+    ("toml", "src/registry/http"),
 ];
 
 /// More than this in `main.rs` belongs into the library, where it can be tested.

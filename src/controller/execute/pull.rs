@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::observed::{Progress, Pull, PullFailure};
 use crate::plan::pull_lease;
 use crate::registry::{self, Reason, Registry};
-use crate::runtime::Runtime;
+use crate::runtime::{ErrorKind, Runtime};
 use crate::status::Chain;
 
 /// Images that are pulled at the same time, and layers of each.
@@ -272,11 +272,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 Ok::<_, Stopped>(())
             };
             match stopped.await {
-                Ok(()) if writer.offset() >= layer.size => {
-                    writer.commit().await?;
-                    break;
-                }
-                Err(Stopped::Here(error)) => return Err(error.into()),
+                Ok(()) if writer.offset() >= layer.size => match writer.commit().await {
+                    Ok(()) => break,
+                    Err(error) => return Err(stored(image, error)),
+                },
+                Err(Stopped::Here(error)) => return Err(stored(image, error)),
                 // It broke off, with an error or without one: what has come is kept.
                 ended => {
                     let come = writer.offset();
@@ -307,6 +307,15 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         self.pulls.change(image, |it| it.done = (it.done + come).saturating_sub(*counted));
         *counted = come;
     }
+}
+
+/// Why a layer was not stored: it is another one than it is said to be, or the store had its reasons.
+fn stored(image: &str, error: crate::runtime::Error) -> Error {
+    if error.kind != ErrorKind::Conflict {
+        return error.into();
+    }
+    let cause = registry::Error::new(Reason::Mismatch, Chain(&error).to_string());
+    Error::Pull { image: image.to_owned(), cause }
 }
 
 /// Why a stream ended before its time: at its source, or where it was to go.

@@ -292,3 +292,17 @@ async fn what_is_no_image_for_this_machine_is_said_to_be_that() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_what_its_digest_says_is_never_used() {
+    let (mut it, registry) = harness(50_000);
+    registry.spoil_next();
+    it.want("a", IMAGE);
+    it.run();
+    it.until_reason("a", "image-pull-failed").await;
+    let message = it.item("a").message;
+    assert!(message.contains("content-mismatch"), "{message}");
+    it.until_running("a").await;
+    // Nothing of what was wrong is gone on with.
+    assert_eq!(offsets(&registry.calls()), [0, 0]);
+}

@@ -43,6 +43,9 @@ const LAYER_LIMIT: Duration = Duration::from_mins(15);
 const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 const LOCKED_TRIES: u32 = 600;
 
+/// How containerd says that what was written is not what it was said to be, since 1.0.
+const OTHER_DIGEST: &str = "unexpected commit digest";
+
 /// Indexes in indexes: two are unusual.
 const INDEX_DEPTH: usize = 4;
 
@@ -463,7 +466,10 @@ impl Writer {
     async fn take(&mut self, piece: &[u8]) -> Result<(), Fault> {
         if self.offset() + size_of(piece) > self.blob.size {
             abort(&self.link, reference(self.blob.digest.as_str())).await;
-            return Err(self.not_as_said());
+            let NewBlob { digest, size, .. } = &self.blob;
+            return Err(Fault::conflict(format!(
+                "it has more than the {size} bytes of `{digest}`"
+            )));
         }
         let mut rest = piece;
         while !rest.is_empty() {
@@ -500,23 +506,20 @@ impl Writer {
         if self.offset() < self.blob.size {
             // What is there of it is good for the next try.
             self.flush(WriteAction::Write, PIECE_LIMIT).await?;
-            return Err(self.not_as_said());
+            let NewBlob { digest, size, .. } = &self.blob;
+            return Err(Fault::refused(format!("blob `{digest}` is not {size} bytes long")));
         }
         match self.flush(WriteAction::Commit, LAYER_LIMIT).await {
             // Another one was faster.
             Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
-            Err(fault) if fault.kind == ErrorKind::Unreachable => Err(fault),
-            Err(fault) => {
+            Err(fault) if fault.says(OTHER_DIGEST) => {
                 abort(&self.link, reference(self.blob.digest.as_str())).await;
-                Err(fault)
+                Err(Fault::conflict(fault.to_string()))
             }
+            // As on a full disk: what is there may be right.
+            Err(fault) => Err(fault),
             Ok(()) => Ok(()),
         }
-    }
-
-    fn not_as_said(&self) -> Fault {
-        let NewBlob { digest, size, .. } = &self.blob;
-        Fault::refused(format!("blob `{digest}` is not {size} bytes long"))
     }
 }
 
