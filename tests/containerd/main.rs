@@ -27,6 +27,7 @@ mod means;
 mod others;
 mod output;
 mod program;
+mod pulls;
 mod reboot;
 mod refusals;
 mod registry;

@@ -398,6 +398,26 @@ impl Rig {
         }
     }
 
+    /// Starts containerd again, with nothing of what it had, and no room for more than so many bytes.
+    pub(crate) async fn on_small_disk(&mut self, bytes: u64) {
+        self.stop_containerd();
+        let root = self.directory.join("containerd-root");
+        std::fs::remove_dir_all(&root).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &root, "tmpfs", flags, size.as_c_str()).unwrap();
+        self.start_containerd().await;
+    }
+
+    /// Makes that disk as large.
+    pub(crate) fn grow_disk(&self, bytes: u64) {
+        let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let root = self.directory.join("containerd-root");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount_remount(root, flags, size.as_c_str()).unwrap();
+    }
+
     /// From now on containerd, and the program that is returned, run in a boot of their own; what ran before has to be
     /// gone. It is not the first one, but for its clock, if `up` is less than before.
     pub(crate) fn boot(&mut self, id: &str, up: Duration) -> PathBuf {

@@ -48,7 +48,14 @@ impl Recipe {
 
     /// Busybox in one layer.
     pub(crate) fn busybox() -> Self {
-        Self { layers: vec![Layer::Archive(busybox::layer())], ..Self::empty() }
+        Self::empty().with_busybox()
+    }
+
+    /// Another layer on top, with busybox. What is below it makes it another one for containerd, which unpacks the same
+    /// layer on the same ones only once.
+    pub(crate) fn with_busybox(mut self) -> Self {
+        self.layers.push(Layer::Archive(busybox::layer()));
+        self
     }
 
     /// Another layer on top, of files with their content. A file `.wh.NAME` takes a name of the layers below away, and

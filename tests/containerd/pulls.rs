@@ -1,0 +1,363 @@
+//! The program pulls from real registries into real containerds, whatever goes wrong on the way.
+
+use std::path::PathBuf;
+
+use evenkeel::status::Item;
+
+use crate::program::{Site, manifest, until_dead};
+use crate::rig::busybox::{self, Packing};
+use crate::rig::proxy::{Asked, Fault, Proxy, Request};
+use crate::rig::recipe::Recipe;
+use crate::rig::registry::{Kind, Pushed, Registry};
+use crate::rig::{Engine, Rig};
+
+/// Why a workload waits whose image did not come.
+const FAILED: &str = "image-pull-failed";
+
+/// A workload of an image, that runs until it is killed.
+fn workload(name: &str, image: &str) -> String {
+    script(name, image, "")
+}
+
+/// One that first does something that has to go well.
+fn script(name: &str, image: &str, first: &str) -> String {
+    let command = format!("set -e; {first}\nexec sleep 36000");
+    let command = serde_json::to_string(&command).unwrap();
+    manifest(name, &format!("command: [sh, -c, {command}]\nstop: {{signal: SIGKILL}}"))
+        .replace("image: busybox", &format!("image: {image}"))
+}
+
+/// An installation with an image whose name begins with that of a proxy in front of a registry.
+struct Stage {
+    registry: Registry,
+    proxy: Proxy,
+    site: Site,
+    rig: Rig,
+}
+
+impl Stage {
+    async fn set(engine: &Engine) -> Self {
+        let registry = Registry::start(Kind::Plain);
+        let proxy = Proxy::to(registry.address());
+        let rig = Rig::start_on(engine).await;
+        let site = Site::of(&rig);
+        Self { registry, proxy, site, rig }
+    }
+
+    async fn new() -> Self {
+        Self::set(&Engine::chosen()).await
+    }
+
+    /// Pushes it behind the proxy, and says what it is called there.
+    fn push(&self, name: &str, recipe: &Recipe) -> (Pushed, String) {
+        let pushed = self.registry.push(name, recipe);
+        let image = self.proxy.name(&pushed.name);
+        (pushed, image)
+    }
+
+    /// Waits until a workload waits for its image, and says why.
+    #[track_caller]
+    fn until_failed(&self, name: &str) -> String {
+        let failed = |it: &Item| (it.reason == FAILED).then(|| it.message.clone());
+        self.site.until(name, |item| failed(item?))
+    }
+
+    /// Every image that is there can be run, and nothing leases what there is of one.
+    fn assert_complete(&self) {
+        let address = self.proxy.address().to_string();
+        let checked = self.rig.ctr(&["images", "check", "--snapshotter", &Rig::snapshotter()]);
+        for line in checked.lines().filter(|it| it.contains(&address)) {
+            assert!(line.trim_end().ends_with("true"), "{checked}");
+        }
+        assert_eq!(self.rig.ctr(&["leases", "list", "--quiet"]), "");
+    }
+}
+
+/// The digest of the image that a workload's instance was made from.
+fn digest(rig: &Rig, site: &Site, name: &str) -> String {
+    let id = site.item(name).unwrap().instance.unwrap().id;
+    let info: serde_json::Value =
+        serde_json::from_str(&rig.ctr(&["containers", "info", &id])).unwrap();
+    info["Labels"]["evenkeel/image-digest"].as_str().unwrap().to_owned()
+}
+
+fn of<'a>(requests: &'a [Request], part: &str) -> Vec<&'a Request> {
+    requests.iter().filter(|it| it.method == "GET" && it.path.contains(part)).collect()
+}
+
+/// Where a part begins that was asked for.
+fn start(request: &Request) -> Option<u64> {
+    request.range.as_ref()?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
+}
+
+#[tokio::test]
+async fn images_of_every_kind_are_pulled_into_every_containerd() {
+    // Their lowest layers differ, so that no layer is unpacked for another kind.
+    let recipe = |name: &str| Recipe::empty().with(&[("kind", name)]).with_busybox();
+    let recipes = [
+        ("gzip", recipe("gzip")),
+        ("zstd", recipe("zstd").packed(Packing::Zstd)),
+        ("plain", recipe("plain").packed(Packing::Plain)),
+        ("docker", recipe("docker").docker()),
+        ("index", recipe("index").among_others()),
+        ("list", recipe("list").among_others().docker()),
+    ];
+    for engine in Engine::all() {
+        println!("on containerd {engine}");
+        let it = Stage::set(&engine).await;
+        for (name, recipe) in &recipes {
+            let layered = recipe
+                .clone()
+                .with(&[("data/old", "old"), ("data/stays", "1"), ("gone/a", "a"), ("gone/b", "b")])
+                .with(&[("data/.wh.old", ""), ("gone/.wh..wh..opq", ""), ("gone/new", "new")]);
+            let (_, image) = it.push(&format!("kinds/{name}:1"), &layered);
+            let whiteouts = "test \"$(ls /data)\" = stays; test \"$(ls /gone)\" = new";
+            it.site.write(&format!("{name}.yaml"), &script(name, &image, whiteouts));
+        }
+        it.site.apply();
+        for (name, _) in &recipes {
+            it.site.pid(name);
+        }
+        it.site.plan_is_empty();
+        it.assert_complete();
+        it.site.run(&["down"]).exits(0);
+        it.rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn twenty_workloads_with_one_image_cause_one_pull() {
+    let it = Stage::new().await;
+    let recipe = Recipe::busybox().with_data(3, 1_000_000, 1).among_others();
+    let (pushed, image) = it.push("many:1", &recipe);
+    let names: Vec<String> = (0..20).map(|n| format!("web-{n}")).collect();
+    for name in &names {
+        it.site.write(&format!("{name}.yaml"), &workload(name, &image));
+    }
+    it.site.apply();
+    assert_eq!(it.site.pids().len(), names.len());
+    let stored = it.registry.stored(&pushed);
+    let requests = it.proxy.requests();
+    for blob in stored.layers.iter().chain([&stored.config]) {
+        assert_eq!(of(&requests, blob.digest.as_str()).len(), 1, "{blob:?}: {requests:#?}");
+    }
+    assert_eq!(it.proxy.count("GET", &Asked::Blob), stored.layers.len() + 1);
+    // What the name stands for, the index, and the manifest of this machine.
+    let manifests = ["GET", "HEAD"].map(|it_is| it.proxy.count(it_is, &Asked::Manifest));
+    assert!(manifests[0] + manifests[1] <= 3, "{requests:#?}");
+}
+
+#[tokio::test]
+async fn what_a_registry_does_wrong_is_told_and_tried_again() {
+    let mut it = Stage::new().await;
+    let unauthorized = Fault::status(401).with("WWW-Authenticate", "Basic realm=\"test\"");
+    let faults = [
+        (Asked::Manifest, unauthorized.clone(), "registry-unauthorized"),
+        (Asked::Anything, unauthorized, "registry-unauthorized"),
+        (Asked::Manifest, Fault::status(403), "registry-unauthorized"),
+        (Asked::Manifest, Fault::status(404), "image-not-found"),
+        (Asked::Manifest, Fault::status(429).with("Retry-After", "1"), "registry-rate-limited"),
+        (Asked::Manifest, Fault::status(500), "registry-failed"),
+        (Asked::Blob, Fault::status(503), "registry-failed"),
+        (Asked::Blob, Fault::status(404), "image-not-found"),
+        (Asked::Blob, Fault::Corrupt(50), "content-mismatch"),
+        (Asked::Manifest, Fault::Corrupt(50), "content-mismatch"),
+    ];
+    let controller = it.site.controller();
+    for (n, (asked, fault, reason)) in faults.into_iter().enumerate() {
+        println!("{asked:?} {fault:?}");
+        let name = format!("web-{n}");
+        let recipe = Recipe::busybox().with(&[("n", &name)]);
+        let (_, image) = it.push(&format!("faults/{name}:1"), &recipe);
+        it.proxy.fail_all(asked, fault);
+        it.site.write(&format!("{name}.yaml"), &workload(&name, &image));
+        let message = it.until_failed(&name);
+        assert!(message.contains(reason), "{message}");
+        it.proxy.mend();
+        it.site.until_running(&name);
+    }
+    let (_, image) = it.push("unplugged:1", &Recipe::busybox());
+    it.proxy.unplug();
+    it.site.write("unplugged.yaml", &workload("unplugged", &image));
+    let message = it.until_failed("unplugged");
+    assert!(message.contains("registry-unreachable"), "{message}");
+    it.proxy.plug_in();
+    it.site.until_running("unplugged");
+    it.assert_complete();
+    assert_eq!(controller.terminate(), Some(0));
+}
+
+#[tokio::test]
+async fn a_registry_that_hangs_keeps_nobody_else_from_starting() {
+    let it = Stage::new().await;
+    let (_, image) = it.push("hangs:1", &Recipe::busybox());
+    it.proxy.fail_all(Asked::Anything, Fault::Silence);
+    let _controller = it.site.controller();
+    it.site.write("hangs.yaml", &workload("hangs", &image));
+    it.proxy.until("it is asked", |requests| requests.first().map(drop));
+    it.site.write("other.yaml", &workload("other", "busybox"));
+    it.site.until_running("other");
+    assert!(it.until_failed("hangs").contains("registry-silent"));
+    it.proxy.mend();
+    it.site.until_running("hangs");
+}
+
+#[tokio::test]
+async fn a_layer_that_was_cut_goes_on_where_it_was() {
+    let it = Stage::new().await;
+    let (pushed, image) = it.push("cut:1", &Recipe::busybox().with_data(1, 8_000_000, 1));
+    let layer = it.registry.stored(&pushed).layers.remove(1).digest;
+    it.proxy.fail_next(Asked::containing(&layer), Fault::Cut(5_000_000));
+    it.site.write("web.yaml", &workload("web", &image));
+    it.site.apply();
+    let requests = it.proxy.requests();
+    let asked = of(&requests, layer.as_str());
+    assert_eq!(asked.iter().map(|it| start(it)).collect::<Vec<_>>(), [None, Some(5_000_000)]);
+    it.assert_complete();
+}
+
+#[tokio::test]
+async fn a_part_that_comes_as_the_whole_is_no_harm() {
+    let it = Stage::new().await;
+    let (pushed, image) = it.push("whole:1", &Recipe::busybox().with_data(1, 8_000_000, 1));
+    let layer = it.registry.stored(&pushed).layers.remove(1).digest;
+    it.proxy.fail_next(Asked::containing(&layer), Fault::Cut(5_000_000));
+    it.proxy.fail_next(Asked::containing(&layer), Fault::Whole);
+    it.site.write("web.yaml", &workload("web", &image));
+    it.site.apply();
+    it.site.pid("web");
+    it.assert_complete();
+}
+
+#[tokio::test]
+async fn a_pull_outlives_the_controller_and_containerd() {
+    for engine in Engine::all() {
+        println!("on containerd {engine}");
+        for kills_containerd in [false, true] {
+            let mut it = Stage::set(&engine).await;
+            let (pushed, image) =
+                it.push("killed:1", &Recipe::busybox().with_data(2, 8_000_000, 1));
+            let layers = it.registry.stored(&pushed).layers;
+            let (first, second) = (layers[1].digest.clone(), layers[2].digest.clone());
+            it.proxy.fail_all(Asked::containing(&second), Fault::Stall(5_000_000));
+            let controller = it.site.controller();
+            it.site.write("web.yaml", &workload("web", &image));
+            it.proxy.until("one layer has come, and some of the other", |requests| {
+                let sent = |part: &str| of(requests, part).iter().map(|it| it.sent).sum::<u64>();
+                let (first, second) = (sent(first.as_str()), sent(second.as_str()));
+                (first == layers[1].size && second == 5_000_000).then_some(())
+            });
+            let controller = if kills_containerd {
+                it.rig.kill_containerd();
+                it.rig.start_containerd().await;
+                it.proxy.mend();
+                controller
+            } else {
+                let pid = controller.pid();
+                controller.kill();
+                until_dead(pid);
+                it.proxy.mend();
+                it.site.controller()
+            };
+            it.site.until_running("web");
+            let requests = it.proxy.requests();
+            let again = of(&requests, second.as_str()).pop().and_then(start);
+            assert!(again.is_some_and(|it| it > 0), "it starts over: {requests:#?}");
+            if !kills_containerd {
+                assert!(of(&requests, first.as_str()).len() <= 2, "{requests:#?}");
+            }
+            it.assert_complete();
+            assert_eq!(controller.terminate(), Some(0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_network_an_archive_is_enough() {
+    let mut it = Stage::new().await;
+    let image = it.proxy.name("x/archived:1");
+    it.proxy.unplug();
+    let archive: PathBuf = it.site.state_dir().join("images/archived.tar");
+    std::fs::write(archive, busybox::saved(&image, Packing::Gzip)).unwrap();
+    it.site.write("web.yaml", &workload("web", &image));
+    it.site.apply();
+    it.site.pid("web");
+    it.proxy.plug_in();
+    assert_eq!(it.proxy.requests(), [], "nobody was asked");
+}
+
+#[tokio::test]
+async fn a_moved_tag_is_another_image_at_the_next_start_where_that_is_wanted() {
+    for (policy, moves) in [("always", true), ("if-not-present", false)] {
+        let it = Stage::new().await;
+        let version = |text| Recipe::busybox().with(&[("version", text)]);
+        let (first, image) = it.push("moves:1", &version("1"));
+        let wanted = format!("spec:\n  imagePullPolicy: {policy}\n");
+        it.site.write("web.yaml", &workload("web", &image).replace("spec:\n", &wanted));
+        it.site.apply();
+        assert_eq!(digest(&it.rig, &it.site, "web"), first.digest.to_string());
+        let (second, _) = it.push("moves:1", &version("2"));
+        it.site.run(&["stop", "web"]).exits(0);
+        it.site.run(&["start", "web"]).exits(0);
+        it.site.apply();
+        let expected = if moves { second } else { first };
+        assert_eq!(digest(&it.rig, &it.site, "web"), expected.digest.to_string(), "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_pulled_is_not_asked_for() {
+    let it = Stage::new().await;
+    let (_, image) = it.push("never:1", &Recipe::busybox());
+    let never = workload("never", &image).replace("spec:\n", "spec:\n  imagePullPolicy: never\n");
+    it.site.write("never.yaml", &never);
+    it.site.run(&["apply"]);
+    let item = it.site.item("never").unwrap();
+    assert_eq!(
+        (item.reason.as_str(), item.instance.is_none()),
+        ("image-missing", true),
+        "{item:?}"
+    );
+    assert_eq!(it.proxy.requests(), []);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_the_pull_goes_on_when_there_is_room() {
+    let mut it = Stage::new().await;
+    it.rig.on_small_disk(16 << 20).await;
+    let (pushed, image) = it.push("large:1", &Recipe::busybox().with_data(3, 8_000_000, 1));
+    let controller = it.site.controller();
+    it.site.write("web.yaml", &workload("web", &image));
+    let message = it.until_failed("web");
+    assert!(message.contains("disk-full"), "{message}");
+    assert!(it.rig.ctr(&["images", "list", "--quiet"]).is_empty(), "there is no part of an image");
+    let before = it.proxy.requests().len();
+    it.rig.grow_disk(200 << 20);
+    it.site.until_running("web");
+    // What was there did not come again.
+    let again = it.proxy.requests().split_off(before);
+    let sent: u64 = again.iter().map(|it| it.sent).sum();
+    let whole: u64 = it.registry.stored(&pushed).layers.iter().map(|it| it.size).sum();
+    assert!(sent < whole, "{again:#?}");
+    it.assert_complete();
+    assert_eq!(controller.terminate(), Some(0));
+}
+
+#[tokio::test]
+async fn what_has_come_is_told_while_it_comes() {
+    let it = Stage::new().await;
+    let (pushed, image) = it.push("long:1", &Recipe::busybox().with_data(1, 20 << 20, 1));
+    let layer = it.registry.stored(&pushed).layers.remove(1).digest;
+    it.proxy.fail_all(Asked::containing(&layer), Fault::Stall(15 << 20));
+    let controller = it.site.controller();
+    it.site.write("web.yaml", &workload("web", &image));
+    let is_told = |it: &Item| {
+        let (_, numbers) = it.message.split_once(" pulled: ")?;
+        let done: u64 = numbers.split(' ').next()?.parse().ok()?;
+        (it.reason == "image-pulling" && done >= 10 && numbers.ends_with("of 22 MiB")).then_some(())
+    };
+    it.site.until("web", |item| is_told(item?));
+    it.proxy.mend();
+    it.site.until_running("web");
+    assert_eq!(controller.terminate(), Some(0));
+}
