@@ -8,7 +8,7 @@ use crate::program::{Site, manifest, until_dead};
 use crate::rig::busybox::{self, Packing};
 use crate::rig::proxy::{Asked, Fault, Proxy, Request};
 use crate::rig::recipe::Recipe;
-use crate::rig::registry::{Kind, Pushed, Registry};
+use crate::rig::registry::{Kind, PASSWORD, Pushed, Registry, USER};
 use crate::rig::{Engine, Rig};
 
 /// Why a workload waits whose image did not come.
@@ -90,6 +90,63 @@ fn start(request: &Request) -> Option<u64> {
     request.range.as_ref()?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
 }
 
+/// Lets an installation in: with Docker's file of credentials or a login of our own, and with a `hosts.toml`.
+fn introduce(site: Site, registry: &Registry, kind: Kind) -> Site {
+    let settings = site.dir().join("registries");
+    let hosts = settings.join("hosts").join(registry.host());
+    std::fs::create_dir_all(&hosts).unwrap();
+    let file = |path: PathBuf, text: &str| {
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let host = registry.host();
+    let mut config = format!(
+        "removeAfter: 200ms\nregistries:\n  hostsDirs: [{}]\n",
+        settings.join("hosts").display()
+    );
+    if matches!(kind, Kind::Tls | Kind::TlsBasic) {
+        let authority = registry.authority();
+        let text = format!("server = \"https://{host}\"\nca = \"{}\"\n", authority.display());
+        file(hosts.join("hosts.toml"), &text);
+    }
+    if kind == Kind::TlsBasic {
+        let password = file(settings.join("password"), PASSWORD);
+        let login = format!("{{host: \"{host}\", username: {USER}, passwordFile: {password}}}");
+        config.push_str(&["  logins: [", &login, "]\n"].concat());
+    }
+    site.configure(&config);
+    if kind == Kind::Basic {
+        let auth = base64(format!("{USER}:{PASSWORD}").as_bytes());
+        let config = serde_json::json!({ "auths": { host: { "auth": auth } } });
+        file(settings.join("config.json"), &config.to_string());
+        return site.with("DOCKER_CONFIG", settings.as_path());
+    }
+    site
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for piece in bytes.chunks(3) {
+        let at = |n: usize| u32::from(piece.get(n).copied().unwrap_or(0));
+        let all = at(0) << 16 | at(1) << 8 | at(2);
+        for n in 0..4 {
+            let digit = char::from(DIGITS[usize::try_from(all >> (18 - 6 * n) & 63).unwrap()]);
+            text.push(if n <= piece.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+#[test]
+fn base64_is_what_others_make_of_it() {
+    for (bytes, text) in
+        [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
+    {
+        assert_eq!(base64(bytes.as_bytes()), text);
+    }
+}
+
 #[tokio::test]
 async fn images_of_every_kind_are_pulled_into_every_containerd() {
     // Their lowest layers differ, so that no layer is unpacked for another kind.
@@ -122,6 +179,31 @@ async fn images_of_every_kind_are_pulled_into_every_containerd() {
         it.assert_complete();
         it.site.run(&["down"]).exits(0);
         it.rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn registries_of_every_kind_are_pulled_from() {
+    for engine in Engine::all() {
+        println!("on containerd {engine}");
+        let rig = Rig::start_on(&engine).await;
+        for kind in [Kind::Plain, Kind::Basic, Kind::Tls, Kind::TlsBasic] {
+            let registry = Registry::start(kind);
+            let pushed = registry.push("a/b:1", &Recipe::busybox());
+            let site = introduce(Site::of(&rig), &registry, kind);
+            site.write("web.yaml", &workload("web", &pushed.name));
+            let controller = site.controller();
+            site.until_running("web");
+            assert_eq!(digest(&rig, &site, "web"), pushed.digest.as_str(), "{kind:?}");
+            // Nobody who can read these learns the password.
+            let said = [controller.log(), site.run(&["status", "--output", "json"]).out];
+            let secrets = [PASSWORD.to_owned(), base64(format!("{USER}:{PASSWORD}").as_bytes())];
+            for secret in &secrets {
+                assert!(said.iter().all(|it| !it.contains(secret.as_str())), "{kind:?}");
+            }
+            assert_eq!(controller.terminate(), Some(0));
+            site.run(&["down"]).exits(0);
+        }
     }
 }
 
@@ -360,4 +442,26 @@ async fn what_has_come_is_told_while_it_comes() {
     it.proxy.mend();
     it.site.until_running("web");
     assert_eq!(controller.terminate(), Some(0));
+}
+
+#[tokio::test]
+async fn after_a_prune_nothing_is_left() {
+    let it = Stage::new().await;
+    let (_, image) = it.push("pruned:1", &Recipe::busybox().among_others());
+    it.site.write("web.yaml", &workload("web", &image));
+    it.site.apply();
+    it.site.run(&["down"]).exits(0);
+    it.site.run(&["image", "prune"]).exits(0);
+    it.rig.assert_clean();
+    let snapshotter = Rig::snapshotter();
+    let lists: [&[&str]; 3] = [
+        &["images", "list", "--quiet"],
+        &["content", "list", "--quiet"],
+        &["snapshots", "--snapshotter", &snapshotter, "list"],
+    ];
+    for list in lists {
+        let left = it.rig.ctr(list);
+        let left: Vec<&str> = left.lines().filter(|it| !it.starts_with("KEY")).collect();
+        assert_eq!(left, Vec::<&str>::new(), "{list:?}");
+    }
 }
