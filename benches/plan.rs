@@ -18,7 +18,7 @@ use evenkeel::desired::{BootTime, DesiredState, Origin, Source, SourceState, Wan
 use evenkeel::observed::{
     Image, ImageConfig, ImagePlace, Instance, ObservedState, Published, Run, Task, View,
 };
-use evenkeel::plan::{LogDefaults, Plan, Policy, diff, down};
+use evenkeel::plan::{ImagePolicy, LogDefaults, Plan, Policy, diff, down};
 use evenkeel::workload::{Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Workload};
 
 const WORKLOADS: usize = 1000;

@@ -20,7 +20,7 @@ use self::index::{Index, Packed, Part, Place};
 use self::reader::Reader;
 use self::source::Source;
 use crate::content::{Blob, NewImage};
-use crate::observed::{Image, ImagePlace};
+use crate::observed::{Came, Image, ImagePlace};
 
 mod index;
 mod reader;
@@ -316,6 +316,7 @@ impl Import {
             media_type: packed.target.media_type.clone(),
             size: packed.target.size,
             config: packed.config.clone(),
+            came: Came::Imported,
         };
         Ok(Self {
             path: path.to_owned(),
