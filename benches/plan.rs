@@ -156,6 +156,7 @@ fn main() {
         restart: RestartPolicy::Always,
         delays: Delays::default(),
         log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+        images: ImagePolicy::default(),
         prune_limit: 100,
         run_directory: PathBuf::from("/run/evenkeel"),
         log_directory: PathBuf::from("/var/lib/evenkeel/logs"),

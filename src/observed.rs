@@ -90,6 +90,19 @@ pub struct Progress {
     pub total: u64,
 }
 
+impl std::fmt::Display for Progress {
+    /// `12 of 345 MiB`, or in smaller units.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { done, total } = self;
+        let (unit, name) = match total {
+            0..=9_999 => (1, "bytes"),
+            10_000..=9_999_999 => (1 << 10, "KiB"),
+            _ => (1 << 20, "MiB"),
+        };
+        write!(f, "{} of {} {name}", done / unit, total.div_ceil(unit))
+    }
+}
+
 /// A pull that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullFailure {

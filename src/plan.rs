@@ -383,6 +383,8 @@ pub enum Cause {
     Stray { processes: usize },
     /// `evenkeel down`.
     Down,
+    /// A person asked for just this.
+    Asked,
     /// A person asked for it beside the manifests.
     ByHand(HandKind),
     /// `evenkeel shutdown`: the machine ends.
@@ -451,6 +453,7 @@ impl fmt::Display for Cause {
                 write!(f, "containerd has lost it, and {processes} of its processes still run")
             }
             Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
+            Self::Asked => f.write_str("asked for by hand"),
             Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
             Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
             Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),

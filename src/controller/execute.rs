@@ -472,6 +472,13 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         (self.act(step).await, permit)
     }
 
+    /// Carries one step out for a command that has no more, and writes down what came of it.
+    pub async fn carry_out_alone(&self, step: &Step) -> Result<(), Error> {
+        let result = self.act(step).await;
+        self.tell_step(step, &result);
+        result
+    }
+
     async fn act(&self, step: &Step) -> Result<(), Error> {
         match &step.action {
             Action::Import { image } => self.import(image).await,

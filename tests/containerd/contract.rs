@@ -819,7 +819,7 @@ async fn stored(harness: &impl Harness, name: &str) -> Option<StoredImage> {
 }
 
 fn unused() -> Unused {
-    Unused { boot: "a-boot".to_owned(), at: BootTime(Duration::from_secs(86_400)) }
+    Unused { boot: "a-boot".to_owned(), at: BootTime(Duration::from_hours(24)) }
 }
 
 async fn an_image_of_ours_is_listed_with_what_is_written_on_it(harness: &mut impl Harness) {
@@ -897,7 +897,7 @@ async fn an_image_is_removed_as_long_as_its_name_points_at_it(harness: &mut impl
 async fn a_container_outlives_the_removal_of_its_image(harness: &mut impl Harness) {
     let NewImage { digest, .. } = record_ours(harness).await;
     let mut instance = new_instance(harness, "web");
-    instance.image.name = OURS.to_owned();
+    OURS.clone_into(&mut instance.image.name);
     create(harness, &instance).await;
     for name in [OURS, &harness.image().name] {
         harness.runtime().remove_image(name, &digest).await.unwrap();

@@ -401,7 +401,7 @@ impl Runtime for SimRuntime {
     }
 
     async fn remove_image(&self, name: &str, digest: &str) -> Result<(), Error> {
-        let removed = self.world.memory.remove_image(name, digest);
+        let removed = Runtime::remove_image(&self.world.memory, name, digest);
         self.perform(verb::REMOVE_IMAGE, name, removed).await
     }
 

@@ -125,6 +125,11 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         known.clone()
     }
 
+    /// How much has come of an image that is being pulled.
+    pub fn come_of(&self, image: &str) -> Option<Progress> {
+        self.pulls.known().get(image)?.under_way
+    }
+
     pub(super) async fn pull(&self, image: &str, known: Option<&str>) -> Result<(), Error> {
         let Some(registry) = self.registry.clone() else {
             let cause = registry::Error::new(Reason::Settings, "no registries are to be asked");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Cause, Obstacle, Planner, Target};
 use crate::content::Digest;
-use crate::observed::{HandKind, Progress, Pull};
+use crate::observed::{HandKind, Pull};
 use crate::plan::{Action, PULL_FAILED, PULLING, Phase};
 use crate::workload::{ImagePullPolicy, Name, Workload};
 
@@ -57,9 +57,9 @@ impl<'a> Planner<'a> {
                     failed.reason, failed.message
                 ),
             },
-            (Some(Progress { done, total }), _) if total > 0 => Obstacle {
+            (Some(come), _) if come.total > 0 => Obstacle {
                 reason: PULLING,
-                message: format!("image {image} is being pulled: {}", share(done, total)),
+                message: format!("image {image} is being pulled: {come}"),
             },
             _ => Obstacle { reason: PULLING, message: format!("image {image} is being pulled") },
         }
@@ -113,14 +113,4 @@ impl<'a> Planner<'a> {
         });
         (failure.until > self.now && !is_asked).then_some(failure.until)
     }
-}
-
-/// `12 of 345 MiB`, or in smaller units.
-fn share(done: u64, total: u64) -> String {
-    let (unit, name) = match total {
-        0..=9_999 => (1, "bytes"),
-        10_000..=9_999_999 => (1 << 10, "KiB"),
-        _ => (1 << 20, "MiB"),
-    };
-    format!("{} of {} {name}", done / unit, total.div_ceil(unit))
 }

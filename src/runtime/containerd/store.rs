@@ -3,6 +3,7 @@
 //! Fetches nothing from anywhere: what is not in containerd comes through [`Store::write`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -528,8 +529,9 @@ impl Store {
 
 /// A name that no other process has, nor one of this number before.
 fn own_name() -> String {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    format!("{}-{}", std::process::id(), since.map_or(0, |it| it.as_nanos()))
+    // What the standard library seeds its maps with is the randomness that there is.
+    let random = std::hash::RandomState::new().hash_one(());
+    format!("{}-{random:016x}", std::process::id())
 }
 
 /// The name under which a blob is written, as long as it is not complete.

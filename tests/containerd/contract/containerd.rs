@@ -343,7 +343,9 @@ async fn two_that_unpack_one_layer_do_not_get_in_each_others_way() {
         let (image, new) = store(&clients[0], &directory, busybox::IMAGE).await;
         let put = |it: usize| clients[it].put_image(LEASE, &new);
         let (a, b, c) = tokio::join!(put(0), put(1), put(2));
-        (a.unwrap(), b.unwrap(), c.unwrap());
+        for it in [a, b, c] {
+            it.unwrap();
+        }
         let found = clients[0].observe(&[image.name.clone()].into()).await.unwrap();
         assert_eq!(found.images.len(), 1);
     }
