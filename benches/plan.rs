@@ -18,7 +18,7 @@ use evenkeel::desired::{BootTime, DesiredState, Origin, Source, SourceState, Wan
 use evenkeel::observed::{
     Image, ImageConfig, ImagePlace, Instance, ObservedState, Published, Run, Task, View,
 };
-use evenkeel::plan::{LogDefaults, Plan, Policy, diff, down};
+use evenkeel::plan::{ImagePolicy, LogDefaults, Plan, Policy, diff, down};
 use evenkeel::workload::{Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Workload};
 
 const WORKLOADS: usize = 1000;
@@ -156,6 +156,7 @@ fn main() {
         restart: RestartPolicy::Always,
         delays: Delays::default(),
         log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+        images: ImagePolicy::default(),
         prune_limit: 100,
         run_directory: PathBuf::from("/run/evenkeel"),
         log_directory: PathBuf::from("/var/lib/evenkeel/logs"),

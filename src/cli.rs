@@ -20,6 +20,7 @@ mod events;
 mod exec;
 mod explain;
 mod hand;
+mod image;
 mod logs;
 mod plan;
 mod progress;
@@ -141,6 +142,8 @@ enum Command {
     /// timeout. Containers, images and state stay: the next `run` starts everything again, so this is no `stop` of
     /// any workload. What is in memory is lost, also with `--for reboot`: there are no checkpoints yet.
     Shutdown(shutdown::ShutdownArgs),
+    /// List, bring and remove images
+    Image(image::ImageArgs),
     /// List held removals, or release one
     Approve(approve::ApproveArgs),
     /// Check whether this box can run workloads, and what stands in the way
@@ -306,6 +309,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Retry(args) => hand::hand(&mut context, HandKind::Retry, args),
         Command::Down(args) => down::down(&mut context, args),
         Command::Shutdown(args) => shutdown::shutdown(&mut context, &args),
+        Command::Image(args) => image::image(&mut context, args),
         Command::Approve(args) => approve::approve(&mut context, &args),
         Command::Doctor(args) => doctor::doctor(&mut context, &args),
         Command::Schema(args) => schema::schema(&mut context, &args),

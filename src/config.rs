@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::backoff::Delays;
 use crate::content::hex;
 use crate::manifest::{self, Problem};
-use crate::plan::{LogDefaults, Policy};
+use crate::plan::{ImagePolicy, LogDefaults, Policy};
 use crate::workload::{
     AbsolutePath, Backoff, Bytes, DEFAULT_SHM_SIZE, Invalid, IpcDefaults, IpcMode, RestartPolicy,
     Span,
@@ -284,6 +284,9 @@ pub struct File {
     /// How registries are reached, and who we are for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries: Option<RegistriesFile>,
+    /// How long images are kept that nothing needs any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImagesFile>,
 }
 
 /// What a manifest's `restart` leaves open.
@@ -357,6 +360,23 @@ pub struct Login {
     pub password_file: PathBuf,
 }
 
+/// How long images are kept that nothing needs any more.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImagesFile {
+    /// Time within one boot after which one is removed; `24h` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Span>,
+    /// Per cent of the disk from which on the oldest are removed before that; 85 when absent, 100 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub high_watermark: Option<u32>,
+    /// Per cent of the disk down to which they are removed then; 80 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub low_watermark: Option<u32>,
+}
+
 /// Everything that can be set, with every default applied.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -375,6 +395,7 @@ pub struct Settings {
     pub delays: Delays,
     pub log: LogDefaults,
     pub registries: Registries,
+    pub images: ImagePolicy,
     /// The file that was read, if there was one.
     pub config: Option<PathBuf>,
     /// The file says nothing at all, as one that a power cut has emptied: every default holds, and that is told.
@@ -537,6 +558,16 @@ impl Settings {
         };
         let restart = file.restart.unwrap_or_default();
         let log = file.log.unwrap_or_default();
+        let images = file.images.unwrap_or_default();
+        let default = ImagePolicy::default();
+        let high = images.high_watermark.unwrap_or(default.high);
+        // One that is not said follows one that is.
+        let low = images.low_watermark.unwrap_or(default.low.min(high.saturating_sub(1)));
+        if low >= high {
+            return Err(Error::Conflict(vec![format!(
+                "`images.lowWatermark` is {low} and `images.highWatermark` is {high}: the low one has to be lower"
+            )]));
+        }
         let run_directory =
             either(run_dir.as_ref(), file.run_dir)?.unwrap_or_else(|| RUN_DIRECTORY.into());
         let state_directory =
@@ -571,6 +602,7 @@ impl Settings {
                 max_files: log.max_files.unwrap_or(LOG.max_files),
             },
             registries: registries(file.registries.unwrap_or_default()),
+            images: ImagePolicy { grace: images.grace.map_or(default.grace, |it| it.0), high, low },
             config,
             emptied: None,
         })
@@ -594,6 +626,7 @@ impl Settings {
             restart: _,
             delays: _,
             log: _,
+            images: _,
             config: _,
             emptied: _,
         } = self;
@@ -616,6 +649,7 @@ impl Settings {
             restart: self.restart,
             delays: self.delays,
             log: self.log,
+            images: self.images,
             prune_limit: self.prune_limit,
             run_directory: self.run_directory.clone(),
             log_directory: self.log_directory(),

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::observed::ImageConfig;
+use crate::observed::{Came, ImageConfig};
 
 /// Largest manifest, index or configuration that is read; registries refuse manifests over 4 MiB.
 pub const JSON_LIMIT: u64 = 4 << 20;
@@ -332,6 +332,7 @@ pub struct NewImage {
     pub media_type: String,
     pub size: u64,
     pub config: ImageConfig,
+    pub came: Came,
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, Unreadable> {

@@ -14,10 +14,12 @@ use tracing::{debug, info, warn};
 use crate::backoff::Strikes;
 use crate::desired::{BootTime, DesiredState};
 use crate::host::{Ask, Host};
-use crate::observed::{Approval, Exec, Hand, Instance, Leftover, ObservedState, Removal, Task};
+use crate::observed::{
+    Approval, Exec, Hand, Image, Instance, Leftover, ObservedState, Removal, Task,
+};
 use crate::oci::HOST_NETWORK_FILES;
 use crate::plan::{self, Action, MachineEnd, Phase, Plan, Policy, Step, StepId};
-use crate::rundir::{ExecOwner, Stamp};
+use crate::rundir::{ExecOwner, ImageHold, Stamp};
 use crate::runtime::{Container, Objects, Runtime};
 use crate::status::{self, Around, Chain, ControllerStatus, RuntimeStatus, Status, trouble};
 use crate::workload::{InstanceId, MountKind, Name, NetworkMode};
@@ -614,6 +616,11 @@ async fn assemble<R: Runtime, H: Host>(
             ask.paths.extend(HOST_NETWORK_FILES.map(Into::into));
         }
     }
+    // What the others are wanted for is known.
+    let unnamed: BTreeMap<String, String> = (objects.stored_images.iter())
+        .filter(|(name, it)| it.came.is_some() && !images.contains(*name))
+        .map(|(name, it)| (name.clone(), it.digest.clone()))
+        .collect();
     ask.runtime.clone_from(&objects.process);
     let running = objects.containers.iter().filter_map(|it| Some((it.task.pid()?, it.id.clone())));
     ask.pids = running.collect();
@@ -629,18 +636,28 @@ async fn assemble<R: Runtime, H: Host>(
             approvals: blocking.run.approvals()?.into_values().flatten().collect(),
             hands: blocking.run.hands(),
             execs: blocking.run.execs(),
+            image_holds: blocking.run.image_holds(),
         };
-        let archived =
-            blocking.archives.lock().unwrap_or_else(PoisonError::into_inner).find(&missing);
+        let mut archives = blocking.archives.lock().unwrap_or_else(PoisonError::into_inner);
+        let archived = archives.find(&missing);
+        let kept = archives.find(&unnamed.keys().cloned().collect());
+        drop(archives);
+        let is_kept = |it: &Image| unnamed.get(&it.name) == Some(&it.digest);
+        let kept = kept.unread.is_empty().then(|| {
+            kept.images.into_values().filter(is_kept).map(|it| it.name).collect::<BTreeSet<_>>()
+        });
         let logs = directories(&blocking.log_directory);
-        Ok::<_, Error>((facts, records, archived, logs))
+        Ok::<_, Error>((facts, records, archived, kept, logs))
     });
-    let (facts, records, archived, logs) = asked.await??;
+    let (facts, records, archived, kept, logs) = asked.await??;
     let now = edge.host.now();
 
     let mut observed = ObservedState {
         boot_id: facts.boot_id.clone(),
         images: objects.images.clone(),
+        stored_images: objects.stored_images,
+        archived_images: kept,
+        image_space: facts.image_space,
         mount_sources: facts.paths.clone(),
         oom_score_adj: edge.oom_score_adj,
         mounts_not_shared,
@@ -661,6 +678,12 @@ async fn assemble<R: Runtime, H: Host>(
     observed.unread_archives = archived.unread;
     observed.has_registries = edge.registry.is_some();
     observed.pulls = edge.pulls_of(|it| images.contains(it));
+    let mut leases = objects.leases;
+    for hold in records.image_holds {
+        // Not left behind, as long as the command lives.
+        leases.retain(|it| !hold.leases.contains(it));
+        observed.images_in_hand.extend(hold.names);
+    }
     for container in objects.containers {
         let instance = instance(container, &facts);
         observed.instances.insert(instance.id.clone(), instance);
@@ -669,8 +692,7 @@ async fn assemble<R: Runtime, H: Host>(
         // Of a container object's task the runtime was asked alone.
         stray.unsure = !observed.instances.contains_key(id);
     }
-    observed.leftovers =
-        leftovers(&observed, desired, &facts, &logs, &objects.leases, &objects.snapshots);
+    observed.leftovers = leftovers(&observed, desired, &facts, &logs, &leases, &objects.snapshots);
     for (key, ExecOwner { instance, holder }) in records.execs {
         if holder.is_alive() {
             let exec = Exec { pid: holder.pid, since: holder.since };
@@ -689,6 +711,7 @@ struct Records {
     approvals: BTreeSet<Approval>,
     hands: (BTreeMap<Name, Hand>, BTreeMap<std::path::PathBuf, String>),
     execs: BTreeMap<String, ExecOwner>,
+    image_holds: Vec<ImageHold>,
 }
 
 fn instance(container: Container, facts: &crate::host::Facts) -> Instance {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::desired::BootTime;
-use crate::observed::{FileKind, Published, RuntimeProcess, Stray, View};
+use crate::observed::{FileKind, Published, RuntimeProcess, Space, Stray, View};
 use crate::workload::{Bytes, InstanceId, Signal};
 
 pub mod linux;
@@ -115,6 +115,8 @@ pub struct Facts {
     /// Why that is not known.
     pub strays_unknown: Option<String>,
     pub means: Means,
+    /// The file system that the runtime keeps the content of images on; `None`: not known.
+    pub image_space: Option<Space>,
 }
 
 /// What the runtime is known to lack, without which it can start no container. What is not known is not missing.

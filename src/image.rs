@@ -20,7 +20,7 @@ use self::index::{Index, Packed, Part, Place};
 use self::reader::Reader;
 use self::source::Source;
 use crate::content::{Blob, NewImage};
-use crate::observed::{Image, ImagePlace};
+use crate::observed::{Came, Image, ImagePlace};
 
 mod index;
 mod reader;
@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Archives {
     directories: Vec<PathBuf>,
+    /// And these files.
+    files: Vec<PathBuf>,
     known: BTreeMap<PathBuf, Known>,
     reader: Reader,
     patience: Duration,
@@ -102,7 +104,12 @@ impl Archives {
     /// Reads nothing yet. Directories need not exist.
     pub fn new(directories: Vec<PathBuf>) -> Self {
         let (known, reader) = (BTreeMap::new(), Reader::default());
-        Self { directories, known, reader, patience: PATIENCE }
+        Self { directories, files: Vec::new(), known, reader, patience: PATIENCE }
+    }
+
+    /// These archives, whatever they are called and wherever they are.
+    pub fn of_files(files: Vec<PathBuf>) -> Self {
+        Self { files, ..Self::new(Vec::new()) }
     }
 
     /// Waits that long for archives to be read, for those who have nothing else to do.
@@ -128,6 +135,21 @@ impl Archives {
             return found;
         }
         self.refresh(&mut found.problems);
+        self.collect_found(names, &mut found);
+        found
+    }
+
+    /// Every image that has a name in an archive.
+    pub fn all(&mut self) -> Found {
+        let mut found = Found::default();
+        self.refresh(&mut found.problems);
+        let indexes = self.known.values().filter_map(|it| it.index.as_ref()?.as_ref().ok());
+        let names = indexes.flat_map(|it| it.names().map(str::to_owned)).collect();
+        self.collect_found(&names, &mut found);
+        found
+    }
+
+    fn collect_found(&self, names: &BTreeSet<String>, found: &mut Found) {
         for (path, known) in &self.known {
             let index = match &known.index {
                 Some(Ok(index)) => index,
@@ -163,7 +185,6 @@ impl Archives {
                 }
             }
         }
-        found
     }
 
     /// Opens the archive of an image that was found, to hand out its blobs.
@@ -196,6 +217,7 @@ impl Archives {
                 problems.push(problem);
             }
         }
+        paths.extend(self.files.iter().cloned());
         self.known.retain(|path, _| paths.contains(path));
         for path in paths {
             let stamp = match std::fs::metadata(&path) {
@@ -316,6 +338,7 @@ impl Import {
             media_type: packed.target.media_type.clone(),
             size: packed.target.size,
             config: packed.config.clone(),
+            came: Came::Imported,
         };
         Ok(Self {
             path: path.to_owned(),

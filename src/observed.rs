@@ -30,6 +30,14 @@ pub struct ObservedState {
     pub leftovers: BTreeSet<Leftover>,
     /// The images that the manifests name, by their full name; absent: not to be had.
     pub images: BTreeMap<String, Image>,
+    /// Every image that the runtime's store has a record of, by its name, wanted or not.
+    pub stored_images: BTreeMap<String, StoredImage>,
+    /// Those of them that no manifest names and an archive has; `None`: not known yet, archives are being read.
+    pub archived_images: Option<BTreeSet<String>>,
+    /// Images that living commands bring or change.
+    pub images_in_hand: BTreeSet<String>,
+    /// The file system that holds the images; `None`: not known.
+    pub image_space: Option<Space>,
     /// What is wrong with archives of images, for people.
     pub archive_problems: Vec<String>,
     /// Archives that are still being read: an image that is not to be had may be in one of them.
@@ -114,6 +122,8 @@ pub struct RuntimeProcess {
     pub pid: u32,
     /// Where it looks for programs before it follows its `PATH`.
     pub directories: Vec<PathBuf>,
+    /// Where it keeps the content of images, in its own root; `None`: it does not say.
+    pub content: Option<PathBuf>,
 }
 
 /// One container of ours.
@@ -344,6 +354,90 @@ pub enum ImagePlace {
     Store,
     /// In an archive that has to be imported first.
     Archive(PathBuf),
+}
+
+/// What the store has under the name of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Of what the name points at.
+    pub digest: String,
+    /// How we brought it; `None`: somebody else did, and it is left alone.
+    pub came: Option<Came>,
+    /// Bytes of what of it this machine needs, as they are stored, compressed; 0: not known.
+    pub size: u64,
+    /// A person wants it kept.
+    pub pinned: bool,
+    /// Nothing has used it since.
+    pub unused: Option<Unused>,
+}
+
+/// How an image of ours came into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Came {
+    /// From its registry.
+    Pulled,
+    /// From an archive.
+    Imported,
+}
+
+impl Came {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pulled => "pulled",
+            Self::Imported => "imported",
+        }
+    }
+}
+
+impl std::str::FromStr for Came {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Pulled, Self::Imported].into_iter().find(|it| it.as_str() == text).ok_or(())
+    }
+}
+
+/// Since when nothing uses an image: as seconds after the start of a boot, since a wall clock may jump by decades.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    pub boot: String,
+    pub at: BootTime,
+}
+
+impl std::fmt::Display for Unused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.boot, self.at.0.as_secs())
+    }
+}
+
+impl std::str::FromStr for Unused {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (boot, seconds) = text.split_once(' ').ok_or(())?;
+        let at = BootTime(Duration::from_secs(seconds.parse().map_err(|_| ())?));
+        Ok(Self { boot: boot.to_owned(), at })
+    }
+}
+
+/// How much room a file system has, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub total: u64,
+    /// What may still be written.
+    pub free: u64,
+}
+
+impl Space {
+    /// Per cent of it that are taken.
+    pub fn fill(self) -> u64 {
+        if self.total == 0 {
+            return 0;
+        }
+        let taken = u128::from(self.total.saturating_sub(self.free)) * 100;
+        u64::try_from(taken / u128::from(self.total)).unwrap_or(100)
+    }
 }
 
 /// The part of an OCI image configuration that a container is made from.

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Delays;
 use crate::desired::{BootTime, Origin, Source};
-use crate::observed::{Approval, Exit, HandKind, Image, ImageConfig, Leftover, View};
+use crate::observed::{Approval, Exit, HandKind, Image, ImageConfig, Leftover, Unused, View};
 use crate::oci::Blueprint;
 use crate::workload::{
-    Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Revision, Signal, StopTimeout, Workload,
+    Bytes, InstanceId, IpcDefaults, Name, RestartPolicy, Revision, Signal, Span, StopTimeout,
+    Workload,
 };
 
 mod decide;
@@ -25,7 +26,7 @@ mod diff;
 mod tests;
 
 pub use decide::{Again, Decision, Fit, Have, Want, decide};
-pub use diff::{diff, down, pull_lease, shutdown};
+pub use diff::{ImageUse, ImageUses, diff, down, image_uses, import_lease, pull_lease, shutdown};
 
 /// How long a removal by absence counts against the limit on how much may vanish at once.
 pub const PRUNE_WINDOW: Duration = Duration::from_mins(10);
@@ -38,6 +39,7 @@ pub struct Policy {
     pub restart: RestartPolicy,
     pub delays: Delays,
     pub log: LogDefaults,
+    pub images: ImagePolicy,
     /// Share of a source's workloads that may go by absence within [`PRUNE_WINDOW`], in per cent.
     pub prune_limit: u32,
     pub run_directory: PathBuf,
@@ -51,6 +53,22 @@ pub struct Policy {
 pub struct LogDefaults {
     pub max_size: Bytes,
     pub max_files: u32,
+}
+
+/// How long images are kept that nothing needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImagePolicy {
+    /// Within one boot.
+    pub grace: Duration,
+    /// From so many per cent on that the disk is full, the oldest go before that, until it is down to `low`.
+    pub high: u32,
+    pub low: u32,
+}
+
+impl Default for ImagePolicy {
+    fn default() -> Self {
+        Self { grace: Duration::from_hours(24), high: 85, low: 80 }
+    }
 }
 
 /// Reasons of a workload that waits for its image: it comes, or the last try failed.
@@ -137,6 +155,10 @@ pub enum Action {
     /// Brings an image from its registry into the store, unless what the name stands for is there. `known`: the digest
     /// of what is there.
     Pull { image: String, known: Option<String> },
+    /// Writes down since when nothing uses an image, or that something does again.
+    MarkImage { name: String, digest: String, unused: Option<Unused> },
+    /// Removes an image of ours from the store, with what only it needs.
+    RemoveImage { name: String, digest: String },
     /// Makes the snapshot and the container object of an instance, beside a running one.
     Prepare(Box<Prepare>),
     /// Writes changed settings to a container object in place; its process does not notice.
@@ -351,6 +373,14 @@ pub enum Cause {
     SnapshotMissing,
     /// `removeOnExit`, and its last run is over.
     RemoveOnExit,
+    /// Nothing uses the image any more.
+    Unused,
+    /// Something uses the image again.
+    UsedAgain,
+    /// Nothing has used the image for that long.
+    UnusedFor(Duration),
+    /// Nothing uses the image, and the disk is so full, in per cent.
+    DiskFull { fill: u64 },
     /// Nothing owns it.
     Leftover,
     /// The command that it belongs to was killed.
@@ -361,6 +391,8 @@ pub enum Cause {
     Stray { processes: usize },
     /// `evenkeel down`.
     Down,
+    /// A person asked for just this.
+    Asked,
     /// A person asked for it beside the manifests.
     ByHand(HandKind),
     /// `evenkeel shutdown`: the machine ends.
@@ -412,6 +444,10 @@ impl fmt::Display for Cause {
             Self::Interrupted => f.write_str("an earlier start was interrupted"),
             Self::SnapshotMissing => f.write_str("its root file system is missing"),
             Self::RemoveOnExit => f.write_str("its last run is over: removeOnExit"),
+            Self::Unused => f.write_str("nothing uses it any more"),
+            Self::UsedAgain => f.write_str("it is used again"),
+            Self::UnusedFor(span) => write!(f, "unused for {}", Span(*span)),
+            Self::DiskFull { fill } => write!(f, "unused, and the disk is {fill} % full"),
             Self::Leftover => f.write_str("left behind, owned by nothing"),
             Self::ExecKilled => f.write_str("the `evenkeel exec` that it belongs to was killed"),
             Self::Orphaned => f.write_str("a task without a container object"),
@@ -425,6 +461,7 @@ impl fmt::Display for Cause {
                 write!(f, "containerd has lost it, and {processes} of its processes still run")
             }
             Self::Down | Self::ByHand(HandKind::Down) => f.write_str("taken down"),
+            Self::Asked => f.write_str("asked for by hand"),
             Self::ByHand(HandKind::Stop) => f.write_str("stopped by hand"),
             Self::ByHand(HandKind::Start) => f.write_str("started by hand"),
             Self::ByHand(HandKind::Restart) => f.write_str("restarted by hand"),
@@ -444,6 +481,7 @@ impl Action {
         match self {
             Self::Import { .. } => "import",
             Self::Pull { .. } => "pull",
+            Self::MarkImage { .. } => "mark",
             Self::Prepare(_) => "prepare",
             Self::Update(_) => "update",
             Self::Stop(_) => "stop",
@@ -452,7 +490,10 @@ impl Action {
             Self::Start(_) => "start",
             Self::Publish { .. } => "publish",
             Self::Clear { .. } => "clear",
-            Self::Remove { .. } | Self::RemoveOrphan { .. } | Self::RemoveStray(_) => "remove",
+            Self::Remove { .. }
+            | Self::RemoveOrphan { .. }
+            | Self::RemoveStray(_)
+            | Self::RemoveImage { .. } => "remove",
             Self::Sweep(_) => "sweep",
         }
     }
@@ -462,6 +503,7 @@ impl Action {
         match self {
             Self::Import { image } => image.name.clone(),
             Self::Pull { image, .. } => image.clone(),
+            Self::MarkImage { name, .. } | Self::RemoveImage { name, .. } => name.clone(),
             Self::Prepare(it) => it.id.to_string(),
             Self::Update(it) => it.id.to_string(),
             Self::Stop(it) => it.id.to_string(),
@@ -491,7 +533,11 @@ impl Action {
             | Self::Clear { id }
             | Self::Remove { id, .. }
             | Self::RemoveOrphan { id, .. } => Some(id),
-            Self::Import { .. } | Self::Pull { .. } | Self::Sweep(_) => None,
+            Self::Import { .. }
+            | Self::Pull { .. }
+            | Self::MarkImage { .. }
+            | Self::RemoveImage { .. }
+            | Self::Sweep(_) => None,
         }
     }
 }

@@ -37,6 +37,9 @@ const OWNER: &str = "owner.json";
 /// Directory of the journal.
 const EVENTS: &str = "events";
 
+/// Which images commands bring or change, a file each.
+const IMAGES: &str = "images";
+
 /// Who ends everything now.
 const SHUTDOWN: &str = "shutdown.json";
 
@@ -116,6 +119,27 @@ impl Holder {
     pub fn is_alive(&self) -> bool {
         linux::start_time(self.pid) == Some(self.start_time)
             && linux::boot_id().is_ok_and(|it| it == self.boot_id)
+    }
+}
+
+/// Images that a command brings or changes, while it lives: nobody else takes them away, or what it makes them of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageHold {
+    pub holder: Holder,
+    pub names: BTreeSet<String>,
+    /// What it makes them under.
+    pub leases: BTreeSet<String>,
+}
+
+/// Ends a hold on images when it goes.
+#[derive(Debug)]
+pub struct HeldImages(PathBuf);
+
+impl Drop for HeldImages {
+    fn drop(&mut self) {
+        // One that stays is of a process that is gone, and counts for nothing.
+        drop(fs::remove_file(&self.0));
     }
 }
 
@@ -507,6 +531,38 @@ impl RunDirectory {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Says which images a command brings or changes, as long as what is returned lives. What commands have left that were
+    /// killed goes by the way.
+    pub fn hold_images(&self, hold: &ImageHold) -> Result<HeldImages, Error> {
+        let directory = self.path.join(IMAGES);
+        for (path, left) in self.image_holds_by_path() {
+            if !left.holder.is_alive() {
+                drop(fs::remove_file(path));
+            }
+        }
+        let path = directory.join(format!("{}-{}.json", hold.holder.pid, hold.holder.start_time));
+        write_json(&path, hold)?;
+        Ok(HeldImages(path))
+    }
+
+    /// The images that living commands bring or change.
+    pub fn image_holds(&self) -> Vec<ImageHold> {
+        let mut holds: Vec<_> = self.image_holds_by_path().into_iter().map(|it| it.1).collect();
+        holds.retain(|it| it.holder.is_alive());
+        holds
+    }
+
+    fn image_holds_by_path(&self) -> Vec<(PathBuf, ImageHold)> {
+        let entries = fs::read_dir(self.path.join(IMAGES)).into_iter().flatten().flatten();
+        let hold = |entry: fs::DirEntry| {
+            let path = entry.path();
+            let text = read_bounded(&path).ok()??;
+            let hold = serde_json::from_slice(&text).ok()?;
+            Some((path, hold))
+        };
+        entries.filter_map(hold).collect()
     }
 
     /// Writes into the journal what happened. Nothing fails because that cannot be done now: it is done later.

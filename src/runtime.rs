@@ -11,7 +11,7 @@ use prost::bytes::Bytes;
 
 pub use crate::content::{Blob, NewBlob, NewImage};
 use crate::desired::Origin;
-use crate::observed::{End, Image, Run, RuntimeProcess, Task};
+use crate::observed::{End, Image, Run, RuntimeProcess, StoredImage, Task, Unused};
 pub use crate::oci::Exec;
 use crate::workload::{InstanceId, IpcDefaults, Name, Revision, Signal, Workload};
 
@@ -50,11 +50,29 @@ pub trait Runtime: Send + Sync + 'static {
         blob: &NewBlob,
     ) -> impl Future<Output = Result<Option<Box<dyn BlobWriter>>, Error>> + Send;
 
-    /// Records an image whose blobs are there and unpacks it.
+    /// Records an image whose blobs are there and unpacks it. The record is ours then, unless there was one of somebody
+    /// else's, and nothing is said any more of how long it was unused.
     fn put_image(
         &self,
         lease: &str,
         image: &NewImage,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Writes something on the record of an image of ours that points at that digest. `Missing`: there is none.
+    /// `Conflict`: it is somebody else's.
+    fn mark_image(
+        &self,
+        name: &str,
+        digest: &str,
+        mark: &Mark,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes the record of an image of ours, and with it what nothing else needs of its content and its layers: that
+    /// is gone when this returns. `Ok` when the name points at something else by now. `Conflict`: it is somebody else's.
+    fn remove_image(
+        &self,
+        name: &str,
+        digest: &str,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes a lease of ours without expiry; everything made under it stays until it is removed.
@@ -187,6 +205,8 @@ pub mod verb {
     pub const PUT_BLOB: &str = "store blob";
     pub const OPEN_BLOB: &str = "fetch blob";
     pub const PUT_IMAGE: &str = "unpack image";
+    pub const MARK_IMAGE: &str = "mark image";
+    pub const REMOVE_IMAGE: &str = "remove image";
     pub const LEASE: &str = "make lease";
     pub const REMOVE_LEASE: &str = "remove lease";
     pub const PREPARE_SNAPSHOT: &str = "prepare snapshot";
@@ -225,8 +245,19 @@ pub struct Objects {
     pub snapshots: BTreeSet<String>,
     /// Of those asked for.
     pub images: BTreeMap<String, Image>,
+    /// All that there is a record of, by name.
+    pub stored_images: BTreeMap<String, StoredImage>,
     /// The runtime itself; `None`: it is no process that can be seen from here.
     pub process: Option<RuntimeProcess>,
+}
+
+/// What [`Runtime::mark_image`] writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    Unused(Unused),
+    Used,
+    Pinned,
+    Unpinned,
 }
 
 /// A container object of ours.

@@ -578,7 +578,7 @@ pub struct PlanReport {
 pub struct StepReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `import`, `prepare`, `update`, `stop`, `resume`, `finish`, `start`, `publish`, `remove`, `sweep`.
+    /// `import`, `pull`, `mark`, `prepare`, `update`, `stop`, `resume`, `finish`, `start`, `publish`, `remove`, `sweep`.
     pub action: String,
     pub subject: String,
     pub cause: String,

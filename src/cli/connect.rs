@@ -478,7 +478,7 @@ pub(super) async fn remove_run_directory(run: &RunDirectory, settings: &Settings
         // Also what nobody could read.
         drop(std::fs::remove_dir_all(path.join("hands")));
         drop(std::fs::remove_dir_all(path.join("events")));
-        for name in ["strikes", "approvals", "holds", "ipc", "runc", "containerd"] {
+        for name in ["strikes", "approvals", "holds", "images", "ipc", "runc", "containerd"] {
             remove_empty(&path.join(name), 3);
         }
         // What commands that were killed have left; without containers there is no process of theirs.

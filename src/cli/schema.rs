@@ -9,8 +9,8 @@ use crate::status::Exit;
 #[derive(Debug, Args)]
 pub(super) struct SchemaArgs {
     /// Which document: `manifest`, `config`, or what a command prints with `--output json`: `status`, `plan`,
-    /// `problems` (validate), `holds` (approve), `log` (a line of logs), `event` (a line of events), `checks` (doctor),
-    /// `explanation` (explain)
+    /// `problems` (validate), `holds` (approve), `log` (a line of logs), `event` (a line of events), `images` (image
+    /// list and prune), `checks` (doctor), `explanation` (explain)
     #[arg(value_enum, default_value_t = Kind::Manifest, hide_possible_values = true)]
     kind: Kind,
 }
@@ -25,6 +25,7 @@ enum Kind {
     Holds,
     Log,
     Event,
+    Images,
     Checks,
     Explanation,
 }
@@ -41,7 +42,7 @@ pub(super) fn schema(context: &mut Context<'_>, args: &SchemaArgs) -> Result<Exi
 }
 
 /// Every published schema by its name, as committed in `schemas/<name>.schema.json`.
-pub(crate) fn schemas() -> [(&'static str, Value); 10] {
+pub(crate) fn schemas() -> [(&'static str, Value); 11] {
     [
         ("manifest", crate::schema::manifest()),
         ("config", crate::schema::of::<crate::config::File>("Evenkeel configuration")),
@@ -51,6 +52,7 @@ pub(crate) fn schemas() -> [(&'static str, Value); 10] {
         ("holds", crate::schema::of::<super::approve::HoldReport>("Evenkeel holds")),
         ("log", crate::schema::of::<super::logs::Line>("Evenkeel log line")),
         ("event", crate::schema::of::<crate::status::Event>("Evenkeel event")),
+        ("images", crate::schema::of::<super::image::ImageReport>("Evenkeel images")),
         ("checks", crate::schema::of::<super::doctor::CheckReport>("Evenkeel checks")),
         ("explanation", crate::schema::of::<super::explain::Explanation>("Evenkeel explanation")),
     ]

@@ -24,6 +24,7 @@ fn keys() -> BTreeMap<&'static str, (Value, &'static str)> {
         ("restart", (json!({ "policy": "never" }), "restart: Never")),
         ("log", (json!({ "maxFiles": 7 }), "max_files: 7")),
         ("registries", (json!({ "hostsDirs": ["/h"] }), r#"hosts_directories: ["/h"]"#)),
+        ("images", (json!({ "highWatermark": 7 }), "high: 7, low: 6")),
     ]
     .into()
 }
@@ -208,5 +209,26 @@ fn a_setting_is_followed_by_a_running_controller_or_needs_another_one() {
         let followed = before.policy() != next.policy()
             || (before.remove_after, before.allow_empty) != (next.remove_after, next.allow_empty);
         assert!(followed || at_start.contains(&key), "{key} changes nothing");
+    }
+}
+
+#[test]
+fn images_are_kept_as_the_file_says_and_its_marks_make_sense() {
+    let images = |text: &str| merge(&Flags::default(), text).images;
+    let default = ImagePolicy { grace: Duration::from_hours(24), high: 85, low: 80 };
+    assert_eq!(images(""), default);
+    assert_eq!(
+        images("images: {grace: 90m}"),
+        ImagePolicy { grace: Duration::from_mins(90), ..default }
+    );
+    assert_eq!(images("images: {highWatermark: 100, lowWatermark: 0}").low, 0);
+    assert_eq!(images("images: {highWatermark: 50}").low, 49, "one follows the other");
+    for text in ["images: {lowWatermark: 90}", "images: {highWatermark: 70, lowWatermark: 70}"] {
+        let error = Settings::merge(&Flags::default(), file(text), None).unwrap_err();
+        assert!(error.to_string().contains("`images.lowWatermark`"), "{error}");
+    }
+    for text in ["images: {highWatermark: 0}", "images: {highWatermark: 101}", "images: {grace: 1}"]
+    {
+        manifest::configuration::<File>(Path::new("config.yaml"), text.as_bytes()).unwrap_err();
     }
 }

@@ -22,11 +22,12 @@ use crate::observed::{
 };
 use crate::plan::{
     Action, Finish, Log, Mismatch, PRUNE_WINDOW, Prepare, Start, Step, StopInstance, accept,
+    import_lease,
 };
 use crate::refusal::{self, Reason};
 use crate::registry::{self, Registry};
 use crate::rundir::RunDirectory;
-use crate::runtime::{self, ErrorKind, LogTarget, NewInstance, Runtime, Update};
+use crate::runtime::{self, ErrorKind, LogTarget, Mark, NewInstance, Runtime, Update};
 use crate::status::Chain;
 use crate::workload::{InstanceId, Name, Signal, StopTimeout};
 
@@ -66,6 +67,8 @@ pub const EFFECTS: &[&str] = &[
     "pull/blob",
     "pull/image",
     "pull/release",
+    "image/mark",
+    "image/remove",
     "prepare/lease",
     "prepare/snapshot",
     "prepare/container",
@@ -222,11 +225,6 @@ impl Crash {
         passed.push(effect);
         passed.len() < self.after.load(Ordering::Relaxed)
     }
-}
-
-/// Holds the blobs of an image until it is unpacked.
-pub(super) fn import_lease(image: &Image) -> String {
-    format!("evenkeel-import-{}", image.digest.replace(':', "-"))
 }
 
 /// Holds the snapshot of an instance until its container exists.
@@ -464,6 +462,8 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                 | Action::Clear { .. }
                 | Action::Remove { .. }
                 | Action::RemoveOrphan { .. }
+                | Action::MarkImage { .. }
+                | Action::RemoveImage { .. }
                 | Action::Sweep(_),
                 None,
             ) => Arc::clone(&self.permits).acquire_owned().await.ok(),
@@ -472,10 +472,24 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         (self.act(step).await, permit)
     }
 
+    /// Carries one step out for a command that has no more, and writes down what came of it.
+    pub async fn carry_out_alone(&self, step: &Step) -> Result<(), Error> {
+        let result = self.act(step).await;
+        self.tell_step(step, &result);
+        result
+    }
+
     async fn act(&self, step: &Step) -> Result<(), Error> {
         match &step.action {
             Action::Import { image } => self.import(image).await,
             Action::Pull { image, known } => self.pull(image, known.as_deref()).await,
+            Action::MarkImage { name, digest, unused } => {
+                let mark = unused.clone().map_or(Mark::Used, Mark::Unused);
+                self.effect("image/mark", self.runtime.mark_image(name, digest, &mark)).await
+            }
+            Action::RemoveImage { name, digest } => {
+                self.effect("image/remove", self.runtime.remove_image(name, digest)).await
+            }
             Action::Prepare(prepare) => self.prepare(prepare).await,
             Action::Update(it) => {
                 let update = Update {
@@ -533,7 +547,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         });
         let mut import = opened.await??;
         // Blobs that no image refers to yet are collected unless a lease holds them.
-        let lease = import_lease(image);
+        let lease = import_lease(&image.digest);
         self.effect("import/lease", self.runtime.lease(&lease)).await?;
         loop {
             // Gigabytes may have to be unpacked to get to a blob.

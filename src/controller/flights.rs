@@ -17,7 +17,7 @@ use crate::backoff::Delays;
 use crate::desired::BootTime;
 use crate::host::Host;
 use crate::observed::Leftover;
-use crate::plan::{Action, PULL_FAILED, Step, StepId, pull_lease};
+use crate::plan::{Action, PULL_FAILED, Step, StepId, import_lease, pull_lease};
 use crate::runtime::Runtime;
 use crate::status::Chain;
 use crate::workload::{InstanceId, Name};
@@ -50,8 +50,12 @@ fn keys(step: &Step) -> BTreeSet<Key> {
     keys.extend(step.action.instance().cloned().map(Key::Instance));
     match &step.action {
         // Two imports of one image would share a lease.
-        Action::Import { image } => keys.extend([Key::Lease(execute::import_lease(image))]),
+        Action::Import { image } => keys.extend([Key::Lease(import_lease(&image.digest))]),
         Action::Pull { image, .. } => keys.extend([Key::Lease(pull_lease(image))]),
+        // Whoever brings it meanwhile would have it taken away, or be taken for one that nobody needs.
+        Action::MarkImage { name, digest, .. } | Action::RemoveImage { name, digest } => {
+            keys.extend([Key::Lease(pull_lease(name)), Key::Lease(import_lease(digest))]);
+        }
         Action::Prepare(it) => keys.extend([Key::Lease(execute::instance_lease(&it.id))]),
         // What looks left behind may be just what a step under way is making.
         Action::Sweep(leftover) => keys.extend([match leftover {
@@ -439,7 +443,9 @@ impl Trouble {
             | Action::Remove { .. }
             | Action::RemoveOrphan { .. }
             | Action::RemoveStray(_)
+            | Action::RemoveImage { .. }
             | Action::Sweep(_) => "remove-failed",
+            Action::MarkImage { .. } => "update-failed",
         };
         Self { reason, message: Chain(error).to_string(), is_counted: error.is_counted(), edits: 0 }
     }
@@ -495,6 +501,8 @@ impl Cooling {
             | Action::Clear { .. }
             | Action::RemoveOrphan { .. }
             | Action::RemoveStray(_)
+            | Action::MarkImage { .. }
+            | Action::RemoveImage { .. }
             | Action::Sweep(_) => false,
         };
         if is_delayed_otherwise {

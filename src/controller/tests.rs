@@ -6,6 +6,7 @@ mod execs;
 mod goals;
 mod hands;
 mod harness;
+mod images;
 mod imports;
 mod ipc;
 mod pulls;

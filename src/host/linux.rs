@@ -216,6 +216,7 @@ impl Host for LinuxHost {
             .collect();
         let host_view = self.view(std::process::id())?;
         let means = ask.runtime.as_ref();
+        let image_space = means.and_then(means::image_space);
         let means = means.map(|it| means::of(it, ask.pids.keys())).unwrap_or_default();
         // What cannot be read is no reason to look at nothing else.
         let (strays, strays_unknown) = match &ask.tasks {
@@ -225,7 +226,17 @@ impl Host for LinuxHost {
                 Err(error) => (BTreeMap::new(), Some(error.to_string())),
             },
         };
-        Ok(Facts { boot_id, published, paths, views, host_view, strays, strays_unknown, means })
+        Ok(Facts {
+            boot_id,
+            published,
+            paths,
+            views,
+            host_view,
+            strays,
+            strays_unknown,
+            means,
+            image_space,
+        })
     }
 
     fn publish_shm(&self, id: &InstanceId, size: Bytes) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::Means;
 use super::mountinfo::{self, Mount};
-use crate::observed::RuntimeProcess;
+use crate::observed::{RuntimeProcess, Space};
 
 /// What containerd starts for a container.
 pub const SHIM: &str = "containerd-shim-runc-v2";
@@ -61,6 +61,23 @@ pub(super) fn of<'a>(process: &RuntimeProcess, tasks: impl Iterator<Item = &'a u
         missing_programs: missing.collect(),
         cgroup_fault: cgroups(process).and_then(Result::err),
     }
+}
+
+/// How much room there is where it keeps the content of images; `None`: not known.
+///
+/// A disk that does not answer is one that it could run nothing from.
+pub(super) fn image_space(process: &RuntimeProcess) -> Option<Space> {
+    let content = process.content.as_ref()?;
+    let root = Directory::of(process.pid).root().ok()?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened =
+        rustix::fs::openat2(&root, content, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+    let it = rustix::fs::fstatvfs(&opened).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(it.f_frsize);
+    // What is kept for root may still be written by the runtime, and is not to be counted on.
+    let reserved = it.f_bfree.saturating_sub(it.f_bavail);
+    let total = bytes(it.f_blocks.saturating_sub(reserved));
+    (total > 0).then(|| Space { total, free: bytes(it.f_bavail) })
 }
 
 /// Where it finds its programs, as paths in its root.
@@ -223,7 +240,11 @@ mod tests {
         }
 
         fn finds(&self, directories: &[PathBuf]) -> Programs {
-            let process = RuntimeProcess { pid: self.0.id(), directories: directories.to_vec() };
+            let process = RuntimeProcess {
+                pid: self.0.id(),
+                directories: directories.to_vec(),
+                content: None,
+            };
             programs(&process, [].iter()).unwrap()
         }
     }
@@ -304,7 +325,7 @@ mod tests {
     #[test]
     fn what_cannot_be_looked_at_is_not_missing() {
         let mut ended = Command::new("true").spawn().unwrap();
-        let process = RuntimeProcess { pid: ended.id(), directories: Vec::new() };
+        let process = RuntimeProcess { pid: ended.id(), directories: Vec::new(), content: None };
         // Its directory is there and says nothing any more.
         let id = rustix::process::Pid::from_child(&ended);
         let options =

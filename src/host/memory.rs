@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::{Ask, Error, Facts, Host, Means, Process, ProcessIpc, ProcessShm, Whom};
 use crate::desired::BootTime;
-use crate::observed::{FileKind, Published, Stray, View, published_paths};
+use crate::observed::{FileKind, Published, Space, Stray, View, published_paths};
 use crate::workload::{Bytes, InstanceId, Signal};
 
 /// How the processes of a runtime in memory were made; `None`: there is no such process.
@@ -89,6 +89,7 @@ struct State {
     killed: BTreeSet<u32>,
     mounts_shared: Result<(), String>,
     means: Means,
+    image_space: Option<Space>,
     failures: BTreeMap<&'static str, io::ErrorKind>,
 }
 
@@ -130,6 +131,7 @@ impl MemoryHost {
             killed: BTreeSet::new(),
             mounts_shared: Ok(()),
             means: Means::default(),
+            image_space: None,
             failures: BTreeMap::new(),
         };
         let state = Arc::new(Mutex::new(state));
@@ -178,6 +180,10 @@ impl MemoryHost {
     }
 
     /// What the runtime lacks from now on.
+    pub fn set_image_space(&self, space: Option<Space>) {
+        self.state().image_space = space;
+    }
+
     pub fn set_means(&self, means: Means) {
         self.state().means = means;
     }
@@ -342,6 +348,7 @@ impl Host for MemoryHost {
             views,
             host_view: Some(View { ipc_ns: HOST_IPC, shm: Some(HOST_SHM), shm_root: Some(1) }),
             means: state.means.clone(),
+            image_space: state.image_space,
             strays,
             strays_unknown,
         })

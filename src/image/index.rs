@@ -97,6 +97,10 @@ impl Index {
         }
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
     pub(super) fn by_digest(&self, digest: &str) -> Option<&Packed> {
         self.images.get(&digest.parse().ok()?)
     }

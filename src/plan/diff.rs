@@ -28,10 +28,12 @@ use crate::workload::{
 
 mod execs;
 mod hands;
+mod images;
 mod pulls;
 mod shutdown;
 mod strays;
 
+pub use images::{ImageUse, ImageUses, image_uses, import_lease};
 pub use pulls::pull_lease;
 pub use shutdown::shutdown;
 
@@ -279,6 +281,7 @@ impl<'a> Planner<'a> {
         self.plan_removals();
         self.end_unowned_strays();
         let pulls = self.plan_pulls();
+        self.plan_images();
         self.sweep_hands();
         let wanted: BTreeSet<&Name> = self.desired.workloads.keys().collect();
         sweep(&mut self.plan, self.observed, &pulls, |name| !wanted.contains(name));

@@ -266,6 +266,7 @@ mod model {
             restart: RestartPolicy::Always,
             delays: Delays::default(),
             log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+            images: ImagePolicy::default(),
             prune_limit: 50,
             run_directory: PathBuf::from("/run/evenkeel"),
             log_directory: PathBuf::from("/var/lib/evenkeel/logs"),
@@ -347,7 +348,9 @@ mod model {
         for (at, step) in plan.steps.iter().enumerate() {
             assert!(step.requires.iter().all(|it| it.0 < at), "{plan}");
             match &step.action {
-                Action::Pull { .. } => panic!("nothing has to be pulled here: {plan}"),
+                Action::Pull { .. } | Action::MarkImage { .. } | Action::RemoveImage { .. } => {
+                    panic!("no image is in the store here: {plan}")
+                }
                 Action::Import { image } => {
                     let known = observed
                         .images

@@ -31,8 +31,8 @@ use self::record::{Kind, LEASE, NAME, READOPTED, REVISION, Record, filter};
 use self::store::Store;
 use self::tasks::{Listed, Tasks};
 use super::{
-    Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance, Objects,
-    Runtime, Streams, Tell, Update, verb,
+    Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage, NewInstance,
+    Objects, Runtime, Streams, Tell, Update, verb,
 };
 use crate::content::chain_ids;
 use crate::observed::{RuntimeProcess, Task};
@@ -140,7 +140,8 @@ impl Containerd {
             return Some(known.clone());
         }
         let directories = about::directories(&self.link).await.ok()?;
-        let process = RuntimeProcess { pid, directories };
+        let content = about::content(&self.link).await.ok()?;
+        let process = RuntimeProcess { pid, directories, content };
         *lock() = Some(process.clone());
         Some(process)
     }
@@ -248,10 +249,11 @@ impl Containerd {
             self.tasks.list(),
             self.leases(),
             self.snapshots(),
-            self.store.records(names),
+            self.store.records(),
             async { Ok(self.process().await) },
         )?;
-        let images = self.store.usable(records, &snapshots).await?;
+        let images = self.store.usable(&records, names, &snapshots).await?;
+        let stored_images = self.store.stored(&records).await?;
         let ids: BTreeSet<String> = containers.iter().map(|it| it.id.clone()).collect();
         let is_complete = matches!(listed, Listed::All(_));
         let (mut tasks, everything) = match listed {
@@ -259,8 +261,14 @@ impl Containerd {
             // Tasks without a container object can be listed only: the last list has to do.
             Listed::Stalled => (self.tasks.each(&ids).await?, self.tasks.known()),
         };
-        let mut objects =
-            Objects { leases, images, process, incomplete: !is_complete, ..Objects::default() };
+        let mut objects = Objects {
+            leases,
+            images,
+            stored_images,
+            process,
+            incomplete: !is_complete,
+            ..Objects::default()
+        };
         let shown = tasks.keys().chain(everything.keys());
         objects.tasks = shown.filter_map(|id| id.parse().ok()).collect();
         for record in &containers {
@@ -584,6 +592,14 @@ impl Runtime for Containerd {
 
     async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {
         self.store.record(lease, image).await.during(verb::PUT_IMAGE, &image.name)
+    }
+
+    async fn mark_image(&self, name: &str, digest: &str, mark: &Mark) -> Result<(), Error> {
+        self.store.mark(name, digest, mark).await.during(verb::MARK_IMAGE, name)
+    }
+
+    async fn remove_image(&self, name: &str, digest: &str) -> Result<(), Error> {
+        self.store.forget(name, digest).await.during(verb::REMOVE_IMAGE, name)
     }
 
     async fn lease(&self, id: &str) -> Result<(), Error> {

@@ -14,11 +14,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance,
-    Objects, Runtime, Streams, Tell, Update, Written, verb,
+    Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage,
+    NewInstance, Objects, Runtime, Streams, Tell, Update, Written, verb,
 };
 use crate::content::Digest;
-use crate::observed::{Image, ImagePlace, Stray, Task};
+use crate::observed::{Came, Image, ImagePlace, StoredImage, Stray, Task};
 use crate::workload::{InstanceId, Name, Signal};
 
 /// The first process of a model; far from those of the system that the tests run on.
@@ -59,6 +59,8 @@ struct State {
     snapshots: BTreeMap<String, Snapshot>,
     leases: BTreeSet<String>,
     images: BTreeMap<String, Image>,
+    /// The records of those that are ours.
+    records: BTreeMap<String, StoredImage>,
     blobs: BTreeSet<String>,
     /// What has come so far of blobs, and under which lease.
     partial: BTreeMap<String, (String, Vec<u8>)>,
@@ -121,6 +123,7 @@ impl Default for MemoryRuntime {
             snapshots: BTreeMap::new(),
             leases: BTreeSet::new(),
             images: BTreeMap::new(),
+            records: BTreeMap::new(),
             blobs: BTreeSet::new(),
             partial: BTreeMap::new(),
             answers: Answers::Well,
@@ -143,10 +146,11 @@ impl Default for MemoryRuntime {
 
 /// What a test makes happen, and looks at.
 impl MemoryRuntime {
-    /// Puts an image into the store, unpacked.
+    /// Puts an image into the store, unpacked, as somebody else does.
     pub fn add_image(&self, image: Image) {
         let image = Image { place: ImagePlace::Store, ..image };
         self.change(|state| {
+            state.blobs.insert(image.digest.clone());
             state.images.insert(image.name.clone(), image);
         });
     }
@@ -154,7 +158,21 @@ impl MemoryRuntime {
     pub fn remove_image(&self, name: &str) {
         self.change(|state| {
             state.images.remove(name);
+            state.records.remove(name);
         });
+    }
+
+    /// Puts an image of ours into the store, unpacked and of that size.
+    pub fn add_own_image(&self, image: Image, size: u64) {
+        let record = StoredImage {
+            digest: image.digest.clone(),
+            came: Some(Came::Pulled),
+            size,
+            pinned: false,
+            unused: None,
+        };
+        self.change(|state| state.records.insert(image.name.clone(), record));
+        self.add_image(image);
     }
 
     /// Lets the next call of one of [`verb`]'s fail, without an effect. Repeated, as many calls fail.
@@ -595,6 +613,19 @@ impl State {
         }
     }
 
+    /// The record of an image, if it points at that; refused if it is somebody else's.
+    fn own_record(
+        &mut self,
+        name: &str,
+        digest: &str,
+    ) -> Result<Option<&mut StoredImage>, Refusal> {
+        match (self.images.get(name), self.records.get_mut(name)) {
+            (Some(image), _) if image.digest != digest => Ok(None),
+            (Some(_), None) => Err(NOT_OURS),
+            (_, record) => Ok(record),
+        }
+    }
+
     fn check_lease(&self, lease: &str) -> Result<(), Refusal> {
         if self.leases.contains(lease) { Ok(()) } else { Err(NO_LEASE) }
     }
@@ -668,6 +699,18 @@ impl Runtime for MemoryRuntime {
                 state.snapshots.keys().filter(|key| !has_container(key)).cloned().collect();
             let asked = images.iter().filter_map(|name| state.images.get(name));
             objects.images = asked.map(|image| (image.name.clone(), image.clone())).collect();
+            let stored = |image: &Image| {
+                let foreign = || StoredImage {
+                    digest: image.digest.clone(),
+                    came: None,
+                    size: 0,
+                    pinned: false,
+                    unused: None,
+                };
+                state.records.get(&image.name).cloned().unwrap_or_else(foreign)
+            };
+            objects.stored_images =
+                state.images.values().map(|it| (it.name.clone(), stored(it))).collect();
             Ok(objects)
         })
     }
@@ -724,10 +767,45 @@ impl Runtime for MemoryRuntime {
             if !state.blobs.contains(&image.digest) {
                 return Err(Refusal(ErrorKind::Missing, "its content is not there"));
             }
-            let NewImage { name, digest, media_type: _, size: _, config } = image.clone();
+            let NewImage { name, digest, media_type: _, size, config, came } = image.clone();
+            // Somebody else's stays theirs, whatever it points at.
+            if !state.images.contains_key(&name) || state.records.contains_key(&name) {
+                let pinned = state.records.get(&name).is_some_and(|it| it.pinned);
+                let (digest, came) = (digest.clone(), Some(came));
+                let record = StoredImage { digest, came, size, pinned, unused: None };
+                state.records.insert(name.clone(), record);
+            }
             state
                 .images
                 .insert(name.clone(), Image { name, digest, config, place: ImagePlace::Store });
+            Ok(())
+        })
+    }
+
+    async fn mark_image(&self, name: &str, digest: &str, mark: &Mark) -> Result<(), Error> {
+        self.perform(verb::MARK_IMAGE, name, |state| {
+            let record = state.own_record(name, digest)?;
+            let record = record.ok_or(Refusal(ErrorKind::Missing, "there is no such image"))?;
+            match mark.clone() {
+                Mark::Unused(since) => record.unused = Some(since),
+                Mark::Used => record.unused = None,
+                Mark::Pinned => record.pinned = true,
+                Mark::Unpinned => record.pinned = false,
+            }
+            Ok(())
+        })
+    }
+
+    async fn remove_image(&self, name: &str, digest: &str) -> Result<(), Error> {
+        self.perform(verb::REMOVE_IMAGE, name, |state| {
+            if state.own_record(name, digest)?.is_some() {
+                state.records.remove(name);
+                state.images.remove(name);
+                // Others may still need it.
+                if state.images.values().all(|it| it.digest != digest) {
+                    state.blobs.remove(digest);
+                }
+            }
             Ok(())
         })
     }

@@ -92,6 +92,8 @@ impl Event {
         let (kind, r#type, reason) = match &step.action {
             Action::Import { .. } => (EventKind::Step, EventType::Normal, "imported"),
             Action::Pull { .. } => (EventKind::Step, EventType::Normal, "pulled"),
+            Action::MarkImage { .. } => (EventKind::Step, EventType::Normal, "marked"),
+            Action::RemoveImage { .. } => (EventKind::Step, EventType::Normal, "removed"),
             Action::Prepare(_) => (EventKind::Step, EventType::Normal, "prepared"),
             Action::Update(_) => (EventKind::Step, EventType::Normal, "updated"),
             Action::Stop(_) => (EventKind::Step, EventType::Normal, "stopped"),

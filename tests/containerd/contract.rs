@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use evenkeel::content::Digest;
 use evenkeel::desired::{BootTime, Origin, Source};
-use evenkeel::observed::{End, Image, ImagePlace, Run, Task};
+use evenkeel::observed::{Came, End, Image, ImagePlace, Run, StoredImage, Task, Unused};
 use evenkeel::runtime::{
-    Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance,
-    Objects, Runtime, Streams, Tell, Update, verb,
+    Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage,
+    NewInstance, Objects, Runtime, Streams, Tell, Update, verb,
 };
 use evenkeel::workload::{InstanceId, IpcDefaults, IpcMode, Signal, Workload};
 use oci_spec::runtime::Spec;
@@ -58,6 +58,9 @@ trait Harness {
 
     /// Lets garbage collection take everything that nothing refers to.
     async fn collect(&self);
+
+    /// Records the content of [`Harness::image`] under another name, as somebody else.
+    async fn add_foreign_image(&self, name: &str);
 
     async fn pause(&self, id: &InstanceId);
 
@@ -147,6 +150,11 @@ cases!(
     nothing_is_made_under_a_lease_that_is_gone,
     what_was_made_outlives_its_lease,
     only_the_images_asked_for_are_found,
+    an_image_of_ours_is_listed_with_what_is_written_on_it,
+    an_image_of_somebody_else_is_listed_and_left_alone,
+    an_image_that_is_recorded_anew_is_ours_and_used_and_stays_pinned,
+    an_image_is_removed_as_long_as_its_name_points_at_it,
+    a_container_outlives_the_removal_of_its_image,
     an_instance_of_a_missing_image_cannot_be_prepared,
     a_blob_that_is_not_what_it_says_is_refused,
     a_blob_can_be_stored_twice,
@@ -213,8 +221,8 @@ async fn run(harness: &impl Harness, name: &str) -> (NewInstance, u32) {
 
 async fn observe(harness: &impl Harness) -> Objects {
     let found = harness.runtime().observe(&BTreeSet::new()).await.unwrap();
-    // Its own process is nothing of ours, and there is none where it is a model.
-    Objects { process: None, ..found }
+    // Its own process is nothing of ours, and there is none where it is a model; and there are the harness's images.
+    Objects { process: None, stored_images: BTreeMap::new(), ..found }
 }
 
 /// The only container.
@@ -785,6 +793,120 @@ async fn only_the_images_asked_for_are_found(harness: &mut impl Harness) {
     assert!(runtime.observe(&BTreeSet::from([missing])).await.unwrap().images.is_empty());
 }
 
+const OURS: &str = "docker.io/library/ours:1";
+
+/// Makes an image of ours of the content of the harness's own.
+async fn record_ours(harness: &impl Harness) -> NewImage {
+    let image = harness.image();
+    let new = NewImage {
+        name: OURS.to_owned(),
+        digest: image.digest,
+        media_type: evenkeel::content::MANIFEST.to_owned(),
+        size: 7,
+        config: image.config,
+        came: Came::Pulled,
+    };
+    let runtime = harness.runtime();
+    runtime.lease(LEASE).await.unwrap();
+    runtime.put_image(LEASE, &new).await.unwrap();
+    runtime.remove_lease(LEASE).await.unwrap();
+    new
+}
+
+async fn stored(harness: &impl Harness, name: &str) -> Option<StoredImage> {
+    let found = harness.runtime().observe(&BTreeSet::new()).await.unwrap();
+    found.stored_images.get(name).cloned()
+}
+
+fn unused() -> Unused {
+    Unused { boot: "a-boot".to_owned(), at: BootTime(Duration::from_hours(24)) }
+}
+
+async fn an_image_of_ours_is_listed_with_what_is_written_on_it(harness: &mut impl Harness) {
+    let NewImage { digest, .. } = record_ours(harness).await;
+    let runtime = harness.runtime();
+    let image = stored(harness, OURS).await.unwrap();
+    assert!(image.size > 0);
+    let new = StoredImage {
+        digest: digest.clone(),
+        came: Some(Came::Pulled),
+        pinned: false,
+        unused: None,
+        ..image
+    };
+    assert_eq!(image, new);
+    for (mark, expected) in [
+        (Mark::Unused(unused()), StoredImage { unused: Some(unused()), ..new.clone() }),
+        (Mark::Pinned, StoredImage { unused: Some(unused()), pinned: true, ..new.clone() }),
+        (Mark::Used, StoredImage { pinned: true, ..new.clone() }),
+        (Mark::Unpinned, new.clone()),
+        (Mark::Unpinned, new.clone()),
+    ] {
+        runtime.mark_image(OURS, &digest, &mark).await.unwrap();
+        assert_eq!(stored(harness, OURS).await, Some(expected), "{mark:?}");
+    }
+    let other = Digest::of(b"other").to_string();
+    assert_eq!(kind(runtime.mark_image(OURS, &other, &Mark::Pinned).await), ErrorKind::Missing);
+    assert_eq!(kind(runtime.mark_image("x", &digest, &Mark::Pinned).await), ErrorKind::Missing);
+    assert_eq!(stored(harness, OURS).await, Some(new));
+}
+
+async fn an_image_of_somebody_else_is_listed_and_left_alone(harness: &mut impl Harness) {
+    let name = "docker.io/library/theirs:1".to_owned();
+    harness.add_foreign_image(&name).await;
+    let NewImage { digest, media_type, size, config, .. } = record_ours(harness).await;
+    let runtime = harness.runtime();
+    let before = stored(harness, &name).await.unwrap();
+    assert_eq!((before.came, &before.digest), (None, &digest));
+    assert_eq!(kind(runtime.mark_image(&name, &digest, &Mark::Pinned).await), ErrorKind::Conflict);
+    assert_eq!(kind(runtime.remove_image(&name, &digest).await), ErrorKind::Conflict);
+    // Not even by bringing it ourselves it becomes ours.
+    runtime.lease(LEASE).await.unwrap();
+    let came = Came::Imported;
+    let new = NewImage { name: name.clone(), digest, media_type, size, config, came };
+    runtime.put_image(LEASE, &new).await.unwrap();
+    assert_eq!(stored(harness, &name).await, Some(before));
+}
+
+async fn an_image_that_is_recorded_anew_is_ours_and_used_and_stays_pinned(
+    harness: &mut impl Harness,
+) {
+    let new = record_ours(harness).await;
+    let runtime = harness.runtime();
+    runtime.mark_image(OURS, &new.digest, &Mark::Unused(unused())).await.unwrap();
+    runtime.mark_image(OURS, &new.digest, &Mark::Pinned).await.unwrap();
+    runtime.lease(LEASE).await.unwrap();
+    runtime.put_image(LEASE, &NewImage { came: Came::Imported, ..new }).await.unwrap();
+    let image = stored(harness, OURS).await.unwrap();
+    assert_eq!((image.came, image.unused, image.pinned), (Some(Came::Imported), None, true));
+}
+
+async fn an_image_is_removed_as_long_as_its_name_points_at_it(harness: &mut impl Harness) {
+    let NewImage { digest, .. } = record_ours(harness).await;
+    let runtime = harness.runtime();
+    runtime.remove_image(OURS, Digest::of(b"other").as_str()).await.unwrap();
+    assert!(stored(harness, OURS).await.is_some());
+    for _ in 0..2 {
+        runtime.remove_image(OURS, &digest).await.unwrap();
+        assert_eq!(stored(harness, OURS).await, None);
+    }
+    // What the other name needs is still there.
+    create(harness, &new_instance(harness, "web")).await;
+}
+
+async fn a_container_outlives_the_removal_of_its_image(harness: &mut impl Harness) {
+    let NewImage { digest, .. } = record_ours(harness).await;
+    let mut instance = new_instance(harness, "web");
+    OURS.clone_into(&mut instance.image.name);
+    create(harness, &instance).await;
+    for name in [OURS, &harness.image().name] {
+        harness.runtime().remove_image(name, &digest).await.unwrap();
+    }
+    harness.collect().await;
+    create_task(harness, &instance.id).await;
+    harness.runtime().start_task(&instance.id).await.unwrap();
+}
+
 async fn an_instance_of_a_missing_image_cannot_be_prepared(harness: &mut impl Harness) {
     let mut instance = new_instance(harness, "web");
     instance.image.digest = Digest::of(b"missing").to_string();
@@ -800,6 +922,7 @@ async fn an_instance_of_a_missing_image_cannot_be_prepared(harness: &mut impl Ha
         media_type: evenkeel::content::MANIFEST.to_owned(),
         size: 7,
         config: instance.image.config.clone(),
+        came: Came::Imported,
     };
     assert_eq!(kind(harness.runtime().put_image(LEASE, &image).await), ErrorKind::Missing);
     let found = harness.runtime().observe(&[image.name].into()).await.unwrap();

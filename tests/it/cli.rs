@@ -14,7 +14,8 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
+    "image",
     "stop",
     "start",
     "restart",
@@ -37,7 +38,8 @@ const COMMANDS: [&str; 20] = [
     "completions",
 ];
 
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 11] = [
+    "images",
     "event",
     "manifest",
     "config",
@@ -164,6 +166,8 @@ fn manifest(name: &str) -> String {
 fn help_fits_a_narrow_terminal_and_is_no_error() {
     let mut lines = vec!["--help".to_owned(), "-h".to_owned(), "help".to_owned()];
     lines.extend(COMMANDS.iter().map(|it| format!("{it} --help")));
+    let of_images = ["list", "pull", "import", "prune", "pin", "unpin"];
+    lines.extend(of_images.iter().map(|it| format!("image {it} --help")));
     for line in lines {
         let help = ended(evenkeel(line.split_whitespace()).env("COLUMNS", "60"));
         let text = help.expect(0, "").out;
@@ -205,6 +209,12 @@ fn a_wrong_command_line_is_a_usage_error_on_stderr() {
         ("exec --workdir tmp web -- true", "tmp"),
         ("exec -it web -- true", "stdin is no terminal"),
         ("apply --timeout soon", "`soon` is not a duration"),
+        ("image", "Usage: evenkeel image"),
+        ("image pull", "NAME"),
+        ("image pull Red:", "Red"),
+        ("image import", "FILE"),
+        ("image import /nowhere.tar", "/nowhere.tar"),
+        ("image pin", "NAME"),
         ("schema poem", "possible values: manifest, config"),
         ("completions tcsh", "possible values: bash"),
         ("plan --engine docker", "auto, system, embedded"),
@@ -376,6 +386,9 @@ fn validate_needs_no_rights_no_programs_and_no_configuration() {
         vec!["shutdown"],
         vec!["down"],
         vec!["down", "--dry-run"],
+        vec!["image", "list"],
+        vec!["image", "prune"],
+        vec!["image", "import", "Cargo.toml"],
         vec!["approve"],
         vec!["approve", "0123abcd"],
     ] {
@@ -430,6 +443,8 @@ fn what_is_printed_as_json_is_what_the_schemas_say() {
         ("approve --output json", "holds", 0),
         ("doctor --output json", "checks", 3),
         ("explain web --output json", "explanation", 4),
+        ("image list --output json", "images", 0),
+        ("image prune --dry-run --all --output json", "images", 0),
         ("explain wrong --output json", "explanation", 1),
     ] {
         let ended = ended(&mut fresh.with_directories(line)).expect(code, "");
@@ -476,6 +491,8 @@ fn looking_changes_nothing_on_disk() {
             ("doctor", 3),
             ("explain web", 4),
             ("validate manifests", 0),
+            ("image list", 0),
+            ("image prune --dry-run", 0),
             ("down --dry-run", 0),
             ("down --dry-run web", 2),
         ] {
@@ -693,6 +710,7 @@ fn an_unknown_name_is_a_usage_error_everywhere() {
     }
     ended(&mut fresh.with_directories("approve 0123abcd")).expect(2, "0123abcd");
     ended(&mut fresh.with_directories("exec nobody -- true")).expect(2, "nobody");
+    ended(&mut fresh.with_directories("image pin nobody")).expect(2, "docker.io/library/nobody");
 }
 
 #[test]
@@ -897,7 +915,8 @@ fn an_engine_that_was_started_once_and_is_silent_is_an_environment_error() {
     let fresh = Fresh::new();
     fs::create_dir_all(fresh.path().join("state/containerd")).unwrap();
     let before = fresh.snapshot();
-    for command in ["plan", "status", "approve", "down --dry-run"] {
+    let looking = ["plan", "status", "approve", "down --dry-run", "image list", "image pin a"];
+    for command in looking.into_iter().chain(["image prune --dry-run"]) {
         ended(&mut fresh.with_directories(command)).expect(3, "evenkeel apply");
         assert_eq!(before, fresh.snapshot(), "{command}");
     }

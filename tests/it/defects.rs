@@ -9,7 +9,7 @@ use std::path::Path;
 use evenkeel::backoff::Delays;
 use evenkeel::desired::{BootTime, DesiredState, Source};
 use evenkeel::observed::{Image, ImageConfig, ImagePlace, ObservedState};
-use evenkeel::plan::{self, Action, LogDefaults, Plan, Policy};
+use evenkeel::plan::{self, Action, ImagePolicy, LogDefaults, Plan, Policy};
 use evenkeel::source;
 use evenkeel::workload::{Bytes, IpcDefaults, RestartPolicy, Workload};
 use serde_json::{Value, json};
@@ -54,6 +54,7 @@ fn planned(desired: &DesiredState) -> Plan {
         restart: RestartPolicy::Always,
         delays: Delays::default(),
         log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+        images: ImagePolicy::default(),
         prune_limit: 50,
         run_directory: "/run/evenkeel".into(),
         log_directory: "/var/lib/evenkeel/logs".into(),

@@ -18,7 +18,7 @@ use evenkeel::host::{Ask, Host as _};
 use evenkeel::image::Archives;
 use evenkeel::manifest::{self as manifests, Content};
 use evenkeel::observed::{Image, ImageConfig, ImagePlace};
-use evenkeel::plan::{LogDefaults, Phase, Policy};
+use evenkeel::plan::{ImagePolicy, LogDefaults, Phase, Policy};
 use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::source::{self, Options, Watching};
@@ -65,6 +65,7 @@ impl Rig {
             restart: RestartPolicy::Always,
             delays: Delays::default(),
             log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+            images: ImagePolicy::default(),
             prune_limit: 50,
             run_directory: run.clone(),
             log_directory: logs.clone(),

@@ -12,8 +12,8 @@ use evenkeel::observed::{FileKind, HandKind, Image, Stray, Task, View};
 use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{
-    Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, NewBlob, NewImage, NewInstance, Objects,
-    Runtime, Streams, Tell, Update, verb,
+    Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage, NewInstance,
+    Objects, Runtime, Streams, Tell, Update, verb,
 };
 use evenkeel::workload::{Bytes, InstanceId, Signal};
 use tokio::sync::watch;
@@ -393,6 +393,16 @@ impl Runtime for SimRuntime {
     async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {
         let put = self.world.memory.put_image(lease, image);
         self.perform(verb::PUT_IMAGE, &image.name, put).await
+    }
+
+    async fn mark_image(&self, name: &str, digest: &str, mark: &Mark) -> Result<(), Error> {
+        let marked = self.world.memory.mark_image(name, digest, mark);
+        self.perform(verb::MARK_IMAGE, name, marked).await
+    }
+
+    async fn remove_image(&self, name: &str, digest: &str) -> Result<(), Error> {
+        let removed = Runtime::remove_image(&self.world.memory, name, digest);
+        self.perform(verb::REMOVE_IMAGE, name, removed).await
     }
 
     async fn lease(&self, id: &str) -> Result<(), Error> {

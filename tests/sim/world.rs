@@ -12,7 +12,7 @@ use evenkeel::host::memory::{Lost, MemoryHost, process_of};
 use evenkeel::host::{Ask, Host as _};
 use evenkeel::image::Archives;
 use evenkeel::observed::{FileKind, Hand, HandKind, Image, ImageConfig, ImagePlace, Task};
-use evenkeel::plan::{self, LogDefaults, MachineEnd, Phase, Policy};
+use evenkeel::plan::{self, ImagePolicy, LogDefaults, MachineEnd, Phase, Policy};
 use evenkeel::rundir::{ExecOwner, Holder, RunDirectory};
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{Exec, Runtime as _, Streams};
@@ -213,6 +213,7 @@ impl World {
             restart: RestartPolicy::Always,
             delays: Delays::default(),
             log: LogDefaults { max_size: Bytes::new(1 << 20).expect("not 0"), max_files: 2 },
+            images: ImagePolicy::default(),
             prune_limit: 50,
             run_directory: run,
             log_directory: directory.path().join("logs"),

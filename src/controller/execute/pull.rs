@@ -17,7 +17,7 @@ use crate::content::{
 };
 use crate::desired::BootTime;
 use crate::host::Host;
-use crate::observed::{Progress, Pull, PullFailure};
+use crate::observed::{Came, Progress, Pull, PullFailure};
 use crate::plan::pull_lease;
 use crate::registry::{self, Reason, Registry};
 use crate::runtime::{ErrorKind, Runtime};
@@ -187,6 +187,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             media_type: target.media_type.clone(),
             size: target.size,
             config,
+            came: Came::Pulled,
         };
         // Only now is there an image.
         self.effect("pull/image", self.runtime.put_image(&lease, &new)).await?;

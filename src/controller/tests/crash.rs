@@ -176,6 +176,18 @@ const SCENARIOS: &[Scenario] = &[
         },
     },
     Scenario {
+        what: "an image that nothing needs",
+        before: &[BYSTANDER],
+        change: |it| {
+            for name in ["old:1", "older:1"] {
+                let digest = crate::content::Digest::of(name.as_bytes()).to_string();
+                let image = Image { digest, ..image(name, ImagePlace::Store) };
+                it.runtime.add_own_image(image, 10);
+            }
+            it.configure(|it| it.images.grace = Duration::from_secs(2));
+        },
+    },
+    Scenario {
         what: "leftovers",
         before: &[BYSTANDER],
         change: |it| {

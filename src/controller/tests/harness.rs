@@ -10,8 +10,8 @@ use crate::backoff::Delays;
 use crate::desired::{Origin, Source, SourceState, Wanted};
 use crate::host::memory::{Lost, MemoryHost, process_of};
 use crate::image::Archives;
-use crate::observed::{HandKind, Image, ImageConfig, ImagePlace, Published};
-use crate::plan::LogDefaults;
+use crate::observed::{HandKind, ImageConfig, ImagePlace, Published};
+use crate::plan::{ImagePolicy, LogDefaults};
 use crate::registry::memory::MemoryRegistry;
 use crate::rundir::RunDirectory;
 use crate::runtime::memory::MemoryRuntime;
@@ -105,6 +105,7 @@ impl Harness {
             restart: RestartPolicy::Always,
             delays: Delays::default(),
             log: LogDefaults { max_size: Bytes::new(1 << 20).unwrap(), max_files: 2 },
+            images: ImagePolicy::default(),
             prune_limit: 50,
             run_directory: run,
             log_directory: directory.path().join("logs"),
@@ -435,6 +436,10 @@ impl Harness {
         let objects = self.runtime.observe(&BTreeSet::new()).await.unwrap();
         all.extend(objects.leases.iter().map(|it| format!("lease {it}")));
         all.extend(objects.snapshots.iter().map(|it| format!("snapshot {it}")));
+        let stored = objects.stored_images.iter();
+        all.extend(
+            stored.map(|(name, it)| format!("image {name}: unused {}", it.unused.is_some())),
+        );
         all.extend(self.asked());
         all.extend(directories(&self.log_directory()).iter().map(|it| format!("logs {it}")));
         all

@@ -3,7 +3,6 @@
 use super::*;
 use crate::desired::Blocker;
 use crate::observed::Stray;
-use crate::workload::Span;
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()

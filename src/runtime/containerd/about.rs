@@ -29,6 +29,16 @@ pub(super) async fn directories(link: &Link) -> Result<Vec<PathBuf>, Fault> {
         .collect())
 }
 
+/// Where containerd keeps content; `None`: it does not say.
+pub(super) async fn content(link: &Link) -> Result<Option<PathBuf>, Fault> {
+    let filters = vec![filter("type", "io.containerd.content.v1")];
+    let answer =
+        link.answer(LIMIT, link.introspection().plugins(PluginsRequest { filters })).await?;
+    let root =
+        |it: &containerd_client::services::v1::Plugin| it.exports.get("root").map(PathBuf::from);
+    Ok(answer.plugins.iter().find_map(root))
+}
+
 /// Why a plugin cannot be used, if it cannot.
 pub(super) async fn fault_of_plugin(
     link: &Link,

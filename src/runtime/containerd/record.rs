@@ -27,6 +27,11 @@ const RUN: &str = "evenkeel/run";
 const END: &str = "evenkeel/end";
 const ENDING: &str = "evenkeel/ending";
 
+/// On the record of an image of ours: how it came, since when nothing uses it, and that a person wants it kept.
+pub(super) const IMAGE: &str = "evenkeel/image";
+pub(super) const UNUSED: &str = "evenkeel/unused-since";
+pub(super) const PIN: &str = "evenkeel/pin";
+
 /// On a lease of ours, with its own ID.
 pub(super) const LEASE: &str = "evenkeel/lease";
 
@@ -237,11 +242,6 @@ pub(super) fn is_of(labels: &HashMap<String, String>, instance: &NewInstance) ->
 /// `name=="a"` for containerd's filters.
 pub(super) fn filter(field: &str, value: &str) -> String {
     format!("{field}==\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
-}
-
-/// The images asked for, as filters of which any may match.
-pub(super) fn name_filters(names: &std::collections::BTreeSet<String>) -> Vec<String> {
-    names.iter().map(|name| filter("name", name)).collect()
 }
 
 /// The labels that garbage collection follows, as containerd wants them.

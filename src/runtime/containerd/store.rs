@@ -3,6 +3,7 @@
 //! Fetches nothing from anywhere: what is not in containerd comes through [`Store::write`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    AbortRequest, ApplyRequest, CreateImageRequest, DeleteImageRequest, Image as ImageRecord, Info,
-    InfoRequest, ListImagesRequest, ReadContentRequest, UpdateImageRequest, UpdateRequest,
-    WriteAction, WriteContentRequest,
+    AbortRequest, ApplyRequest, CreateImageRequest, DeleteImageRequest, GetImageRequest,
+    Image as ImageRecord, Info, InfoRequest, ListImagesRequest, ReadContentRequest,
+    UpdateImageRequest, UpdateRequest, WriteAction, WriteContentRequest,
 };
 use containerd_client::types;
 use prost::bytes::{Bytes, BytesMut};
@@ -21,14 +22,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::link::{During as _, Fault, Link, Tolerate as _};
-use super::record::{name_filters, plain};
+use super::record::{IMAGE, PIN, UNUSED, plain};
 use super::{LIST_LIMIT, METADATA_LIMIT};
 use crate::content::{
     Blob, Descriptor, JSON_LIMIT, NewBlob, NewImage, Target, architecture, chain_ids, choose,
     parse_config, parse_target,
 };
-use crate::observed::{Image, ImageConfig, ImagePlace};
-use crate::runtime::{BlobWriter, ErrorKind, Written, verb};
+use crate::observed::{Image, ImageConfig, ImagePlace, StoredImage};
+use crate::runtime::{BlobWriter, ErrorKind, Mark, Written, verb};
 
 /// What is sent at once; containerd takes at most 16 MiB, and each piece waits for its answer.
 const PIECE: usize = 1 << 20;
@@ -56,6 +57,8 @@ const CACHE_LIMIT: usize = 512;
 pub(super) struct Store {
     link: Link,
     snapshotter: String,
+    /// Tells what this process unpacks from what another one does.
+    own: String,
     /// By the digest of the target: what a digest stands for never changes.
     resolved: Mutex<BTreeMap<String, Arc<Resolved>>>,
     /// One at a time: two that unpack one layer would remove each other's snapshot.
@@ -66,8 +69,15 @@ pub(super) struct Store {
 struct Resolved {
     config: ImageConfig,
     config_digest: String,
+    config_size: u64,
     layers: Vec<Descriptor>,
     chain: Vec<String>,
+}
+
+impl Resolved {
+    fn size(&self) -> u64 {
+        self.layers.iter().map(|it| it.size).fold(self.config_size, u64::saturating_add)
+    }
 }
 
 impl Store {
@@ -75,47 +85,118 @@ impl Store {
         Self {
             link,
             snapshotter,
+            own: own_name(),
             resolved: Mutex::default(),
             unpacking: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The records of the images asked for, by name, with the digest that each points at.
-    pub(super) async fn records(
-        &self,
-        names: &BTreeSet<String>,
-    ) -> Result<BTreeMap<String, String>, Fault> {
-        // Without a filter, all would come.
-        if names.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let request = ListImagesRequest { filters: name_filters(names) };
-        let answer = self.link.answer(LIST_LIMIT, self.link.images().list(request)).await?;
-        let target = |it: ImageRecord| Some((it.name, it.target?.digest));
-        Ok(answer.images.into_iter().filter_map(target).collect())
+    /// The records of all images.
+    pub(super) async fn records(&self) -> Result<Vec<ImageRecord>, Fault> {
+        let request = ListImagesRequest::default();
+        Ok(self.link.answer(LIST_LIMIT, self.link.images().list(request)).await?.images)
     }
 
-    /// Those of the records that a container can be made from: unpacked, or with everything there to do so.
+    /// Those of these names that a container can be made from: unpacked, or with everything there to do so.
     pub(super) async fn usable(
         &self,
-        records: BTreeMap<String, String>,
+        records: &[ImageRecord],
+        names: &BTreeSet<String>,
         snapshots: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Image>, Fault> {
         let mut images = BTreeMap::new();
-        for (name, digest) in records {
-            let Some(resolved) = self.resolve(&digest).await? else { continue };
+        for ImageRecord { name, target, .. } in records.iter().filter(|it| names.contains(&it.name))
+        {
+            let Some(target) = target else { continue };
+            let Some(resolved) = self.resolve(&target.digest).await? else { continue };
             let unpacked = resolved.chain.last().is_none_or(|top| snapshots.contains(top));
             if unpacked || self.has_layers(&resolved).await? {
                 let image = Image {
                     name: name.clone(),
-                    digest,
+                    digest: target.digest.clone(),
                     config: resolved.config.clone(),
                     place: ImagePlace::Store,
                 };
-                images.insert(name, image);
+                images.insert(name.clone(), image);
             }
         }
         Ok(images)
+    }
+
+    /// What there is under each name. Of somebody else's images the size is not looked for.
+    pub(super) async fn stored(
+        &self,
+        records: &[ImageRecord],
+    ) -> Result<BTreeMap<String, StoredImage>, Fault> {
+        let mut stored = BTreeMap::new();
+        for ImageRecord { name, target, labels, .. } in records {
+            let Some(target) = target else { continue };
+            let came = labels.get(IMAGE).and_then(|it| it.parse().ok());
+            let resolved = if came.is_some() { self.resolve(&target.digest).await? } else { None };
+            let image = StoredImage {
+                digest: target.digest.clone(),
+                came,
+                size: resolved.map_or(0, |it| it.size()),
+                pinned: labels.contains_key(PIN),
+                unused: labels.get(UNUSED).and_then(|it| it.parse().ok()),
+            };
+            stored.insert(name.clone(), image);
+        }
+        Ok(stored)
+    }
+
+    /// The record of an image, if it points at that; refused if it is somebody else's.
+    async fn own_record(&self, name: &str, digest: &str) -> Result<Option<ImageRecord>, Fault> {
+        let record = self.find(name).await?;
+        let record = record.filter(|it| it.target.as_ref().is_some_and(|it| it.digest == digest));
+        match record {
+            Some(record) if !record.labels.contains_key(IMAGE) => {
+                Err(Fault::conflict("it was put there by somebody else"))
+            }
+            record => Ok(record),
+        }
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<ImageRecord>, Fault> {
+        let request = GetImageRequest { name: name.to_owned() };
+        let answer = self.link.answer(METADATA_LIMIT, self.link.images().get(request)).await;
+        Ok(answer.unless_missing()?.and_then(|it| it.image))
+    }
+
+    pub(super) async fn mark(&self, name: &str, digest: &str, mark: &Mark) -> Result<(), Fault> {
+        let Some(ImageRecord { target, .. }) = self.own_record(name, digest).await? else {
+            return Err(Fault::missing(format!("it does not point at `{digest}` any more")));
+        };
+        // An empty label removes one that is there.
+        let (label, value) = match mark {
+            Mark::Unused(since) => (UNUSED, since.to_string()),
+            Mark::Used => (UNUSED, String::new()),
+            Mark::Pinned => (PIN, "true".to_owned()),
+            Mark::Unpinned => (PIN, String::new()),
+        };
+        let labels = HashMap::from([(label.to_owned(), value)]);
+        // The target is not in the mask, but containerd 1.7 dies of an image without one.
+        let record = ImageRecord { name: name.to_owned(), labels, target, ..Default::default() };
+        self.change(record, vec![format!("labels.{label}")]).await
+    }
+
+    /// Removes the record, and waits until what only it has kept is gone.
+    pub(super) async fn forget(&self, name: &str, digest: &str) -> Result<(), Fault> {
+        let Some(record) = self.own_record(name, digest).await? else { return Ok(()) };
+        // Older than 2.0 it does not look at the target; what is wanted again meanwhile comes again.
+        let request =
+            DeleteImageRequest { name: name.to_owned(), sync: true, target: record.target };
+        let removed = self.link.answer(LAYER_LIMIT, self.link.images().delete(request)).await;
+        removed.unless_missing().map(drop)
+    }
+
+    async fn change(&self, record: ImageRecord, paths: Vec<String>) -> Result<(), Fault> {
+        let request = UpdateImageRequest {
+            image: Some(record),
+            update_mask: Some(FieldMask { paths }),
+            source_date_epoch: None,
+        };
+        self.link.answer(METADATA_LIMIT, self.link.images().update(request)).await.map(drop)
     }
 
     /// Puts one blob into the content store under a lease; one that is there only gets the lease and its labels.
@@ -187,8 +268,15 @@ impl Store {
             size: i64::try_from(image.size).unwrap_or(i64::MAX),
             ..Default::default()
         };
-        let record =
-            ImageRecord { name: image.name.clone(), target: Some(target), ..Default::default() };
+        // It is not known any more how long it was unused: it is wanted now.
+        let labels = [(IMAGE, image.came.as_str()), (UNUSED, "")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let record = ImageRecord {
+            name: image.name.clone(),
+            target: Some(target),
+            labels: labels.into(),
+            ..Default::default()
+        };
         // The record comes first: with it, garbage collection leaves the blobs alone, and what is not unpacked yet
         // can be unpacked later.
         let request = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
@@ -198,13 +286,13 @@ impl Store {
             .await
             .unless_there()?;
         if made.is_none() {
-            let mask = FieldMask { paths: vec!["target".to_owned()] };
-            let request = UpdateImageRequest {
-                image: Some(record),
-                update_mask: Some(mask),
-                source_date_epoch: None,
-            };
-            self.link.answer(METADATA_LIMIT, self.link.images().update(request)).await?;
+            let there = self.find(&image.name).await?;
+            let mut paths = vec!["target".to_owned()];
+            // Somebody else's stays theirs, whatever it points at.
+            if there.is_some_and(|it| it.labels.contains_key(IMAGE)) {
+                paths.extend([IMAGE, UNUSED].map(|it| format!("labels.{it}")));
+            }
+            self.change(record, paths).await?;
         }
         let unpacked = self.unpack(lease, &image.digest).await;
         if unpacked.as_ref().is_err_and(|it| it.kind == ErrorKind::Conflict) {
@@ -252,7 +340,8 @@ impl Store {
         parent: &str,
         chain: &str,
     ) -> Result<(), Fault> {
-        let key = format!("evenkeel-unpack-{chain}");
+        // Another process may unpack the same layer. What one that was killed has left goes with its lease.
+        let key = format!("evenkeel-unpack-{}-{chain}", self.own);
         let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: key.clone(),
@@ -376,6 +465,7 @@ impl Store {
                     let resolved = Arc::new(Resolved {
                         config,
                         config_digest,
+                        config_size: manifest.config.size,
                         layers: manifest.layers,
                         chain,
                     });
@@ -438,6 +528,13 @@ impl Store {
     fn cache(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Resolved>>> {
         self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A name that no other process has, nor one of this number before.
+fn own_name() -> String {
+    // What the standard library seeds its maps with is the randomness that there is.
+    let random = std::hash::RandomState::new().hash_one(());
+    format!("{}-{random:016x}", std::process::id())
 }
 
 /// The name under which a blob is written, as long as it is not complete.

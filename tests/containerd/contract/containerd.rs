@@ -304,3 +304,49 @@ async fn more_is_listed_than_fits_into_one_answer() {
         assert_eq!(found, ids, "on containerd {engine}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_content_and_the_layers_of_a_removed_image_are_gone_when_that_returns() {
+    for engine in Engine::all() {
+        let real = Real::start(&engine).await;
+        let image = real.image.clone();
+        let content = || real.rig.ctr(&["content", "list", "--quiet"]);
+        let snapshots = || {
+            let all = real.rig.ctr(&["snapshots", "--snapshotter", &Rig::snapshotter(), "list"]);
+            all.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(content().contains(&image.digest) && !snapshots().is_empty());
+        // What is stopped can be started again, although nothing is left of what it was made from but its layers.
+        let instance = new_instance(&real, "web");
+        create(&real, &instance).await;
+        real.client.remove_image(&image.name, &image.digest).await.unwrap();
+        assert_eq!(content(), "");
+        assert_eq!(snapshots().len(), 1 + image.config.diff_ids.len());
+        create_task(&real, &instance.id).await;
+        real.client.start_task(&instance.id).await.unwrap();
+        real.client.kill(&instance.id, evenkeel::workload::Signal::KILL, true).await.unwrap();
+        real.client.wait(&instance.id, super::SOON).await.unwrap();
+        real.client.delete_task(&instance.id).await.unwrap();
+        real.client.remove(&instance.id).await.unwrap();
+        real.client.collect_garbage().await.unwrap();
+        assert_eq!(snapshots(), [""; 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_unpack_one_layer_do_not_get_in_each_others_way() {
+    for engine in Engine::all() {
+        let rig = Rig::start_on(&engine).await;
+        let clients = [rig.client(), rig.client(), rig.client()];
+        let directory = rig.state_dir().join("images");
+        clients[0].lease(LEASE).await.unwrap();
+        let (image, new) = store(&clients[0], &directory, busybox::IMAGE).await;
+        let put = |it: usize| clients[it].put_image(LEASE, &new);
+        let (a, b, c) = tokio::join!(put(0), put(1), put(2));
+        for it in [a, b, c] {
+            it.unwrap();
+        }
+        let found = clients[0].observe(&[image.name.clone()].into()).await.unwrap();
+        assert_eq!(found.images.len(), 1);
+    }
+}

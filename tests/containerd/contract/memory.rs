@@ -18,7 +18,7 @@ pub(super) struct Memory {
 impl Default for Memory {
     fn default() -> Self {
         let runtime = MemoryRuntime::default();
-        runtime.add_image(image());
+        runtime.add_own_image(image(), 7);
         Self { runtime }
     }
 }
@@ -89,6 +89,10 @@ impl Harness for Memory {
     }
 
     async fn collect(&self) {}
+
+    async fn add_foreign_image(&self, name: &str) {
+        self.runtime.add_image(Image { name: name.to_owned(), ..image() });
+    }
 
     async fn pause(&self, id: &InstanceId) {
         self.runtime.pause(id);

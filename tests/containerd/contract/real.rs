@@ -4,14 +4,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
+use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::MountsRequest;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateRequest, DeleteContainerRequest, DeleteRequest,
-    GetContainerRequest, PauseTaskRequest, container,
+    Container, CreateContainerRequest, CreateImageRequest, CreateRequest, DeleteContainerRequest,
+    DeleteRequest, GetContainerRequest, Image as ImageRecord, PauseTaskRequest, container,
 };
+use containerd_client::types::Descriptor;
 use evenkeel::observed::{Image, Task};
 use evenkeel::runtime::Exec;
 use evenkeel::runtime::containerd::Containerd;
@@ -133,6 +135,19 @@ impl Harness for Real {
 
     fn forgets_tasks(&self) -> bool {
         self.rig.engine().forgets_tasks()
+    }
+
+    async fn add_foreign_image(&self, name: &str) {
+        let target = Descriptor {
+            media_type: evenkeel::content::MANIFEST.to_owned(),
+            digest: self.image.digest.clone(),
+            size: 7,
+            ..Descriptor::default()
+        };
+        let image =
+            ImageRecord { name: name.to_owned(), target: Some(target), ..Default::default() };
+        let request = CreateImageRequest { image: Some(image), source_date_epoch: None };
+        ImagesClient::new(self.rig.channel()).create(Rig::request(request)).await.unwrap();
     }
 
     async fn collect(&self) {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use evenkeel::content::{Digest, NewImage};
 use evenkeel::desired::{Origin, Source};
-use evenkeel::observed::{Image, ImageConfig, ImagePlace};
+use evenkeel::observed::{Came, Image, ImageConfig, ImagePlace};
 use evenkeel::runtime::containerd::{Containerd, Settings};
 use evenkeel::runtime::{
-    Blob, Error, ErrorKind, Exec, LogTarget, NewBlob, NewInstance, Runtime as _, Streams, Tell,
-    Update,
+    Blob, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewInstance, Runtime as _, Streams,
+    Tell, Update,
 };
 use evenkeel::workload::{InstanceId, IpcDefaults, Signal};
 use tokio::io::AsyncReadExt as _;
@@ -151,7 +151,14 @@ async fn every_verb_comes_back_from_a_containerd_that_never_answers() {
         "put_image": 20, UNREACHABLE, it => async move {
             let Image { name, digest, config, .. } = image();
             let media_type = evenkeel::content::MANIFEST.to_owned();
-            it.put_image(LEASE, &NewImage { name, digest, media_type, size: 1, config }).await
+            let came = Came::Pulled;
+            it.put_image(LEASE, &NewImage { name, digest, media_type, size: 1, config, came }).await
+        };
+        "mark_image": 20, UNREACHABLE, it => async move {
+            it.mark_image("a", &image().digest, &Mark::Pinned).await
+        };
+        "remove_image": 20, UNREACHABLE, it => async move {
+            it.remove_image("a", &image().digest).await
         };
         "lease": 20, UNREACHABLE, it => it.lease(LEASE);
         "remove_lease": 20, UNREACHABLE, it => it.remove_lease(LEASE);
