@@ -175,6 +175,15 @@ fn meddled() -> Vec<Walk> {
             ..walk("update", a(""), a("  restart: {policy: on-failure}\n"), 0)
         },
         Walk {
+            meddling: |site| {
+                others::bring_unwanted(site);
+                site.configure("removeAfter: 200ms\npruneLimit: 100\nimages: {grace: 0s}\n");
+            },
+            tidying: others::assert_nothing_unwanted,
+            at: &["image/mark", "image/remove"],
+            ..walk("image", a(""), a(""), 0)
+        },
+        Walk {
             // What an earlier try has made.
             meddling: |site| drop(std::fs::remove_dir(site.dir().with_file_name("made"))),
             at: &["start/directory"],
