@@ -181,7 +181,7 @@ fn meddled() -> Vec<Walk> {
             },
             tidying: others::assert_nothing_unwanted,
             at: &["image/mark", "image/remove"],
-            ..walk("image", a(""), a(""), 0)
+            ..walk("unwanted", a(""), a(""), 0)
         },
         Walk {
             // What an earlier try has made.
@@ -319,7 +319,7 @@ pub(crate) fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
         for path in files(&directory) {
             let below = path.strip_prefix(site.dir()).unwrap().display().to_string();
             // Made when first needed, and kept.
-            let known = ["run/strikes", "run/approvals", "run/holds", "run/hands"];
+            let known = ["run/strikes", "run/approvals", "run/holds", "run/hands", "run/images"];
             let known = known.contains(&below.as_str());
             if !known && below != "run/status.json" && below != "lib/engine.json" {
                 found.push(format!("file: {}", below.replace(site.namespace(), "NAMESPACE")));

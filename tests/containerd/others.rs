@@ -114,10 +114,10 @@ pub(crate) fn leave_logs(site: &Site) -> PathBuf {
     logs
 }
 
-/// Brings an image that no manifest names, and that nothing keeps from then on.
+/// Brings an image that no manifest names, and that nothing keeps from then on; of another digest than everybody's.
 pub(crate) fn bring_unwanted(site: &Site) {
     let path = site.dir().join("unwanted.archive");
-    std::fs::write(&path, busybox::saved("unwanted:1", Packing::Plain)).unwrap();
+    std::fs::write(&path, busybox::saved("unwanted:1", Packing::Gzip)).unwrap();
     site.run(&["image", "import", path.to_str().unwrap()]).exits(0);
 }
 
