@@ -123,7 +123,7 @@ pub(super) struct ImageItem {
     /// Workloads whose manifests name it.
     manifests: Vec<String>,
     pinned: bool,
-    /// An archive in the state directory has it.
+    /// An archive in the state directory has it; not looked for while a manifest names it.
     archived: bool,
     /// It is being brought now.
     coming: bool,

@@ -175,6 +175,15 @@ fn meddled() -> Vec<Walk> {
             ..walk("update", a(""), a("  restart: {policy: on-failure}\n"), 0)
         },
         Walk {
+            meddling: |site| {
+                others::bring_unwanted(site);
+                site.configure("removeAfter: 200ms\npruneLimit: 100\nimages: {grace: 0s}\n");
+            },
+            tidying: others::assert_nothing_unwanted,
+            at: &["image/mark", "image/remove"],
+            ..walk("unwanted", a(""), a(""), 0)
+        },
+        Walk {
             // What an earlier try has made.
             meddling: |site| drop(std::fs::remove_dir(site.dir().with_file_name("made"))),
             at: &["start/directory"],
@@ -310,7 +319,7 @@ pub(crate) fn inventory(rig: &Rig, site: &Site) -> Vec<String> {
         for path in files(&directory) {
             let below = path.strip_prefix(site.dir()).unwrap().display().to_string();
             // Made when first needed, and kept.
-            let known = ["run/strikes", "run/approvals", "run/holds", "run/hands"];
+            let known = ["run/strikes", "run/approvals", "run/holds", "run/hands", "run/images"];
             let known = known.contains(&below.as_str());
             if !known && below != "run/status.json" && below != "lib/engine.json" {
                 found.push(format!("file: {}", below.replace(site.namespace(), "NAMESPACE")));

@@ -172,9 +172,14 @@ fn others_things() -> Vec<Leg> {
         others::leave_logs(site);
         look(site);
     };
+    let unwanted = move |site: &Site| {
+        others::bring_unwanted(site);
+        look(site);
+    };
     vec![
         leg("unpinned", &[], 0, unpin).at(&["publish"]),
         leg("leftover", &[], 0, leave).at(&["sweep"]),
+        leg("unwanted", &[], 0, unwanted).at(&["image/mark", "image/remove"]),
         leg("image", &["b"], 0, image).at(&[
             "import/lease",
             "import/blob",
@@ -455,7 +460,7 @@ fn lane(
     legs: Vec<Leg>,
 ) -> Result<BTreeSet<String>, String> {
     let site = Site::beside(rig, name).with_program(program);
-    site.configure("removeAfter: 10ms\npruneLimit: 100\n");
+    site.configure("removeAfter: 10ms\npruneLimit: 100\nimages: {grace: 0s}\n");
     let site = site.clone().with("EVENKEEL_FAIL", site.dir().join("fault"));
     let controller = site.controller();
     for (name, mode) in BYSTANDERS {

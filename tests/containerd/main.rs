@@ -19,6 +19,7 @@ mod faults;
 mod hands;
 mod host;
 mod idle;
+mod images;
 mod ipc;
 mod lifecycle;
 mod log;

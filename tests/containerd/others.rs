@@ -13,6 +13,7 @@ use rustix::mount::UnmountFlags;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::program::Site;
+use crate::rig::busybox::{self, Packing};
 use crate::rig::sweep;
 
 /// A request of a namespace.
@@ -111,4 +112,18 @@ pub(crate) fn leave_logs(site: &Site) -> PathBuf {
     let logs = site.state_dir().join("logs/ghost-0123456789");
     std::fs::create_dir(&logs).unwrap();
     logs
+}
+
+/// Brings an image that no manifest names, and that nothing keeps from then on; of another digest than everybody's.
+pub(crate) fn bring_unwanted(site: &Site) {
+    let path = site.dir().join("unwanted.archive");
+    std::fs::write(&path, busybox::saved("unwanted:1", Packing::Gzip)).unwrap();
+    site.run(&["image", "import", path.to_str().unwrap()]).exits(0);
+}
+
+/// That one has gone.
+#[track_caller]
+pub(crate) fn assert_nothing_unwanted(site: &Site) {
+    let images = site.run(&["image", "list"]).exits(0).out;
+    assert!(!images.contains("unwanted:1"), "{images}");
 }

@@ -27,7 +27,7 @@ const RUN: &str = "evenkeel/run";
 const END: &str = "evenkeel/end";
 const ENDING: &str = "evenkeel/ending";
 
-/// On the record of an image of ours: how it came, since when nothing uses it, and that a person wants it kept.
+/// On the record of an image of ours: how it came and its name, since when nothing uses it, and that a person wants it kept.
 pub(super) const IMAGE: &str = "evenkeel/image";
 pub(super) const UNUSED: &str = "evenkeel/unused-since";
 pub(super) const PIN: &str = "evenkeel/pin";

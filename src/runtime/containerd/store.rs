@@ -28,7 +28,7 @@ use crate::content::{
     Blob, Descriptor, JSON_LIMIT, NewBlob, NewImage, Target, architecture, chain_ids, choose,
     parse_config, parse_target,
 };
-use crate::observed::{Image, ImageConfig, ImagePlace, StoredImage};
+use crate::observed::{Came, Image, ImageConfig, ImagePlace, StoredImage};
 use crate::runtime::{BlobWriter, ErrorKind, Mark, Written, verb};
 
 /// What is sent at once; containerd takes at most 16 MiB, and each piece waits for its answer.
@@ -129,9 +129,10 @@ impl Store {
         records: &[ImageRecord],
     ) -> Result<BTreeMap<String, StoredImage>, Fault> {
         let mut stored = BTreeMap::new();
-        for ImageRecord { name, target, labels, .. } in records {
+        for record in records {
+            let ImageRecord { name, target, labels, .. } = record;
             let Some(target) = target else { continue };
-            let came = labels.get(IMAGE).and_then(|it| it.parse().ok());
+            let came = came(record);
             let resolved = if came.is_some() { self.resolve(&target.digest).await? } else { None };
             let image = StoredImage {
                 digest: target.digest.clone(),
@@ -150,7 +151,7 @@ impl Store {
         let record = self.find(name).await?;
         let record = record.filter(|it| it.target.as_ref().is_some_and(|it| it.digest == digest));
         match record {
-            Some(record) if !record.labels.contains_key(IMAGE) => {
+            Some(record) if came(&record).is_none() => {
                 Err(Fault::conflict("it was put there by somebody else"))
             }
             record => Ok(record),
@@ -269,8 +270,9 @@ impl Store {
             ..Default::default()
         };
         // It is not known any more how long it was unused: it is wanted now.
-        let labels = [(IMAGE, image.came.as_str()), (UNUSED, "")];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let own = format!("{} {}", image.came.as_str(), image.name);
+        let labels = [(IMAGE, own), (UNUSED, String::new())];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value));
         let record = ImageRecord {
             name: image.name.clone(),
             target: Some(target),
@@ -289,7 +291,7 @@ impl Store {
             let there = self.find(&image.name).await?;
             let mut paths = vec!["target".to_owned()];
             // Somebody else's stays theirs, whatever it points at.
-            if there.is_some_and(|it| it.labels.contains_key(IMAGE)) {
+            if there.is_some_and(|it| came(&it).is_some()) {
                 paths.extend([IMAGE, UNUSED].map(|it| format!("labels.{it}")));
             }
             self.change(record, paths).await?;
@@ -528,6 +530,13 @@ impl Store {
     fn cache(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Resolved>>> {
         self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How we brought what the record is of; `None`: somebody else made it. Who gives an image another name copies its labels
+/// as well, so that ours say the name.
+fn came(record: &ImageRecord) -> Option<Came> {
+    let (came, name) = record.labels.get(IMAGE)?.split_once(' ')?;
+    if name == record.name { came.parse().ok() } else { None }
 }
 
 /// A name that no other process has, nor one of this number before.
