@@ -166,7 +166,7 @@ async fn down_leaves_nothing_and_nothing_that_is_not_ours_behind() {
     it.wanted.workloads.clear();
     it.publish();
     assert_eq!(it.once(Goal::Down { names: None }).await, Ended::Converged);
-    assert_eq!(it.everything().await, [""; 0]);
+    assert_eq!(it.all_but_images().await, [""; 0]);
     assert!(it.look().await.strikes.is_empty());
     assert!(it.runtime.has_foreign(&foreign));
 }

@@ -416,6 +416,17 @@ impl Harness {
 
     /// Everything that is left anywhere, in a form that two runs can be compared by: no pids and no times.
     pub(super) async fn everything(&self) -> Vec<String> {
+        let mut all = self.all_but_images().await;
+        let objects = self.runtime.observe(&BTreeSet::new()).await.unwrap();
+        let stored = objects.stored_images.iter();
+        all.extend(
+            stored.map(|(name, it)| format!("image {name}: unused {}", it.unused.is_some())),
+        );
+        all
+    }
+
+    /// Everything but images, which no removal of a workload takes along.
+    pub(super) async fn all_but_images(&self) -> Vec<String> {
         let observed = self.look().await;
         let mut all = Vec::new();
         for it in observed.instances.values() {
@@ -436,10 +447,6 @@ impl Harness {
         let objects = self.runtime.observe(&BTreeSet::new()).await.unwrap();
         all.extend(objects.leases.iter().map(|it| format!("lease {it}")));
         all.extend(objects.snapshots.iter().map(|it| format!("snapshot {it}")));
-        let stored = objects.stored_images.iter();
-        all.extend(
-            stored.map(|(name, it)| format!("image {name}: unused {}", it.unused.is_some())),
-        );
         all.extend(self.asked());
         all.extend(directories(&self.log_directory()).iter().map(|it| format!("logs {it}")));
         all

@@ -51,7 +51,7 @@ async fn down_ends_what_a_runtime_has_lost() {
     assert_eq!(it.once(Goal::Down { names }).await, Ended::Converged);
     assert_eq!(it.runtime.strays().len(), 1);
     assert_eq!(it.once(Goal::Down { names: None }).await, Ended::Converged);
-    assert_eq!((processes(&it).await, it.everything().await), (0, Vec::new()));
+    assert_eq!((processes(&it).await, it.all_but_images().await), (0, Vec::new()));
 }
 
 #[tokio::test(start_paused = true)]
