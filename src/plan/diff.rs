@@ -1043,8 +1043,9 @@ impl<'a> Planner<'a> {
             return;
         }
         let decision = decide(want, have, fit, ready, again);
-        if let (Decision::Wait(_) | Decision::FinishAndWait, Some(obstacle)) = (decision, &obstacle)
-        {
+        let waits = matches!(decision, Decision::Wait(_) | Decision::FinishAndWait)
+            || matches!(fit, Fit::Restart | Fit::Renew);
+        if let Some(obstacle) = obstacle.as_ref().filter(|_| waits) {
             self.wait_for_image(name, target, obstacle);
         }
         let message = |o: &Option<Obstacle>, h: &Option<Obstacle>| h.clone().or_else(|| o.clone());

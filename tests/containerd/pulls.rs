@@ -329,6 +329,11 @@ async fn a_pull_outlives_the_controller_and_containerd() {
                 let (first, second) = (sent(first.as_str()), sent(second.as_str()));
                 (first == layers[1].size && second == 5_000_000).then_some(())
             });
+            // What was sent may still be on its way; of what has come, a piece may not be written yet.
+            let come = layers[0].size + layers[1].size + 4_000_000;
+            it.site.until_status("it has come", |status| {
+                status.pulls.iter().any(|it| it.done >= come).then_some(())
+            });
             let controller = if kills_containerd {
                 it.rig.kill_containerd();
                 it.rig.start_containerd().await;
@@ -451,7 +456,7 @@ async fn after_a_prune_nothing_is_left() {
     it.site.write("web.yaml", &workload("web", &image));
     it.site.apply();
     it.site.run(&["down"]).exits(0);
-    it.site.run(&["image", "prune"]).exits(0);
+    it.site.run(&["image", "prune", "--all"]).exits(0);
     it.rig.assert_clean();
     let snapshotter = Rig::snapshotter();
     let lists: [&[&str]; 3] = [

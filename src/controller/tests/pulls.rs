@@ -245,6 +245,18 @@ async fn always_asks_before_a_start_and_starts_what_is_there_if_nobody_answers()
     assert_eq!(it.instance("a").await.id, second.id);
     let calls = registry.calls();
     assert_eq!((asked(&calls), offsets(&calls).len()), (1, 0), "{calls:?}");
+    // A restart by hand is a start too.
+    it.after(100.0).await;
+    registry.put(WEB, b"one in between");
+    it.ask("a", HandKind::Restart);
+    it.after(10.0).await;
+    assert_eq!(it.running().await, ["a"]);
+    let second = {
+        let third = it.instance("a").await;
+        assert_ne!(third.id, second.id);
+        third
+    };
+    assert_eq!(asked(&registry.calls()), 1);
     // Nobody answers.
     it.after(100.0).await;
     registry.put(WEB, b"a third one");
@@ -305,4 +317,26 @@ async fn what_is_not_what_its_digest_says_is_never_used() {
     it.until_running("a").await;
     // Nothing of what was wrong is gone on with.
     assert_eq!(offsets(&registry.calls()), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_come_is_kept_while_nobody_knows_whether_it_is_wanted() {
+    let (mut it, registry) = harness(50_000);
+    registry.cut_next(20_000);
+    it.want("a", IMAGE);
+    it.want("b", "");
+    it.run();
+    it.after(0.5).await;
+    it.kill().await;
+    // The next one has not read everything yet.
+    let wanted = it.wanted.workloads.remove(&name("a")).unwrap();
+    it.wanted.sources.get_mut(&source()).unwrap().absence_acts_at = BootTime(Duration::MAX);
+    it.publish();
+    it.run();
+    it.after(100.0).await;
+    assert_eq!(it.look().await.leftovers.len(), 1, "its lease");
+    it.wanted.workloads.insert(name("a"), wanted);
+    it.publish();
+    it.until_running("a").await;
+    assert_eq!(offsets(&registry.calls()), [0, 20_000]);
 }

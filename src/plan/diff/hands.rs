@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Cause, Obstacle, Planner, Target, Wish};
 use crate::backoff::Strikes;
-use crate::desired::SourceState;
+use crate::desired::{BootTime, SourceState};
 use crate::observed::{Hand, HandKind, Image, Instance, Leftover};
 use crate::plan::{Action, Fit, Phase, Plan, StepId};
 use crate::workload::{Name, WantedState};
@@ -247,8 +247,13 @@ impl<'a> Planner<'a> {
 
     /// Whether a name that nothing has is believed to be nobody's: no file hides it, and its absence is old enough.
     fn is_nobody(&self, name: &Name) -> bool {
+        self.is_absence_believed(|it| it.acts_at(name))
+    }
+
+    /// Whether nothing hides what is not named by any source. `until`: when absence from it acts.
+    pub(super) fn is_absence_believed(&self, until: impl Fn(&SourceState) -> BootTime) -> bool {
         let is_gone = |it: &SourceState| {
-            let until = it.acts_at(name);
+            let until = until(it);
             it.prunes
                 && it.blockers.is_empty()
                 && it.partial.is_empty()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Cause, Obstacle, Planner, Target};
 use crate::content::Digest;
-use crate::observed::{HandKind, Pull};
+use crate::observed::{HandKind, Leftover, Pull};
 use crate::plan::{Action, PULL_FAILED, PULLING, Phase};
 use crate::workload::{ImagePullPolicy, Name, Workload};
 
@@ -15,10 +15,13 @@ use crate::workload::{ImagePullPolicy, Name, Workload};
 /// ask as often.
 const ASKED_COUNTS: Duration = Duration::from_mins(1);
 
+/// How the leases of pulls begin.
+const LEASE: &str = "evenkeel-pull-";
+
 /// The lease under which an image is pulled. What has come of it is kept until it is complete, whoever goes on.
 pub fn pull_lease(image: &str) -> String {
     let digest = Digest::of(image.as_bytes());
-    format!("evenkeel-pull-{}", &digest.hex()[..16])
+    format!("{LEASE}{}", &digest.hex()[..16])
 }
 
 impl<'a> Planner<'a> {
@@ -32,7 +35,9 @@ impl<'a> Planner<'a> {
     pub(super) fn is_to_be_checked(&self, target: &Target<'a>) -> bool {
         let spec = &target.workload.spec;
         let runs = target.instance.is_some_and(|it| it.task.pid().is_some());
-        if runs
+        let starts_anew =
+            self.asked(&target.workload.name).is_some_and(|it| it.kind == HandKind::Restart);
+        if (runs && !starts_anew)
             || spec.image_pull_policy != ImagePullPolicy::Always
             || spec.image.has_digest()
             || !self.observed.has_registries
@@ -78,10 +83,25 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A pull for each image that somebody waits for, when it is due; the leases of all of them.
+    /// A pull for each image that somebody waits for, when it is due; the leases that are kept for them. While a manifest
+    /// may be hidden or is not read yet, all are: what has come of an image is lost with its lease.
     pub(super) fn plan_pulls(&mut self) -> BTreeSet<String> {
         let waited_for = std::mem::take(&mut self.waited_for);
-        let leases = waited_for.keys().map(|it| pull_lease(it)).collect();
+        let mut leases: BTreeSet<String> = waited_for.keys().map(|it| pull_lease(it)).collect();
+        if !self.is_absence_believed(|it| it.absence_acts_at.min(it.unseen_acts_at)) {
+            let all = self.observed.leftovers.iter().filter_map(|it| match it {
+                Leftover::Lease(id) if id.starts_with(LEASE) => Some(id.clone()),
+                Leftover::Lease(_)
+                | Leftover::Snapshot(_)
+                | Leftover::Published(_)
+                | Leftover::Logs(_)
+                | Leftover::Strikes(_)
+                | Leftover::Approval(_)
+                | Leftover::Hand(..)
+                | Leftover::Exec(..) => None,
+            });
+            leases.extend(all);
+        }
         for (image, names) in waited_for {
             match self.due(&image, &names) {
                 None => {
