@@ -18,6 +18,8 @@ use evenkeel::controller::EFFECTS;
 
 use crate::others::{self, request};
 use crate::program::{Done, Site, found_at_last, manifest, sleeper};
+use crate::rig::recipe::Recipe;
+use crate::rig::registry::{self, Registry};
 use crate::rig::{Rig, sweep};
 
 /// Most of the time of a try is spent waiting: for the second that a workload has to run before it is believed.
@@ -68,7 +70,7 @@ fn walk(
     }
 }
 
-fn walks() -> Vec<Walk> {
+fn walks(from_registry: &str) -> Vec<Walk> {
     let private = || ("a", sleeper("a"));
     let donor = || ("donor", sleeper("donor") + "  ipcMode: shareable\n");
     let joiner = || ("joiner", sleeper("joiner") + "  ipcMode: container:donor\n");
@@ -76,6 +78,7 @@ fn walks() -> Vec<Walk> {
     let other = |(name, text): (&'static str, String)| {
         (name, text + "  env: [{name: OTHER, value: \"1\"}]\n")
     };
+    let pulled = sleeper("a").replace("image: busybox", &format!("image: {from_registry}"));
     let job = || ("job", manifest("job", "command: [\"true\"]\nrestart: {policy: never}"));
     let by_hand = |name, command, effects| {
         let all = || vec![donor(), joiner()];
@@ -83,6 +86,7 @@ fn walks() -> Vec<Walk> {
     };
     let mut walks = vec![
         walk("start", vec![], vec![private()], 14),
+        walk("pull", vec![], vec![("a", pulled)], 14),
         walk("start-shared", vec![], vec![donor(), joiner()], 24),
         walk("replace", vec![private()], vec![other(private())], 15),
         // It runs once, and that is not over with the run that was ended so that it follows its donor.
@@ -466,7 +470,9 @@ async fn a_crash_after_any_effect_is_set_right_by_the_next_run() {
     let aborting = aborting_program();
     let rig = Rig::start().await;
     let only = std::env::var("EVENKEEL_WALK").ok();
-    let mut walks = walks();
+    let registry = Registry::start(registry::Kind::Plain);
+    let pushed = registry.push("busybox:1", &Recipe::busybox());
+    let mut walks = walks(&pushed.name);
     walks.retain(|it| only.as_ref().is_none_or(|only| it.name.starts_with(only)));
     let references: Vec<OnceLock<Vec<String>>> = walks.iter().map(|_| OnceLock::new()).collect();
     at_once(walks.iter().zip(&references), |(walk, reference)| {

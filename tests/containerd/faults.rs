@@ -15,6 +15,8 @@ use crate::crash::{
 };
 use crate::others;
 use crate::program::{Site, eventually, manifest, pause};
+use crate::rig::recipe::Recipe;
+use crate::rig::registry::{Kind, Registry};
 use crate::rig::{Rig, sweep};
 
 /// Far more effects than any of these changes has.
@@ -147,10 +149,15 @@ fn meddled(mode: &'static str) -> Vec<Leg> {
 }
 
 /// What needs more than a workload of some mode.
-fn others_things() -> Vec<Leg> {
+fn others_things(from_registry: String) -> Vec<Leg> {
     let image = |site: &Site| {
         others::forget_images(site);
         put("b", "private", "")(site);
+    };
+    let pulled = move |site: &Site| {
+        others::forget_images(site);
+        let text = sleeper("b", "private", "");
+        site.write("b.yaml", &text.replace("image: busybox", &format!("image: {from_registry}")));
     };
     let directory = |site: &Site| {
         let made = site.dir().join("made");
@@ -187,13 +194,20 @@ fn others_things() -> Vec<Leg> {
             "import/release",
         ]),
         leg("remove", &[], 0, away(&["b"])).at(&[]),
+        leg("pulled", &["b"], 0, pulled).at(&[
+            "pull/lease",
+            "pull/blob",
+            "pull/image",
+            "pull/release",
+        ]),
+        leg("remove", &[], 0, away(&["b"])).at(&[]),
         leg("directory", &["b"], 0, directory).at(&["start/directory"]),
         leg("remove", &[], 0, away(&["b"])).at(&[]),
     ]
 }
 
 /// The circles: where each begins, and its changes, the last of which leads back there.
-fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
+fn lanes(from_registry: String) -> Vec<(&'static str, Leg, Vec<Leg>)> {
     let donor = |more| put("donor", "shareable", more);
     let joiner = |more| put("joiner", "container:donor", more);
     let both = |of_donor| {
@@ -262,7 +276,7 @@ fn lanes() -> Vec<(&'static str, Leg, Vec<Leg>)> {
             leg("start", &["donor"], 0, donor("")),
             vec![leg("renew", &["donor"], 16, by_hand(&["restart", "--fresh", "donor"]))],
         ),
-        ("kept", nothing(), others_things()),
+        ("kept", nothing(), others_things(from_registry)),
     ];
     let modes = [("solo", "private"), ("shown", "shareable"), ("joined", "container:giver")];
     lanes.extend(modes.map(|(name, mode)| {
@@ -571,6 +585,8 @@ fn down(
 async fn an_effect_that_fails_is_taken_back_or_tried_again_by_the_same_controller() {
     let program = aborting_program();
     let rig = Rig::start().await;
+    let registry = Registry::start(Kind::Plain);
+    let pushed = registry.push("busybox:1", &Recipe::busybox());
     let only = std::env::var("EVENKEEL_LANE").ok();
     let is_meant = |name: &str| only.as_ref().is_none_or(|it| it == name);
     let problems = Mutex::new(Vec::new());
@@ -581,7 +597,7 @@ async fn an_effect_that_fails_is_taken_back_or_tried_again_by_the_same_controlle
     };
     std::thread::scope(|scope| {
         let (rig, program, tell) = (&rig, &program, &tell);
-        for (name, begin, legs) in lanes() {
+        for (name, begin, legs) in lanes(pushed.name.clone()) {
             if is_meant(name) {
                 scope.spawn(move || tell(name, lane(rig, program, name, &begin, legs)));
             }

@@ -82,7 +82,11 @@ pub(crate) fn forget_images(site: &Site) {
         let list = request(namespace, ListImagesRequest::default());
         for image in images.list(list).await.unwrap().into_inner().images {
             let delete = DeleteImageRequest { name: image.name, sync: true, ..Default::default() };
-            images.delete(request(namespace, delete)).await.unwrap();
+            match images.delete(request(namespace, delete)).await {
+                // What nothing needs goes by itself.
+                Err(status) if status.code() == tonic::Code::NotFound => {}
+                deleted => drop(deleted.unwrap()),
+            }
         }
     });
 }
