@@ -436,10 +436,8 @@ impl Harness {
         let objects = self.runtime.observe(&BTreeSet::new()).await.unwrap();
         all.extend(objects.leases.iter().map(|it| format!("lease {it}")));
         all.extend(objects.snapshots.iter().map(|it| format!("snapshot {it}")));
-        let stored = objects.stored_images.iter();
-        all.extend(
-            stored.map(|(name, it)| format!("image {name}: unused {}", it.unused.is_some())),
-        );
+        let own = objects.stored_images.iter().filter(|(_, it)| it.came.is_some());
+        all.extend(own.map(|(name, it)| format!("image {name}: unused {}", it.unused.is_some())));
         all.extend(self.asked());
         all.extend(directories(&self.log_directory()).iter().map(|it| format!("logs {it}")));
         all
