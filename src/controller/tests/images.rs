@@ -96,6 +96,11 @@ async fn what_is_needed_again_has_its_whole_day_anew() {
 #[tokio::test(start_paused = true)]
 async fn a_reboot_begins_the_day_anew() {
     let mut it = unused().await;
+    it.want("a", IMAGE);
+    it.until_running("a").await;
+    pass(&it, hours(30)).await;
+    it.remove("a");
+    it.until_gone("a").await;
     pass(&it, hours(23)).await;
     it.kill().await;
     it.runtime.reboot();
@@ -286,7 +291,11 @@ async fn an_image_that_cannot_be_removed_is_tried_again_later_and_is_in_nobodys_
     }
     pass(&it, hours(25)).await;
     assert_eq!(names(&it).await, [""; 0]);
-    assert_eq!(it.calls().len(), 4, "it was tried again");
+    let tries = it.runtime.timed_calls();
+    assert_eq!(tries.len(), 4, "it was tried again: {tries:?}");
+    for (before, after) in tries.iter().zip(&tries[1..]) {
+        assert!(after.0.duration_since(before.0) >= Duration::from_millis(80), "{tries:?}");
+    }
     it.want("b", "");
     it.until_running("b").await;
 }
