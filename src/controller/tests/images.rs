@@ -96,6 +96,11 @@ async fn what_is_needed_again_has_its_whole_day_anew() {
 #[tokio::test(start_paused = true)]
 async fn a_reboot_begins_the_day_anew() {
     let mut it = unused().await;
+    it.want("a", IMAGE);
+    it.until_running("a").await;
+    pass(&it, hours(30)).await;
+    it.remove("a");
+    it.until_gone("a").await;
     pass(&it, hours(23)).await;
     it.kill().await;
     it.runtime.reboot();
@@ -286,7 +291,69 @@ async fn an_image_that_cannot_be_removed_is_tried_again_later_and_is_in_nobodys_
     }
     pass(&it, hours(25)).await;
     assert_eq!(names(&it).await, [""; 0]);
-    assert_eq!(it.calls().len(), 4, "it was tried again");
+    let tries = it.runtime.timed_calls();
+    assert_eq!(tries.len(), 4, "it was tried again: {tries:?}");
+    for (before, after) in tries.iter().zip(&tries[1..]) {
+        assert!(after.0.duration_since(before.0) >= Duration::from_millis(80), "{tries:?}");
+    }
     it.want("b", "");
     it.until_running("b").await;
+}
+
+/// What a command does to bring an image, beside whatever else there is.
+async fn pull_by_hand(it: &Harness) -> Vec<Result<(), Error>> {
+    let hold = crate::rundir::ImageHold {
+        holder: crate::rundir::Holder::this().unwrap(),
+        names: [WEB.to_owned()].into(),
+        leases: [plan::pull_lease(WEB)].into(),
+    };
+    let _held = it.run_directory().hold_images(&hold).unwrap();
+    let step = Step {
+        name: None,
+        action: Action::Pull { image: WEB.to_owned(), known: None },
+        cause: Cause::Asked,
+        requires: Vec::new(),
+        pause: Duration::ZERO,
+    };
+    let edge = it.edge();
+    let mut results = Vec::new();
+    while results.len() < 5 && !results.last().is_some_and(Result::is_ok) {
+        results.push(edge.carry_out_alone(&step).await);
+        it.after(1.0).await;
+    }
+    results
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_pulls_beside_a_controller_which_leaves_its_lease_alone() {
+    let mut it = Harness::with(&[("b", "")]).await;
+    let registry = MemoryRegistry::default();
+    registry.put(WEB, &vec![b'x'; 50_000]);
+    registry.delay(Duration::from_mins(1));
+    it.registry = Some(registry);
+    let results = pull_by_hand(&it).await;
+    assert!(matches!(results[..], [Ok(())]), "{results:?}");
+    it.after(60.0).await;
+    assert_eq!(names(&it).await, ["web:1"]);
+    assert!(it.look().await.leftovers.is_empty());
+    assert!(has_mark(&it, WEB).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_and_a_controller_that_pull_one_image_both_get_it() {
+    let mut it = Harness::new();
+    let registry = MemoryRegistry::default();
+    registry.put(WEB, &vec![b'x'; 50_000]);
+    registry.delay(Duration::from_secs(2));
+    it.registry = Some(registry);
+    it.want("a", IMAGE);
+    it.run();
+    it.after(3.0).await;
+    let results = pull_by_hand(&it).await;
+    assert!(results.last().unwrap().is_ok(), "{results:?}");
+    it.until_running("a").await;
+    it.after(60.0).await;
+    assert_eq!(names(&it).await, ["web:1"]);
+    assert!(!has_mark(&it, WEB).await);
+    assert!(it.look().await.leftovers.is_empty());
 }

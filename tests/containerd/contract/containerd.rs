@@ -13,6 +13,8 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::Descriptor;
 use evenkeel::content::{self, Digest};
+use evenkeel::host::linux::LinuxHost;
+use evenkeel::host::{Ask, Host as _};
 use evenkeel::image::Archives;
 use evenkeel::observed::{Image, Task};
 use evenkeel::runtime::containerd::{Containerd, Settings};
@@ -348,5 +350,26 @@ async fn two_that_unpack_one_layer_do_not_get_in_each_others_way() {
         }
         let found = clients[0].observe(&[image.name.clone()].into()).await.unwrap();
         assert_eq!(found.images.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_full_the_disk_of_the_images_is_is_known() {
+    for engine in Engine::all() {
+        let rig = Rig::start_on(&engine).await;
+        // Some make the directory for the first of it.
+        rig.load_image().await;
+        let process = rig.client().process().await.unwrap();
+        let content = process.content.clone().unwrap();
+        assert!(content.starts_with(rig.dir()) && content.is_dir(), "{}", content.display());
+        let host = LinuxHost::new(&rig.run_dir(), "/evenkeel-test").unwrap();
+        let ask = Ask { runtime: Some(process), ..Ask::default() };
+        let space = host.observe(&ask).unwrap().image_space.unwrap();
+        // As `df` says it.
+        let output = std::process::Command::new("df").arg("--output=pcent").arg(&content).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let said: u64 = text.lines().nth(1).unwrap().trim().trim_end_matches('%').parse().unwrap();
+        // It rounds up, and others write meanwhile.
+        assert!(space.fill().abs_diff(said) <= 2, "{space:?}: {said} %");
     }
 }
