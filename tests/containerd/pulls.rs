@@ -470,3 +470,33 @@ async fn after_a_prune_nothing_is_left() {
         assert_eq!(left, Vec::<&str>::new(), "{list:?}");
     }
 }
+
+#[tokio::test]
+async fn an_image_is_pulled_by_hand_beside_a_controller_and_without_one() {
+    let it = Stage::new().await;
+    let (pushed, image) = it.push("hand:1", &Recipe::busybox().with_data(1, 3_000_000, 7));
+    let says = format!("{image}: {}", pushed.digest);
+    // Without any manifest nobody knows what may be needed, and nothing is pruned.
+    it.site.write("other.yaml", &manifest("other", "state: stopped"));
+    for beside in [false, true] {
+        let controller = beside.then(|| it.site.controller());
+        it.site.run(&["image", "pull", &image]).exits(0).says(&[&says]);
+        // What its name stands for is there already.
+        let blobs = it.proxy.count("GET", &Asked::Blob);
+        it.site.run(&["image", "pull", &image, "--pin"]).exits(0).says(&[&says, "pinned"]);
+        assert_eq!(it.proxy.count("GET", &Asked::Blob), blobs);
+        it.site.run(&["image", "list"]).exits(0).says(&[&image, "pinned"]);
+        it.site.run(&["image", "prune", "--all"]).exits(0);
+        it.assert_complete();
+        assert!(it.rig.ctr(&["images", "list", "--quiet"]).contains(&image));
+        let nowhere = it.proxy.name(&pushed.name).replace("hand", "nowhere");
+        it.site.run(&["image", "pull", &nowhere]).exits(4).says(&[&nowhere]);
+        it.site.run(&["image", "unpin", &image]).exits(0);
+        it.site.run(&["image", "prune"]).exits(0).says(&[&image]);
+        assert!(!it.rig.ctr(&["images", "list", "--quiet"]).contains(&image));
+        if let Some(controller) = controller {
+            assert_eq!(controller.terminate(), Some(0));
+        }
+    }
+    it.rig.assert_clean();
+}
