@@ -287,6 +287,9 @@ pub struct File {
     /// How long images are kept that nothing needs any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImagesFile>,
+    /// Directories with archives of images, besides `images/` in the state directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archives: Vec<AbsolutePath>,
 }
 
 /// What a manifest's `restart` leaves open.
@@ -396,6 +399,8 @@ pub struct Settings {
     pub log: LogDefaults,
     pub registries: Registries,
     pub images: ImagePolicy,
+    /// Where archives of images are looked for.
+    pub archives: Vec<PathBuf>,
     /// The file that was read, if there was one.
     pub config: Option<PathBuf>,
     /// The file says nothing at all, as one that a power cut has emptied: every default holds, and that is told.
@@ -578,8 +583,11 @@ impl Settings {
                 run_directory.display()
             )]));
         }
+        let mut archives = vec![state_directory.join("images")];
+        archives.extend(file.archives.iter().map(|it| it.as_path().to_owned()));
         Ok(Self {
             manifests,
+            archives,
             run_directory,
             state_directory,
             containerd_address: either(containerd_address.as_ref(), file.containerd_address)?,
@@ -618,6 +626,7 @@ impl Settings {
             containerd_namespace,
             engine,
             registries,
+            archives,
             // Followed.
             ipc: _,
             remove_after: _,
@@ -638,6 +647,7 @@ impl Settings {
             ("containerdNamespace", *containerd_namespace != next.containerd_namespace),
             ("engine", *engine != next.engine),
             ("registries", *registries != next.registries),
+            ("archives", *archives != next.archives),
         ];
         changed.into_iter().filter(|it| it.1).map(|it| it.0).collect()
     }
@@ -659,11 +669,6 @@ impl Settings {
 
     pub fn log_directory(&self) -> PathBuf {
         self.state_directory.join("logs")
-    }
-
-    /// Where image archives are looked for.
-    pub fn image_directory(&self) -> PathBuf {
-        self.state_directory.join("images")
     }
 }
 

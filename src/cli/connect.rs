@@ -309,7 +309,7 @@ pub(super) async fn connect(
         runtime,
         Arc::new(host),
         RunDirectory::new(&settings.run_directory),
-        Archives::new(vec![settings.image_directory()]),
+        Archives::new(settings.archives.clone()),
         settings.log_directory(),
         boot_id,
     );

@@ -855,7 +855,7 @@ impl<'a> Planner<'a> {
                 return no(
                     "image-missing",
                     format!(
-                        "image {name} is neither in containerd nor in an archive below `images` of the state directory{never}{broken}"
+                        "image {name} is neither in containerd nor in an archive{never}{broken}"
                     ),
                 );
             }

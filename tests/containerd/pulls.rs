@@ -367,8 +367,15 @@ async fn without_a_network_an_archive_is_enough() {
     let archive: PathBuf = it.site.state_dir().join("images/archived.tar");
     std::fs::write(archive, busybox::saved(&image, Packing::Gzip)).unwrap();
     it.site.write("web.yaml", &workload("web", &image));
+    // Another one is where the configuration says.
+    let (more, other) = (it.site.dir().join("more"), it.proxy.name("x/more:1"));
+    std::fs::create_dir(&more).unwrap();
+    std::fs::write(more.join("more.tar"), busybox::saved(&other, Packing::Plain)).unwrap();
+    it.site.configure(&format!("removeAfter: 200ms\narchives: [{}]\n", more.display()));
+    it.site.write("more.yaml", &workload("more", &other));
     it.site.apply();
     it.site.pid("web");
+    it.site.pid("more");
     it.proxy.plug_in();
     assert_eq!(it.proxy.requests(), [], "nobody was asked");
 }
