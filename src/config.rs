@@ -290,6 +290,10 @@ pub struct File {
     /// Directories with archives of images, besides `images/` in the state directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub archives: Vec<AbsolutePath>,
+    /// containerd's snapshotter that containers have their files in; found out once when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z0-9]+([._-][a-z0-9]+)*$"))]
+    pub snapshotter: Option<String>,
 }
 
 /// What a manifest's `restart` leaves open.
@@ -401,6 +405,8 @@ pub struct Settings {
     pub images: ImagePolicy,
     /// Where archives of images are looked for.
     pub archives: Vec<PathBuf>,
+    /// `None`: it is found out.
+    pub snapshotter: Option<String>,
     /// The file that was read, if there was one.
     pub config: Option<PathBuf>,
     /// The file says nothing at all, as one that a power cut has emptied: every default holds, and that is told.
@@ -588,6 +594,7 @@ impl Settings {
         Ok(Self {
             manifests,
             archives,
+            snapshotter: file.snapshotter,
             run_directory,
             state_directory,
             containerd_address: either(containerd_address.as_ref(), file.containerd_address)?,
@@ -627,6 +634,7 @@ impl Settings {
             engine,
             registries,
             archives,
+            snapshotter,
             // Followed.
             ipc: _,
             remove_after: _,
@@ -648,6 +656,7 @@ impl Settings {
             ("engine", *engine != next.engine),
             ("registries", *registries != next.registries),
             ("archives", *archives != next.archives),
+            ("snapshotter", *snapshotter != next.snapshotter),
         ];
         changed.into_iter().filter(|it| it.1).map(|it| it.0).collect()
     }

@@ -248,12 +248,13 @@ pub(super) async fn connect(
             }
         },
     };
-    let is_recorded = recorded.is_some();
-    let mut snapshotter = match recorded {
-        Some(record) => record.snapshotter,
+    let mut is_recorded = recorded.is_some();
+    let mut snapshotter = match (recorded, &settings.snapshotter) {
+        (Some(record), _) => record.snapshotter,
+        (None, Some(named)) => named.clone(),
         // To find out mounts and makes directories, and nobody who only looks makes snapshots.
-        None if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
-        None => decide_snapshotter(settings, &decision, &embedded)?,
+        (None, None) if is_absent || start == Start::Nothing => "overlayfs".to_owned(),
+        (None, None) => decide_snapshotter(settings, &decision, &embedded)?,
     };
     let through = |snapshotter: &str| {
         Containerd::new(runtime_settings(settings, address.clone(), snapshotter.to_owned())?)
@@ -276,6 +277,28 @@ pub(super) async fn connect(
             claim(&runtime, settings, take_over).await?;
         }
         let used = runtime.snapshotters().await.map_err(|error| Failure::environment(&error))?;
+        if let Some(named) = &settings.snapshotter {
+            if let Some(other) = used.iter().find(|it| *it != named) {
+                let message = format!(
+                    "containers of ours have their files in the snapshotter `{other}`, and the configuration names \
+                     `{named}`: nothing of them would be found. Name `{other}` there, or remove those containers first"
+                );
+                return Err(Failure::new(Exit::Environment, message));
+            }
+            if *named != snapshotter {
+                // Nothing is in the one that was recorded.
+                snapshotter.clone_from(named);
+                runtime = through(&snapshotter)?;
+                is_recorded = false;
+            }
+            let fault = runtime.fault_of_snapshotter().await;
+            if let Some(why) = fault.map_err(|error| Failure::environment(&error))? {
+                let message = format!(
+                    "the snapshotter `{named}`, which the configuration names, cannot be used: {why}"
+                );
+                return Err(Failure::new(Exit::Environment, message));
+            }
+        }
         // With another one the writable layers of what is there would be taken for lost, and made anew.
         if let Some(other) = used.iter().find(|it| **it != snapshotter) {
             if is_recorded || used.len() > 1 {

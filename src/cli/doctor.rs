@@ -359,7 +359,8 @@ async fn engine(
             });
         }
         Some(Found::Running { .. }) | None => {
-            let snapshotter = decided.recorded.as_ref().map(|it| it.snapshotter.clone());
+            let recorded = decided.recorded.as_ref().map(|it| it.snapshotter.clone());
+            let snapshotter = settings.snapshotter.clone().or(recorded);
             match reached(settings, decided, snapshotter, mounts).await {
                 Ok(found) => checks.extend(found),
                 Err(check) => {

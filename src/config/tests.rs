@@ -25,6 +25,7 @@ fn keys() -> BTreeMap<&'static str, (Value, &'static str)> {
         ("log", (json!({ "maxFiles": 7 }), "max_files: 7")),
         ("registries", (json!({ "hostsDirs": ["/h"] }), r#"hosts_directories: ["/h"]"#)),
         ("images", (json!({ "highWatermark": 7 }), "high: 7, low: 6")),
+        ("snapshotter", (json!("native"), r#"snapshotter: Some("native")"#)),
         ("archives", (json!(["/more"]), r#"archives: ["/var/lib/evenkeel/images", "/more"]"#)),
     ]
     .into()

@@ -57,6 +57,43 @@ async fn what_is_in_another_snapshotter_is_kept_where_it_is_or_everything_is_ref
 }
 
 #[tokio::test]
+async fn the_snapshotter_that_the_configuration_names_is_used_unless_something_is_in_another() {
+    let rig = Rig::start().await;
+    let site = Site::of(&rig);
+    let named = |snapshotter: &str| {
+        site.configure(&format!("removeAfter: 200ms\nsnapshotter: {snapshotter}\n"));
+    };
+    let snapshots = |snapshotter: &str| {
+        let listed = rig.ctr(&["snapshots", "--snapshotter", snapshotter, "list"]);
+        listed.lines().filter(|it| it.starts_with("web-")).count()
+    };
+    site.write("web.yaml", &sleeper("web"));
+    named("nowhere");
+    site.run(&["apply"]).exits(3).says(&["`nowhere`", "cannot be used"]);
+    site.run(&["doctor"]).says(&["`nowhere`"]);
+    named("native");
+    site.apply();
+    assert_eq!((snapshots("native"), snapshots("overlayfs")), (1, 0));
+    site.plan_is_empty();
+    let pid = site.pid("web");
+    named("overlayfs");
+    for command in ["plan", "apply", "down"] {
+        site.run(&[command]).exits(3).says(&["`native`", "`overlayfs`"]);
+    }
+    assert!(sweep::is_alive(pid));
+    // Nothing is in the other one any more.
+    named("native");
+    site.run(&["down"]).exits(0);
+    named("overlayfs");
+    site.apply();
+    assert_eq!((snapshots("native"), snapshots("overlayfs")), (0, 1));
+    // It is remembered.
+    site.configure("removeAfter: 200ms\n");
+    site.plan_is_empty();
+    site.run(&["down"]).exits(0);
+}
+
+#[tokio::test]
 async fn what_ended_while_nobody_looked_is_told_with_its_code_and_what_runs_is_kept() {
     let rig = Rig::start().await;
     let site = Site::of(&rig);
