@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use evenkeel::status::Item;
 
-use crate::program::{Site, manifest, until_dead};
+use crate::program::{Site, eventually, manifest, until_dead};
 use crate::rig::busybox::{self, Packing};
 use crate::rig::proxy::{Asked, Fault, Proxy, Request};
 use crate::rig::recipe::Recipe;
@@ -356,6 +356,30 @@ async fn a_pull_outlives_the_controller_and_containerd() {
             it.assert_complete();
             assert_eq!(controller.terminate(), Some(0));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_containerd_that_is_killed_while_it_unpacks_leaves_no_part_of_an_image() {
+    for engine in Engine::all() {
+        println!("on containerd {engine}");
+        let mut it = Stage::set(&engine).await;
+        let recipe = Recipe::busybox().with_data(3, 40_000_000, 5).packed(Packing::Gzip);
+        let (_, image) = it.push("unpacked:1", &recipe);
+        let controller = it.site.controller();
+        it.site.write("web.yaml", &workload("web", &image));
+        // Its name is there as soon as all of it has come, and then it is unpacked.
+        eventually("the image is named", || {
+            let named = it.rig.ctr(&["images", "list", "--quiet"]);
+            named.contains(&image).then_some(())
+        });
+        it.rig.kill_containerd();
+        it.rig.start_containerd().await;
+        it.site.until_running("web");
+        let log = controller.log();
+        assert!(log.contains("failed to unpack image"), "it was killed too late: {log}");
+        it.assert_complete();
+        assert_eq!(controller.terminate(), Some(0));
     }
 }
 
