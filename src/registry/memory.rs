@@ -38,6 +38,11 @@ impl MemoryRegistry {
 
     /// Gives a name an image of one layer, and returns what the name stands for from now on.
     pub fn put(&self, image: &str, layer: &[u8]) -> Descriptor {
+        self.put_layers(image, &[layer])
+    }
+
+    /// The same with several layers.
+    pub fn put_layers(&self, image: &str, layers: &[&[u8]]) -> Descriptor {
         let mut state = self.state();
         let mut add = |media_type: &str, bytes: &[u8]| {
             let digest = Digest::of(bytes);
@@ -45,19 +50,20 @@ impl MemoryRegistry {
             let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             Descriptor::new(media_type, digest, size)
         };
-        let layer = add(LAYER, layer);
+        let layers: Vec<Descriptor> = layers.iter().map(|it| add(LAYER, it)).collect();
+        let diff_ids: Vec<&Digest> = layers.iter().map(|it| &it.digest).collect();
         let config = serde_json::json!({
             "architecture": crate::content::architecture(),
             "os": "linux",
             "config": {"Cmd": ["sh"]},
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config = add(CONFIG, config.to_string().as_bytes());
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config,
-            "layers": [layer],
+            "layers": layers,
         });
         let manifest = add(MANIFEST, manifest.to_string().as_bytes());
         state.images.insert(image.to_owned(), manifest.clone());

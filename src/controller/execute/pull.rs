@@ -3,7 +3,7 @@
 //! Everything that comes is kept under one lease until the image is recorded, and what is there is not asked for again:
 //! whoever is interrupted, the next one goes on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -176,9 +176,13 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             return Err(unusable(Unreadable(why)));
         }
         self.put(&lease, &manifest.config, BTreeMap::new(), &bytes).await?;
-        let total = manifest.layers.iter().map(|it| it.size).fold(0, u64::saturating_add);
+        // Some images have one layer several times; two who write it would wait for each other.
+        let mut seen = BTreeSet::new();
+        let layers: VecDeque<Descriptor> =
+            manifest.layers.into_iter().filter(|it| seen.insert(it.digest.clone())).collect();
+        let total = layers.iter().map(|it| it.size).fold(0, u64::saturating_add);
         self.pulls.change(image, |it| it.total = total);
-        let layers = Mutex::new(VecDeque::from(manifest.layers));
+        let layers = Mutex::new(layers);
         let lane = || self.pull_layers(registry, image, &lease, &layers);
         tokio::try_join!(lane(), lane(), lane())?;
         let new = NewImage {

@@ -340,3 +340,13 @@ async fn what_has_come_is_kept_while_nobody_knows_whether_it_is_wanted() {
     it.until_running("a").await;
     assert_eq!(offsets(&registry.calls()), [0, 20_000]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_an_image_has_twice_comes_once() {
+    let (mut it, registry) = harness(10);
+    registry.put_layers(WEB, &[b"one", b"two", b"one", b"one"]);
+    it.want("a", IMAGE);
+    it.run();
+    it.until_running("a").await;
+    assert_eq!(offsets(&registry.calls()), [0, 0]);
+}
