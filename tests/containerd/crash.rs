@@ -86,7 +86,12 @@ fn walks(from_registry: &str) -> Vec<Walk> {
     };
     let mut walks = vec![
         walk("start", vec![], vec![private()], 14),
-        walk("pull", vec![], vec![("a", pulled)], 14),
+        walk("pull", vec![], vec![("a", pulled.clone())], 14),
+        // Once it is named, what is made of it is made beside the rest.
+        Walk {
+            at: &["pull/image", "pull/release"],
+            ..walk("pulled", vec![], vec![("a", pulled)], 0)
+        },
         walk("start-shared", vec![], vec![donor(), joiner()], 24),
         walk("replace", vec![private()], vec![other(private())], 15),
         // It runs once, and that is not over with the run that was ended so that it follows its donor.

@@ -11,6 +11,9 @@ use serde_json::Value;
 use crate::others::occupy;
 use crate::program::{Site, manifest, sleeper};
 use crate::rig::Rig;
+use crate::rig::proxy::{Asked, Fault, Proxy};
+use crate::rig::recipe::Recipe;
+use crate::rig::registry::{self, Registry};
 
 /// A published schema, and which fields of its documents were filled.
 struct Kind {
@@ -145,6 +148,16 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     site.until_status("a hold", |it| (!it.holds.is_empty()).then_some(()));
     site.until("wrong", |item| item.filter(|it| !it.problems.is_empty()).map(drop));
 
+    // An image that has come half-way.
+    let registry = Registry::start(registry::Kind::Plain);
+    let proxy = Proxy::to(registry.address());
+    let pushed = registry.push("half:1", &Recipe::busybox().with_data(1, 3_000_000, 3));
+    let layer = registry.stored(&pushed).layers[1].digest.clone();
+    proxy.fail_all(Asked::containing(&layer), Fault::Stall(2_000_000));
+    let half = format!("image: {}", proxy.name(&pushed.name));
+    site.write("half.yaml", &sleeper("half").replace("image: busybox", &half));
+    site.until_status("a pull", |it| it.pulls.iter().any(|it| it.done > 0).then_some(()));
+
     let now = status.of(&site, &["status"]);
     let item = |name: &str| {
         let mut items = now["items"].as_array().unwrap().iter();
@@ -189,9 +202,13 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     // A plan is made by the command, and without a containerd there is none.
     let by_nobody = |it: &str| {
         it.starts_with("planControllerStatus/")
+            || it.starts_with("planPullStatus/")
             || matches!(
                 it,
-                "planStatus/controller" | "planRuntimeStatus/message" | "planItem/tried"
+                "planStatus/controller"
+                    | "planStatus/pulls"
+                    | "planRuntimeStatus/message"
+                    | "planItem/tried"
             )
     };
     empty.retain(|it| !by_nobody(it));
