@@ -655,7 +655,8 @@ impl Settings {
             ("containerdNamespace", *containerd_namespace != next.containerd_namespace),
             ("engine", *engine != next.engine),
             ("registries", *registries != next.registries),
-            ("archives", *archives != next.archives),
+            // The first one is below the state directory.
+            ("archives", archives.get(1..) != next.archives.get(1..)),
             ("snapshotter", *snapshotter != next.snapshotter),
         ];
         changed.into_iter().filter(|it| it.1).map(|it| it.0).collect()

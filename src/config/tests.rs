@@ -202,6 +202,8 @@ fn a_setting_is_followed_by_a_running_controller_or_needs_another_one() {
         "containerdNamespace",
         "engine",
         "registries",
+        "archives",
+        "snapshotter",
     ];
     let before = merge(&Flags::default(), "");
     for (key, (value, _)) in keys() {
