@@ -18,6 +18,9 @@ pub const JSON_LIMIT: u64 = 4 << 20;
 /// Most layers of an image; overlayfs takes 500 at most, and Docker 127.
 pub const LAYER_LIMIT: usize = 500;
 
+/// Most indexes in indexes: two are unusual.
+pub const INDEX_DEPTH: usize = 4;
+
 /// Most entries of an index that are looked at; the largest published ones have a few dozen.
 const INDEX_LIMIT: usize = 1000;
 

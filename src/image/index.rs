@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 use super::source::{GZIP, Source, ZSTD, refused, truncated};
 use super::tar::{Kind, Walker, normal};
 use crate::content::{
-    self, Descriptor, Digest, JSON_LIMIT, Manifest, Target, choose, parse_config, parse_target,
-    references,
+    self, Descriptor, Digest, INDEX_DEPTH, JSON_LIMIT, Manifest, Target, choose, parse_config,
+    parse_target, references,
 };
 use crate::observed::ImageConfig;
 use crate::workload::ImageName;
@@ -25,9 +25,6 @@ const NAMES_LIMIT: usize = 16 << 20;
 
 /// Images of one archive.
 const IMAGE_LIMIT: usize = 200;
-
-/// Indexes in indexes; two are unusual.
-const INDEX_DEPTH: usize = 4;
 
 /// Links to links; `docker save` makes one.
 const LINK_DEPTH: usize = 8;

@@ -11,9 +11,10 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_stream::StreamExt as _;
 
 use super::{Edge, Error};
+use crate::backoff::Delays;
 use crate::content::{
-    Blob, Descriptor, Manifest, NewBlob, NewImage, Target, Unreadable, architecture, choose,
-    parse_config, parse_target, references,
+    Blob, Descriptor, Digest, INDEX_DEPTH, Manifest, NewBlob, NewImage, Target, Unreadable,
+    architecture, choose, parse_config, parse_target, references,
 };
 use crate::desired::BootTime;
 use crate::host::Host;
@@ -35,9 +36,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The first delay after a pull that failed, and the longest; each is twice the one before it.
 const DELAY: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_mins(5);
-
-/// Indexes in indexes: two are unusual.
-const INDEX_DEPTH: usize = 4;
 
 /// What is known of pulls, and how many there may be.
 pub(super) struct Pulls {
@@ -90,10 +88,10 @@ impl Pulls {
 /// The delay after so many failures. Boxes that fail together do not try again together, and each does the same every
 /// time that it is looked at.
 fn delay(count: u32, salt: &str) -> Duration {
-    let delay = DELAY.saturating_mul(1 << count.saturating_sub(1).min(16)).min(LONGEST);
-    let digest = crate::content::Digest::of(salt.as_bytes());
+    let delays = Delays { initial: DELAY, factor: 2, max: LONGEST, ..Delays::default() };
+    let digest = Digest::of(salt.as_bytes());
     let share = u32::from_str_radix(&digest.hex()[..4], 16).unwrap_or(0) * 400 / 0xffff;
-    delay * (800 + share) / 1000
+    delays.after(count) * (800 + share) / 1000
 }
 
 /// How long the registry asks to be left alone.
@@ -141,15 +139,14 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     pub(super) async fn pull(&self, image: &str, known: Option<&str>) -> Result<(), Error> {
         let Some(registry) = self.registry.clone() else {
             let cause = registry::Error::new(Reason::Settings, "no registries are to be asked");
-            return Err(Error::Pull { image: image.to_owned(), cause });
+            return Err(not_pulled(image, cause));
         };
         let _one_of_few = self.pulls.permits.acquire().await.map_err(|_| Error::Lost)?;
         self.pulls.begin(image);
         // However it ends, and if it is dropped, it is not under way any more.
-        let mut ends = Ends { pulls: &self.pulls, image, is_over: false };
+        let _ends = Ends { pulls: &self.pulls, image };
         let result = self.try_pull(&*registry, image, known).await;
         self.pulls.end(image, &result, self.host.now(), &self.boot_id);
-        ends.is_over = true;
         result
     }
 
@@ -159,7 +156,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         image: &str,
         known: Option<&str>,
     ) -> Result<(), Error> {
-        let failed = |cause| Error::Pull { image: image.to_owned(), cause };
+        let failed = |cause| not_pulled(image, cause);
         let target = registry.resolve(image).await.map_err(failed)?;
         if known == Some(target.digest.as_str()) {
             return Ok(());
@@ -210,7 +207,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         let mut next = target.clone();
         for _ in 0..INDEX_DEPTH {
             let read = registry.read(image, &next).await;
-            let bytes = read.map_err(|cause| Error::Pull { image: image.to_owned(), cause })?;
+            let bytes = read.map_err(|cause| not_pulled(image, cause))?;
             let content = parse_target(&bytes).map_err(unusable)?;
             self.put(lease, &next, references(&content), &bytes).await?;
             match content {
@@ -297,7 +294,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
                         ),
                     };
                     if come == begun || tried >= TRIES {
-                        return Err(Error::Pull { image: image.to_owned(), cause });
+                        return Err(not_pulled(image, cause));
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -319,7 +316,10 @@ fn stored(image: &str, error: crate::runtime::Error) -> Error {
     if error.kind != ErrorKind::Conflict {
         return error.into();
     }
-    let cause = registry::Error::new(Reason::Mismatch, Chain(&error).to_string());
+    not_pulled(image, registry::Error::new(Reason::Mismatch, Chain(&error).to_string()))
+}
+
+fn not_pulled(image: &str, cause: registry::Error) -> Error {
     Error::Pull { image: image.to_owned(), cause }
 }
 
@@ -341,18 +341,15 @@ impl From<crate::runtime::Error> for Stopped {
     }
 }
 
-/// Says of a pull that was dropped that it is not under way.
+/// Says that a pull is not under way any more, also of one that was dropped.
 struct Ends<'a> {
     pulls: &'a Pulls,
     image: &'a str,
-    is_over: bool,
 }
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        if !self.is_over
-            && let Some(pull) = self.pulls.known().get_mut(self.image)
-        {
+        if let Some(pull) = self.pulls.known().get_mut(self.image) {
             pull.under_way = None;
         }
     }

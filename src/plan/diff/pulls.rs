@@ -89,18 +89,12 @@ impl<'a> Planner<'a> {
         let waited_for = std::mem::take(&mut self.waited_for);
         let mut leases: BTreeSet<String> = waited_for.keys().map(|it| pull_lease(it)).collect();
         if !self.is_absence_believed(|it| it.absence_acts_at.min(it.unseen_acts_at)) {
-            let all = self.observed.leftovers.iter().filter_map(|it| match it {
-                Leftover::Lease(id) if id.starts_with(LEASE) => Some(id.clone()),
-                Leftover::Lease(_)
-                | Leftover::Snapshot(_)
-                | Leftover::Published(_)
-                | Leftover::Logs(_)
-                | Leftover::Strikes(_)
-                | Leftover::Approval(_)
-                | Leftover::Hand(..)
-                | Leftover::Exec(..) => None,
-            });
-            leases.extend(all);
+            let all = self
+                .observed
+                .leftovers
+                .iter()
+                .filter_map(|it| if let Leftover::Lease(id) = it { Some(id) } else { None });
+            leases.extend(all.filter(|it| it.starts_with(LEASE)).cloned());
         }
         for (image, names) in waited_for {
             match self.due(&image, &names) {

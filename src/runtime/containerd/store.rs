@@ -25,8 +25,8 @@ use super::link::{During as _, Fault, Link, Tolerate as _};
 use super::record::{IMAGE, PIN, UNUSED, plain};
 use super::{LIST_LIMIT, METADATA_LIMIT};
 use crate::content::{
-    Blob, Descriptor, JSON_LIMIT, NewBlob, NewImage, Target, architecture, chain_ids, choose,
-    parse_config, parse_target,
+    Blob, Descriptor, INDEX_DEPTH, JSON_LIMIT, NewBlob, NewImage, Target, architecture, chain_ids,
+    choose, parse_config, parse_target,
 };
 use crate::observed::{Came, Image, ImageConfig, ImagePlace, StoredImage};
 use crate::runtime::{BlobWriter, ErrorKind, Mark, Written, verb};
@@ -46,9 +46,6 @@ const LOCKED_TRIES: u32 = 600;
 
 /// How containerd says that what was written is not what it was said to be, since 1.0.
 const OTHER_DIGEST: &str = "unexpected commit digest";
-
-/// Indexes in indexes: two are unusual.
-const INDEX_DEPTH: usize = 4;
 
 /// Resolved images that are remembered; the oldest thing that a box has are a few dozen.
 const CACHE_LIMIT: usize = 512;
