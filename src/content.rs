@@ -325,6 +325,30 @@ pub struct NewBlob {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A layer whose blob is there, to be unpacked on those below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewLayer {
+    pub blob: Descriptor,
+    /// Of what is in it, unpacked.
+    pub diff_id: String,
+    /// The name of all below it together, if there is any.
+    pub parent: Option<String>,
+    /// The name of it and all below it together: see [`chain_ids`].
+    pub chain_id: String,
+}
+
+/// An image's layers from the lowest on; `blobs` and `diff_ids` are of the same length.
+pub fn stack(blobs: &[Descriptor], diff_ids: &[String]) -> Vec<NewLayer> {
+    let chain = chain_ids(diff_ids);
+    let parents = std::iter::once(None).chain(chain.iter().cloned().map(Some));
+    let layers = blobs.iter().zip(diff_ids).zip(parents).zip(&chain);
+    let layer = |(((blob, diff_id), parent), chain_id): (((&Descriptor, &String), _), &String)| {
+        let (diff_id, chain_id) = (diff_id.clone(), chain_id.clone());
+        NewLayer { blob: blob.clone(), diff_id, parent, chain_id }
+    };
+    layers.map(layer).collect()
+}
+
 /// An image whose blobs are there, to be recorded and unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewImage {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prost::bytes::Bytes;
 
-pub use crate::content::{Blob, NewBlob, NewImage};
+pub use crate::content::{Blob, NewBlob, NewImage, NewLayer};
 use crate::desired::Origin;
 use crate::observed::{End, Image, Run, RuntimeProcess, StoredImage, Task, Unused};
 pub use crate::oci::Exec;
@@ -50,7 +50,15 @@ pub trait Runtime: Send + Sync + 'static {
         blob: &NewBlob,
     ) -> impl Future<Output = Result<Option<Box<dyn BlobWriter>>, Error>> + Send;
 
-    /// Records an image whose blobs are there and unpacks it. The record is ours then, unless there was one of somebody
+    /// Makes the snapshot of one layer whose blob and whose layers below are there; one that is there is kept.
+    /// `Conflict`: it is not what the image's configuration says.
+    fn unpack_layer(
+        &self,
+        lease: &str,
+        layer: &NewLayer,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Records an image whose blobs are there and unpacks what is not unpacked yet. The record is ours then, unless there was one of somebody
     /// else's, and nothing is said any more of how long it was unused.
     fn put_image(
         &self,
@@ -204,6 +212,7 @@ pub mod verb {
     pub const OBSERVE: &str = "observe";
     pub const PUT_BLOB: &str = "store blob";
     pub const OPEN_BLOB: &str = "fetch blob";
+    pub const UNPACK_LAYER: &str = "unpack layer";
     pub const PUT_IMAGE: &str = "unpack image";
     pub const MARK_IMAGE: &str = "mark image";
     pub const REMOVE_IMAGE: &str = "remove image";

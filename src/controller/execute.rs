@@ -65,6 +65,7 @@ pub const EFFECTS: &[&str] = &[
     "import/release",
     "pull/lease",
     "pull/blob",
+    "pull/unpack",
     "pull/image",
     "pull/release",
     "image/mark",

@@ -32,7 +32,7 @@ use self::store::Store;
 use self::tasks::{Listed, Tasks};
 use super::{
     Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage, NewInstance,
-    Objects, Runtime, Streams, Tell, Update, verb,
+    NewLayer, Objects, Runtime, Streams, Tell, Update, verb,
 };
 use crate::content::chain_ids;
 use crate::observed::{RuntimeProcess, Task};
@@ -588,6 +588,11 @@ impl Runtime for Containerd {
     ) -> Result<Option<Box<dyn BlobWriter>>, Error> {
         let opened = self.store.open(lease, blob).await.during(verb::OPEN_BLOB, &blob.digest)?;
         Ok(opened.map(|it| Box::new(it) as Box<dyn BlobWriter>))
+    }
+
+    async fn unpack_layer(&self, lease: &str, layer: &NewLayer) -> Result<(), Error> {
+        let unpacked = self.store.unpack_one(lease, layer).await;
+        unpacked.during(verb::UNPACK_LAYER, &layer.blob.digest)
     }
 
     async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {

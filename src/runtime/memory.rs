@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     Blob, BlobWriter, Container, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage,
-    NewInstance, Objects, Runtime, Streams, Tell, Update, Written, verb,
+    NewInstance, NewLayer, Objects, Runtime, Streams, Tell, Update, Written, verb,
 };
 use crate::content::Digest;
 use crate::observed::{Came, Image, ImagePlace, StoredImage, Stray, Task};
@@ -64,6 +64,8 @@ struct State {
     blobs: BTreeSet<String>,
     /// What has come so far of blobs, and under which lease.
     partial: BTreeMap<String, (String, Vec<u8>)>,
+    /// The layers that were unpacked for themselves, by their chains.
+    unpacked: BTreeSet<String>,
     answers: Answers,
     /// Programs that end by themselves as soon as they start.
     endings: BTreeMap<Name, u32>,
@@ -126,6 +128,7 @@ impl Default for MemoryRuntime {
             records: BTreeMap::new(),
             blobs: BTreeSet::new(),
             partial: BTreeMap::new(),
+            unpacked: BTreeSet::new(),
             answers: Answers::Well,
             endings: BTreeMap::new(),
             stubborn: BTreeSet::new(),
@@ -758,6 +761,20 @@ impl Runtime for MemoryRuntime {
             let offset = u64::try_from(partial.1.len()).unwrap_or(u64::MAX);
             let (runtime, blob) = (self.clone(), blob.clone());
             Ok(Some(Box::new(MemoryWriter { runtime, blob, offset }) as Box<dyn BlobWriter>))
+        })
+    }
+
+    async fn unpack_layer(&self, lease: &str, layer: &NewLayer) -> Result<(), Error> {
+        self.perform(verb::UNPACK_LAYER, layer.blob.digest.as_str(), |state| {
+            state.check_lease(lease)?;
+            if !state.blobs.contains(layer.blob.digest.as_str()) {
+                return Err(Refusal(ErrorKind::Missing, "its content is not there"));
+            }
+            if layer.parent.as_ref().is_some_and(|it| !state.unpacked.contains(it)) {
+                return Err(Refusal(ErrorKind::Missing, "what is below it is not there"));
+            }
+            state.unpacked.insert(layer.chain_id.clone());
+            Ok(())
         })
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use evenkeel::content::Digest;
+use evenkeel::content::{Descriptor, Digest, stack};
 use evenkeel::desired::{BootTime, Origin, Source};
 use evenkeel::observed::{Came, End, Image, ImagePlace, Run, StoredImage, Task, Unused};
 use evenkeel::runtime::{
@@ -156,6 +156,7 @@ cases!(
     an_image_is_removed_as_long_as_its_name_points_at_it,
     a_container_outlives_the_removal_of_its_image,
     an_instance_of_a_missing_image_cannot_be_prepared,
+    a_layer_is_unpacked_on_those_below_it,
     a_blob_that_is_not_what_it_says_is_refused,
     a_blob_can_be_stored_twice,
     a_blob_that_comes_in_pieces_goes_on_where_it_was_left_off,
@@ -928,6 +929,21 @@ async fn an_instance_of_a_missing_image_cannot_be_prepared(harness: &mut impl Ha
     let found = harness.runtime().observe(&[image.name].into()).await.unwrap();
     assert!(found.images.is_empty(), "{found:?}");
     assert_eq!(found.snapshots, BTreeSet::new());
+}
+
+/// What the real one makes of the bytes is seen where an image is pulled.
+async fn a_layer_is_unpacked_on_those_below_it(harness: &mut impl Harness) {
+    let blobs = [&b"below"[..], b"above"].map(|it| {
+        let size = u64::try_from(it.len()).unwrap();
+        Descriptor::new(evenkeel::content::LAYER, Digest::of(it), size)
+    });
+    let diff_ids = blobs.each_ref().map(|it| it.digest.to_string());
+    let layers = stack(&blobs, &diff_ids);
+    let runtime = harness.runtime();
+    runtime.lease(LEASE).await.unwrap();
+    assert_eq!(kind(runtime.unpack_layer(LEASE, &layers[0]).await), ErrorKind::Missing);
+    put(harness, &blobs[1].digest, blobs[1].size, b"above").await.unwrap();
+    assert_eq!(kind(harness.runtime().unpack_layer(LEASE, &layers[1]).await), ErrorKind::Missing);
 }
 
 async fn put(

@@ -197,6 +197,7 @@ fn others_things(from_registry: String) -> Vec<Leg> {
         leg("pulled", &["b"], 0, pulled).at(&[
             "pull/lease",
             "pull/blob",
+            "pull/unpack",
             "pull/image",
             "pull/release",
         ]),

@@ -13,7 +13,7 @@ use evenkeel::rundir::RunDirectory;
 use evenkeel::runtime::memory::MemoryRuntime;
 use evenkeel::runtime::{
     Blob, BlobWriter, Error, ErrorKind, Exec, LogTarget, Mark, NewBlob, NewImage, NewInstance,
-    Objects, Runtime, Streams, Tell, Update, verb,
+    NewLayer, Objects, Runtime, Streams, Tell, Update, verb,
 };
 use evenkeel::workload::{Bytes, InstanceId, Signal};
 use tokio::sync::watch;
@@ -388,6 +388,10 @@ impl Runtime for SimRuntime {
         blob: &NewBlob,
     ) -> Result<Option<Box<dyn BlobWriter>>, Error> {
         self.world.memory.open_blob(lease, blob).await
+    }
+
+    async fn unpack_layer(&self, lease: &str, layer: &NewLayer) -> Result<(), Error> {
+        self.world.memory.unpack_layer(lease, layer).await
     }
 
     async fn put_image(&self, lease: &str, image: &NewImage) -> Result<(), Error> {

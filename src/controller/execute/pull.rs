@@ -13,8 +13,8 @@ use tokio_stream::StreamExt as _;
 use super::{Edge, Error};
 use crate::backoff::Delays;
 use crate::content::{
-    Blob, Descriptor, Digest, INDEX_DEPTH, Manifest, NewBlob, NewImage, Target, Unreadable,
-    architecture, choose, parse_config, parse_target, references,
+    Blob, Descriptor, Digest, INDEX_DEPTH, Manifest, NewBlob, NewImage, NewLayer, Target,
+    Unreadable, architecture, choose, parse_config, parse_target, references, stack,
 };
 use crate::desired::BootTime;
 use crate::host::Host;
@@ -173,15 +173,16 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             return Err(unusable(Unreadable(why)));
         }
         self.put(&lease, &manifest.config, BTreeMap::new(), &bytes).await?;
+        let stack = stack(&manifest.layers, &config.diff_ids);
         // Some images have one layer several times; two who write it would wait for each other.
         let mut seen = BTreeSet::new();
         let layers: VecDeque<Descriptor> =
             manifest.layers.into_iter().filter(|it| seen.insert(it.digest.clone())).collect();
         let total = layers.iter().map(|it| it.size).fold(0, u64::saturating_add);
         self.pulls.change(image, |it| it.total = total);
-        let layers = Mutex::new(layers);
+        let layers = Layers { left: Mutex::new(layers), ..Layers::default() };
         let lane = || self.pull_layers(registry, image, &lease, &layers);
-        tokio::try_join!(lane(), lane(), lane())?;
+        tokio::try_join!(lane(), lane(), lane(), self.unpack_layers(&lease, &stack, &layers))?;
         let new = NewImage {
             name: image.to_owned(),
             digest: target.digest.to_string(),
@@ -242,13 +243,27 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         registry: &dyn Registry,
         image: &str,
         lease: &str,
-        layers: &Mutex<VecDeque<Descriptor>>,
+        layers: &Layers,
     ) -> Result<(), Error> {
-        loop {
-            let next = layers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(layer) = next else { return Ok(()) };
+        while let Some(layer) = layers.next() {
             self.effect("pull/blob", self.pull_layer(registry, image, lease, &layer)).await?;
+            layers.came(layer.digest);
         }
+        Ok(())
+    }
+
+    /// Unpacks each layer as soon as it and those below it are there.
+    async fn unpack_layers(
+        &self,
+        lease: &str,
+        stack: &[NewLayer],
+        layers: &Layers,
+    ) -> Result<(), Error> {
+        for layer in stack {
+            layers.until(&layer.blob.digest).await;
+            self.effect("pull/unpack", self.runtime.unpack_layer(lease, layer)).await?;
+        }
+        Ok(())
     }
 
     async fn pull_layer(
@@ -308,6 +323,32 @@ impl<R: Runtime, H: Host> Edge<R, H> {
     fn count(&self, image: &str, counted: &mut u64, come: u64) {
         self.pulls.change(image, |it| it.done = (it.done + come).saturating_sub(*counted));
         *counted = come;
+    }
+}
+
+/// The layers of one image on their way.
+#[derive(Default)]
+struct Layers {
+    left: Mutex<VecDeque<Descriptor>>,
+    there: Mutex<BTreeSet<Digest>>,
+    /// Waited for by the one who unpacks.
+    changed: Notify,
+}
+
+impl Layers {
+    fn next(&self) -> Option<Descriptor> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn came(&self, digest: Digest) {
+        self.there.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        self.changed.notify_one();
+    }
+
+    async fn until(&self, digest: &Digest) {
+        while !self.there.lock().unwrap_or_else(PoisonError::into_inner).contains(digest) {
+            self.changed.notified().await;
+        }
     }
 }
 

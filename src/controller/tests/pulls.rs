@@ -1,6 +1,7 @@
 //! Images from registries.
 
 use super::*;
+use crate::content::Digest;
 use crate::registry::memory::MemoryRegistry;
 use crate::registry::{self, Reason};
 
@@ -82,6 +83,26 @@ async fn how_far_a_pull_has_come_is_told() {
     })
     .await;
     it.until_running("a").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_is_unpacked_while_those_above_it_come() {
+    let (mut it, registry) = harness(10);
+    let large = vec![b'x'; 50_000];
+    registry.put_layers(WEB, &[b"below", &large, b"above"]);
+    // The second one, of which the rest is asked for after a pause.
+    registry.cut_next(1_000);
+    registry.cut_next(20_000);
+    it.want("a", IMAGE);
+    it.run();
+    it.until_running("a").await;
+    let (below, middle) = (Digest::of(b"below"), Digest::of(&large));
+    let calls = it.runtime.timed_calls();
+    let at = |call: String| calls.iter().filter(|it| it.1 == call).map(|it| it.0).next_back();
+    let unpacked = at(format!("unpack layer {below}")).unwrap();
+    let (asked_again, after) =
+        (at(format!("fetch blob {middle}")), at(format!("unpack layer {middle}")));
+    assert!(Some(unpacked) < asked_again && asked_again <= after, "{calls:?}");
 }
 
 #[tokio::test(start_paused = true)]

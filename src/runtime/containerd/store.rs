@@ -25,8 +25,8 @@ use super::link::{During as _, Fault, Link, Tolerate as _};
 use super::record::{IMAGE, PIN, UNUSED, plain};
 use super::{LIST_LIMIT, METADATA_LIMIT};
 use crate::content::{
-    Blob, Descriptor, INDEX_DEPTH, JSON_LIMIT, NewBlob, NewImage, Target, architecture, chain_ids,
-    choose, parse_config, parse_target,
+    Blob, Descriptor, INDEX_DEPTH, JSON_LIMIT, NewBlob, NewImage, NewLayer, Target, architecture,
+    chain_ids, choose, parse_config, parse_target, stack,
 };
 use crate::observed::{Came, Image, ImageConfig, ImagePlace, StoredImage};
 use crate::runtime::{BlobWriter, ErrorKind, Mark, Written, verb};
@@ -309,42 +309,36 @@ impl Store {
     /// its configuration.
     pub(super) async fn unpack(&self, lease: &str, digest: &str) -> Result<(), Fault> {
         let link = self.link.under(lease)?;
-        let _one_at_a_time = self.unpacking.lock().await;
         let Some(image) = self.resolve(digest).await? else {
             return Err(Fault::missing(format!("the content of `{digest}` is not in containerd")));
         };
-        let mut parent = String::new();
-        for (layer, (diff_id, chain)) in
-            image.layers.iter().zip(image.config.diff_ids.iter().zip(&image.chain))
-        {
-            if !self.has_snapshot(&link, chain).await? {
-                self.unpack_layer(&link, layer, diff_id, &parent, chain).await?;
-            }
-            parent.clone_from(chain);
+        for layer in stack(&image.layers, &image.config.diff_ids) {
+            self.unpack_layer(&link, &layer).await?;
         }
-        if parent.is_empty() {
-            return Ok(());
-        }
+        let Some(top) = image.chain.last() else { return Ok(()) };
         // The snapshots live as long as the image does.
         let label = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
-        let labels = BTreeMap::from([(label, parent)]);
+        let labels = BTreeMap::from([(label, top.clone())]);
         self.label(&link, &image.config_digest, &labels).await
     }
 
-    async fn unpack_layer(
-        &self,
-        link: &Link,
-        layer: &Descriptor,
-        diff_id: &str,
-        parent: &str,
-        chain: &str,
-    ) -> Result<(), Fault> {
+    pub(super) async fn unpack_one(&self, lease: &str, layer: &NewLayer) -> Result<(), Fault> {
+        let link = self.link.under(lease)?;
+        self.unpack_layer(&link, layer).await
+    }
+
+    async fn unpack_layer(&self, link: &Link, layer: &NewLayer) -> Result<(), Fault> {
+        let _one_at_a_time = self.unpacking.lock().await;
+        let NewLayer { blob, diff_id, parent, chain_id } = layer;
+        if self.has_snapshot(link, chain_id).await? {
+            return Ok(());
+        }
         // Another process may unpack the same layer. What one that was killed has left goes with its lease.
-        let key = format!("evenkeel-unpack-{}-{chain}", self.own);
+        let key = format!("evenkeel-unpack-{}-{chain_id}", self.own);
         let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: key.clone(),
-            parent: parent.to_owned(),
+            parent: parent.clone().unwrap_or_default(),
             ..Default::default()
         };
         let prepare = || {
@@ -358,12 +352,12 @@ impl Store {
                 prepare().await?
             }
         };
-        let applied = self.apply(link, layer, diff_id, prepared.mounts).await;
+        let applied = self.apply(link, blob, diff_id, prepared.mounts).await;
         let committed = match applied {
             Ok(()) => {
                 let request = CommitSnapshotRequest {
                     snapshotter: self.snapshotter.clone(),
-                    name: chain.to_owned(),
+                    name: chain_id.clone(),
                     key: key.clone(),
                     ..Default::default()
                 };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use evenkeel::content::{Digest, NewImage};
+use evenkeel::content::{Descriptor, Digest, NewImage, stack};
 use evenkeel::desired::{Origin, Source};
 use evenkeel::observed::{Came, Image, ImageConfig, ImagePlace};
 use evenkeel::runtime::containerd::{Containerd, Settings};
@@ -147,6 +147,11 @@ async fn every_verb_comes_back_from_a_containerd_that_never_answers() {
         "open_blob": 60, UNREACHABLE, it => {
             let blob = NewBlob { digest: Digest::of(b"x"), size: 1, labels: [].into() };
             async move { it.open_blob(LEASE, &blob).await.map(drop) }
+        };
+        "unpack_layer": 20, UNREACHABLE, it => {
+            let blob = Descriptor::new(evenkeel::content::LAYER, Digest::of(b"x"), 1);
+            let layers = stack(&[blob], &[Digest::of(b"y").to_string()]);
+            async move { it.unpack_layer(LEASE, &layers[0]).await }
         };
         "put_image": 20, UNREACHABLE, it => async move {
             let Image { name, digest, config, .. } = image();
