@@ -6,7 +6,9 @@
 use std::sync::LazyLock;
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
-use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
+use jsonschema::{
+    Draft, JsonType, PatternOptions, Registry, RegistryBuilder, ValidationError, Validator,
+};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::Deserialize;
@@ -89,7 +91,7 @@ pub fn manifest() -> Value {
 
 /// Everything that `manifest` breaks; empty when it can be decoded.
 pub fn check(manifest: &Value) -> Vec<Violation> {
-    COMPILED.validator.iter_errors(manifest).map(|error| violation(&error)).collect()
+    VALIDATOR.iter_errors(manifest).map(|error| violation(&error)).collect()
 }
 
 /// The schema of any other document of ours: configuration, status, plan.
@@ -125,24 +127,34 @@ pub fn fields(pointer: &str) -> Vec<&'static str> {
     node(pointer).and_then(at).map(|it| it.keys().map(String::as_str).collect()).unwrap_or_default()
 }
 
-struct Compiled {
-    schema: Value,
-    validator: Validator,
-}
+/// The schema as a document, which only wrong manifests need.
+static SCHEMA: LazyLock<Value> = LazyLock::new(manifest);
 
-static COMPILED: LazyLock<Compiled> = LazyLock::new(|| {
-    let schema = manifest();
-    let validator = jsonschema::options()
-        // An engine without backtracking: the time of a check is linear in the text.
-        .with_pattern_options(PatternOptions::regex())
-        .build(&schema)
-        .expect("a test compiles the generated schema");
-    Compiled { schema, validator }
+static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
+    // A schema that is compiled is checked by the validator of its dialect, which stays in memory for good; this one's
+    // is 0.3 MB. So what is compiled is a reference to it, in the dialect with the smallest.
+    let compiled = Registry::new()
+        .draft(Draft::Draft202012)
+        .add(ADDRESS, manifest())
+        .and_then(RegistryBuilder::prepare)
+        .map_err(ValidationError::from)
+        .and_then(|registry| {
+            jsonschema::options()
+                .with_registry(&registry)
+                .with_draft(Draft::Draft4)
+                // An engine without backtracking: the time of a check is linear in the text.
+                .with_pattern_options(PatternOptions::regex())
+                .build(&json!({ "$ref": ADDRESS }))
+        });
+    compiled.expect("a test compiles the generated schema")
 });
+
+/// What the schema is called among schemas; it is fetched from nowhere.
+const ADDRESS: &str = "json-schema:///manifest";
 
 /// The part of the schema that describes the value at `pointer`.
 fn node(pointer: &str) -> Option<&'static Value> {
-    let root = &COMPILED.schema;
+    let root: &Value = &SCHEMA;
     let resolve = |it: &'static Value| match it.get("$ref").and_then(Value::as_str) {
         Some(reference) => root.pointer(reference.strip_prefix('#')?),
         None => Some(it),
@@ -205,7 +217,7 @@ fn type_name(kind: JsonType) -> &'static str {
 fn together(path: &str) -> String {
     let code = path
         .rfind("/then/")
-        .and_then(|end| COMPILED.schema.pointer(&path[..end])?.pointer("/then/$comment"));
+        .and_then(|end| SCHEMA.pointer(&path[..end])?.pointer("/then/$comment"));
     code.and_then(Value::as_str).unwrap_or("value-invalid").to_owned()
 }
 
