@@ -457,6 +457,7 @@ mod model {
                         boot: BOOT.to_owned(),
                         at: now(),
                         started: String::new(),
+                        image_unchecked: None,
                     });
                     instance.view = Some(view);
                     if it.publish.is_some() {
