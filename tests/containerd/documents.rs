@@ -161,8 +161,7 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     // What could not be checked.
     let there = registry.push("there:1", &Recipe::busybox());
     let image = format!("image: {}", proxy.name(&there.name));
-    site.write("there.yaml", &sleeper("there").replace("image: busybox", &image));
-    site.until_running("there");
+    site.run(&["image", "pull", &proxy.name(&there.name)]).exits(0);
     proxy.fail_all(Asked::containing(&"/there/manifests/"), Fault::status(503));
     let always = format!("{image}\n  imagePullPolicy: always");
     site.write("unchecked.yaml", &sleeper("unchecked").replace("image: busybox", &always));
