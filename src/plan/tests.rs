@@ -240,6 +240,7 @@ fn rows_by_have(want: Want, every: &Sets) -> Vec<Sets> {
 }
 
 mod hands;
+mod images;
 mod strays;
 mod model {
     //! Observed states and a model of what steps do to them.
