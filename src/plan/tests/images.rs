@@ -1,9 +1,8 @@
 //! What becomes of an image in the store, by everything that may need it: a table that is read as a whole.
 
 use super::*;
-use crate::desired::{BootTime, DesiredState};
-use crate::observed::{Came, ImagePlace, Leftover, Progress, Pull, Space, StoredImage, Unused};
-use crate::plan::{image_uses, import_lease, pull_lease};
+use crate::desired::DesiredState;
+use crate::observed::{Came, ImagePlace, Progress, Pull, Space, StoredImage};
 
 const WEB: &str = "docker.io/library/web:1";
 const NOW: BootTime = BootTime(Duration::from_hours(100));
@@ -16,7 +15,10 @@ fn unused(name: &str, age: Duration, gib: u64) -> StoredImage {
         came: Some(Came::Pulled),
         size: gib * GIB,
         pinned: false,
-        unused: Some(Unused { boot: model::BOOT.to_owned(), at: BootTime(NOW.0 - age) }),
+        unused: Some(Unused {
+            boot: model::BOOT.to_owned(),
+            at: BootTime(NOW.0.checked_sub(age).unwrap()),
+        }),
     }
 }
 
@@ -66,8 +68,7 @@ fn what_becomes_of_images_is_the_committed_table() {
         converge(&web(""), it);
         it.stored_images = stored;
     });
-    let coming =
-        |lease: String| with(&|it| drop(it.leftovers.insert(Leftover::Lease(lease.clone()))));
+    let coming = |lease: String| with(&|it| it.leftovers.extend([Leftover::Lease(lease.clone())]));
     let pulls = |of: &str| {
         with(&|it| {
             let pull = Pull { under_way: Some(Progress::default()), ..Pull::default() };
@@ -84,7 +85,8 @@ fn what_becomes_of_images_is_the_committed_table() {
                 .into();
             if young {
                 for image in it.stored_images.values_mut() {
-                    image.unused.as_mut().unwrap().at = BootTime(NOW.0 - Duration::from_secs(119));
+                    image.unused.as_mut().unwrap().at =
+                        BootTime(NOW.0.checked_sub(Duration::from_secs(119)).unwrap());
                 }
             }
             it.image_space = Some(Space { total: 100 * GIB, free: free * GIB });
@@ -124,11 +126,11 @@ fn what_becomes_of_images_is_the_committed_table() {
         ("another one is pulled", &none, pulls(other())),
         ("a lease to pull it", &none, coming(pull_lease(WEB))),
         ("a lease to import it", &none, coming(import_lease(&digest))),
-        ("a command brings it", &none, with(&|it| drop(it.images_in_hand.insert(WEB.to_owned())))),
+        ("a command brings it", &none, with(&|it| it.images_in_hand.extend([WEB.to_owned()]))),
         (
             "a command brings another one",
             &none,
-            with(&|it| drop(it.images_in_hand.insert(other().to_owned()))),
+            with(&|it| it.images_in_hand.extend([other().to_owned()])),
         ),
         ("a manifest has problems", &problems, stored(age)),
         ("a file cannot be read", &blocked, stored(age)),
