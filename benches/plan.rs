@@ -103,6 +103,7 @@ fn observed(version: &str, place: ImagePlace) -> ObservedState {
                 boot: "boot".to_owned(),
                 at: BootTime(Duration::from_secs(10)),
                 started: String::new(),
+                image_unchecked: None,
             }),
             end: None,
             ending: None,

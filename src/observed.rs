@@ -221,6 +221,9 @@ pub struct Run {
     pub at: BootTime,
     /// Wall clock of the start, RFC 3339.
     pub started: String,
+    /// Why it runs what was there, although it was to be asked before this start what the name of its image stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_unchecked: Option<String>,
 }
 
 impl Run {
@@ -556,6 +559,7 @@ mod tests {
             boot: String::new(),
             at: seconds(100),
             started: "2026-01-01T00:00:00.000Z".to_owned(),
+            image_unchecked: None,
         };
         let rows = [
             (None, 160, 60),

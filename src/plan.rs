@@ -266,6 +266,8 @@ pub struct Start {
     pub run: u64,
     /// The n-th start of the workload, over all its instances.
     pub order: u64,
+    /// See [`crate::observed::Run::image_unchecked`].
+    pub image_unchecked: Option<String>,
     /// What its spec is made from, at the start.
     pub blueprint: Box<Blueprint>,
     /// Size of the /dev/shm to publish; `None`: nothing is published.

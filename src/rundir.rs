@@ -40,6 +40,9 @@ const EVENTS: &str = "events";
 /// Which images commands bring or change, a file each.
 const IMAGES: &str = "images";
 
+/// Locks of who pulls an image, a file each.
+const PULLS: &str = "pulls";
+
 /// Who ends everything now.
 const SHUTDOWN: &str = "shutdown.json";
 
@@ -140,6 +143,21 @@ impl Drop for HeldImages {
     fn drop(&mut self) {
         // One that stays is of a process that is gone, and counts for nothing.
         drop(fs::remove_file(&self.0));
+    }
+}
+
+/// Nobody else pulls an image while this lives.
+#[derive(Debug)]
+pub struct PullLock {
+    path: PathBuf,
+    // Held until the file is gone.
+    _file: File,
+}
+
+impl Drop for PullLock {
+    fn drop(&mut self) {
+        // One that stays is locked by nobody.
+        drop(fs::remove_file(&self.path));
     }
 }
 
@@ -552,6 +570,30 @@ impl RunDirectory {
         let mut holds: Vec<_> = self.image_holds_by_path().into_iter().map(|it| it.1).collect();
         holds.retain(|it| it.holder.is_alive());
         holds
+    }
+
+    /// Keeps everybody else from pulling under that lease; `None`: somebody else does it now. Whoever is killed holds nothing.
+    pub fn lock_pull(&self, lease: &str) -> Result<Option<PullLock>, Error> {
+        let directory = self.path.join(PULLS);
+        make_directory(&directory)?;
+        let path = directory.join(lease);
+        let lock = || {
+            let mut options = File::options();
+            let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(io::Error::from(error)),
+            }
+            // Who had it may have removed the file since it was opened: the next one would lock another.
+            let there = fs::metadata(&path).map(|it| (it.dev(), it.ino()));
+            let is_there = there.ok() == Some(file.metadata().map(|it| (it.dev(), it.ino()))?);
+            Ok(is_there.then_some(file))
+        };
+        match lock() {
+            Ok(file) => Ok(file.map(|file| PullLock { path, _file: file })),
+            Err(cause) => Err(Error { operation: "lock", path, cause }),
+        }
     }
 
     fn image_holds_by_path(&self) -> Vec<(PathBuf, ImageHold)> {

@@ -211,6 +211,10 @@ pub struct InstanceStatus {
     pub restarts: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
+    /// With `imagePullPolicy: always`: why it could not be checked before this start whether its name stands for another
+    /// image now, so that it runs what was there; a stable kebab-case code and a message. Absent: it was, or had not to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_unchecked: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -518,6 +522,9 @@ fn item(
             pid: live,
             restarts: run.map_or(0, |run| run.n.saturating_sub(1)),
             started_at: run.filter(|_| live.is_some()).map(|run| run.started.clone()),
+            image_unchecked: run
+                .filter(|_| live.is_some())
+                .and_then(|run| run.image_unchecked.clone()),
         }),
         ipc: instance.and_then(|it| {
             let ipc = it.workload.as_ref()?.spec.ipc(&it.defaults);

@@ -147,6 +147,12 @@ fn rows(context: &mut Context<'_>, items: &[Item]) -> Result<(), Failure> {
         if !it.up_to_date && why.is_empty() {
             "not up to date".clone_into(&mut why);
         }
+        if let Some(unchecked) = instance.and_then(|it| it.image_unchecked.as_deref())
+            && why.is_empty()
+        {
+            why =
+                format!("runs an image that could not be checked: {}", super::one_line(unchecked));
+        }
         [
             it.name.clone(),
             it.phase.to_string(),
@@ -205,6 +211,10 @@ fn details(context: &mut Context<'_>, status: &Status) -> Result<(), Failure> {
             line("pid", &it.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()))?;
             line("restarts", &it.restarts.to_string())?;
             line("started", it.started_at.as_deref().unwrap_or_default())?;
+            line(
+                "not checked",
+                &super::one_line(it.image_unchecked.as_deref().unwrap_or_default()),
+            )?;
         }
         if let Some(it) = &item.ipc {
             line("ipc mode", &it.mode)?;

@@ -664,6 +664,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             boot: self.boot_id.clone(),
             at: self.host.now(),
             started: self.host.wall_clock(),
+            image_unchecked: start.image_unchecked.clone(),
         };
         let update = Update { run: Some(run), ..Update::default() };
         self.effect("start/run", self.runtime.update(&start.id, &update)).await?;
@@ -748,6 +749,7 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             boot: self.boot_id.clone(),
             at: self.host.now(),
             started: at.clone(),
+            image_unchecked: None,
         };
         let end = End {
             n: start.run,

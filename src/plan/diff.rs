@@ -1544,6 +1544,7 @@ impl<'a> Planner<'a> {
             revision: target.revision.clone(),
             run: target.instance.and_then(|it| it.run.as_ref()).map_or(0, |it| it.n) + 1,
             order: self.cases.get(name).map_or(0, Case::last_order) + 1,
+            image_unchecked: self.why_unchecked(target),
             blueprint: Box::new(blueprint),
             publish,
             expect: Expect { namespace, shm },

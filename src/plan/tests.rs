@@ -240,6 +240,7 @@ fn rows_by_have(want: Want, every: &Sets) -> Vec<Sets> {
 }
 
 mod hands;
+mod images;
 mod strays;
 mod model {
     //! Observed states and a model of what steps do to them.
@@ -457,6 +458,7 @@ mod model {
                         boot: BOOT.to_owned(),
                         at: now(),
                         started: String::new(),
+                        image_unchecked: None,
                     });
                     instance.view = Some(view);
                     if it.publish.is_some() {

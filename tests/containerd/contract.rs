@@ -349,6 +349,7 @@ async fn an_update_changes_what_it_names_and_nothing_else(harness: &mut impl Har
         boot: "b".to_owned(),
         at: BootTime(Duration::from_secs(3)),
         started: "then".to_owned(),
+        image_unchecked: None,
     };
     let end = End {
         n: 1,
@@ -647,6 +648,7 @@ async fn what_was_recorded_outlives_a_restart_of_containerd(harness: &mut impl H
         boot: "b".to_owned(),
         at: BootTime::default(),
         started: String::new(),
+        image_unchecked: None,
     };
     harness
         .runtime()

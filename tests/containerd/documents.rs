@@ -158,6 +158,17 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     site.write("half.yaml", &sleeper("half").replace("image: busybox", &half));
     site.until_status("a pull", |it| it.pulls.iter().any(|it| it.done > 0).then_some(()));
 
+    // What could not be checked.
+    let there = registry.push("there:1", &Recipe::busybox());
+    let image = format!("image: {}", proxy.name(&there.name));
+    site.run(&["image", "pull", &proxy.name(&there.name)]).exits(0);
+    proxy.fail_all(Asked::containing(&"/there/manifests/"), Fault::status(503));
+    let always = format!("{image}\n  imagePullPolicy: always");
+    site.write("unchecked.yaml", &sleeper("unchecked").replace("image: busybox", &always));
+    site.until_running("unchecked");
+    site.run(&["status"]).says(&["runs an image that could not be checked: registry-failed: "]);
+    site.run(&["status", "unchecked"]).exits(0).says(&["not checked", "registry-failed: "]);
+
     let now = status.of(&site, &["status"]);
     let item = |name: &str| {
         let mut items = now["items"].as_array().unwrap().iter();
@@ -184,7 +195,7 @@ async fn each_field_of_what_is_printed_for_programs_is_filled_and_all_is_as_its_
     problems.of(&site, &["validate", site.manifests_dir().to_str().unwrap()]);
     let page = explanation.of(&site, &["explain", "blocked"]);
     assert_eq!(page["item"]["reason"], "prepare-failed", "{page:#}");
-    for name in ["typo", "loop", "wrong", "joiner", "one"] {
+    for name in ["typo", "loop", "wrong", "joiner", "one", "unchecked"] {
         explanation.of(&site, &["explain", name]);
     }
     checks.of(&site, &["doctor"]);

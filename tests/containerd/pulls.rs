@@ -1,6 +1,7 @@
 //! The program pulls from real registries into real containerds, whatever goes wrong on the way.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use evenkeel::status::Item;
 
@@ -530,4 +531,56 @@ async fn an_image_is_pulled_by_hand_beside_a_controller_and_without_one() {
         }
     }
     it.rig.assert_clean();
+}
+
+/// How full a disk is, as `df` says it.
+fn fill(path: &Path) -> u64 {
+    let df = Command::new("df").arg("--output=pcent").arg(path).output().unwrap();
+    let text = String::from_utf8(df.stdout).unwrap();
+    text.lines().nth(1).unwrap().trim().trim_end_matches('%').parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_small_disk_that_gets_too_full_loses_what_nothing_needs_oldest_first_and_no_more() {
+    let mut it = Stage::new().await;
+    it.rig.on_small_disk(128 << 20).await;
+    let disk = it.site.dir().join("containerd-root");
+    let names = |it: &Stage| it.rig.ctr(&["images", "list", "--quiet"]);
+    let controller = it.site.controller();
+    let (_, needed) = it.push("needed:1", &Recipe::busybox().with_data(1, 4_000_000, 1));
+    it.site.write("web.yaml", &workload("web", &needed));
+    let pid = it.site.until_running("web");
+    let [older, old] = ["older:1", "old:1"].map(|name| {
+        let seed = u64::try_from(name.len()).unwrap();
+        let (_, image) = it.push(name, &Recipe::busybox().with_data(1, 14_000_000, seed));
+        it.site.run(&["image", "pull", &image]).exits(0);
+        image
+    });
+    controller.hang_up();
+    eventually("both are marked", || {
+        let list = it.site.run(&["image", "list"]).exits(0);
+        (list.out.matches("unused for ").count() == 2).then_some(())
+    });
+    let before = fill(&disk);
+    assert!((30..85).contains(&before), "{before} %");
+    // As if that was long ago.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for (image, seconds) in [(&older, 1), (&old, 2)] {
+        let since = format!("evenkeel/unused-since={} {seconds}", boot.trim());
+        it.rig.ctr(&["images", "label", image, &since]);
+    }
+    controller.hang_up();
+    assert_eq!(names(&it).lines().count(), 3, "nothing goes below the mark");
+    let (high, low) = (before - 1, before - 6);
+    it.site.configure(&format!("images: {{highWatermark: {high}, lowWatermark: {low}}}\n"));
+    controller.hang_up();
+    eventually("there is room", || (fill(&disk) <= low).then_some(()));
+    controller.hang_up();
+    it.site.run(&["plan"]).exits(0);
+    let left = names(&it);
+    assert!(left.contains(&old) && left.contains(&needed) && !left.contains(&older), "{left}");
+    it.site.run(&["events"]).exits(0).says(&[&format!("{older}: unused, and the disk is")]);
+    assert_eq!(it.site.pid("web"), pid);
+    it.assert_complete();
+    assert_eq!(controller.terminate(), Some(0));
 }

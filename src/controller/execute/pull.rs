@@ -21,6 +21,7 @@ use crate::host::Host;
 use crate::observed::{Came, Progress, Pull, PullFailure};
 use crate::plan::pull_lease;
 use crate::registry::{self, Reason, Registry};
+use crate::rundir::PullLock;
 use crate::runtime::{ErrorKind, Runtime};
 use crate::status::Chain;
 
@@ -36,6 +37,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The first delay after a pull that failed, and the longest; each is twice the one before it.
 const DELAY: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_mins(5);
+
+/// How long whoever else pulls the same image is waited for, and how often it is looked whether it has ended. One that
+/// does not end may be stopped, and keeps nobody from it for ever.
+const OTHERS: Duration = Duration::from_mins(30);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What is known of pulls, and how many there may be.
 pub(super) struct Pulls {
@@ -141,13 +147,42 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let cause = registry::Error::new(Reason::Settings, "no registries are to be asked");
             return Err(not_pulled(image, cause));
         };
+        let (lock, has_waited) = self.lock_pull(image).await?;
         let _one_of_few = self.pulls.permits.acquire().await.map_err(|_| Error::Lost)?;
         self.pulls.begin(image);
         // However it ends, and if it is dropped, it is not under way any more.
         let _ends = Ends { pulls: &self.pulls, image };
-        let result = self.try_pull(&*registry, image, known).await;
+        let result = async {
+            if has_waited && self.has_another(image, known).await? {
+                return Ok(());
+            }
+            self.try_pull(&*registry, image, known).await
+        };
+        let result = result.await;
+        drop(lock);
         self.pulls.end(image, &result, self.host.now(), &self.boot_id);
         result
+    }
+
+    /// One pull at a time for an image, whoever wants it: a command beside a controller too. Also whether somebody else
+    /// has pulled it meanwhile.
+    async fn lock_pull(&self, image: &str) -> Result<(Option<PullLock>, bool), Error> {
+        let lease = pull_lease(image);
+        let mut waited = Duration::ZERO;
+        while waited < OTHERS {
+            if let Some(lock) = self.run.lock_pull(&lease)? {
+                return Ok((Some(lock), waited > Duration::ZERO));
+            }
+            tokio::time::sleep(LOOK).await;
+            waited += LOOK;
+        }
+        Ok((None, true))
+    }
+
+    /// Whether the store has something else under that name than it had when this was asked for.
+    async fn has_another(&self, image: &str, known: Option<&str>) -> Result<bool, Error> {
+        let mut there = self.runtime.observe(&[image.to_owned()].into()).await?.images;
+        Ok(there.remove(image).is_some_and(|it| Some(it.digest.as_str()) != known))
     }
 
     async fn try_pull(

@@ -301,13 +301,13 @@ async fn an_image_that_cannot_be_removed_is_tried_again_later_and_is_in_nobodys_
 }
 
 /// What a command does to bring an image, beside whatever else there is.
-async fn pull_by_hand(it: &Harness) -> Vec<Result<(), Error>> {
+fn pull_by_hand(it: &Harness) -> impl Future<Output = Vec<Result<(), Error>>> + use<> {
     let hold = crate::rundir::ImageHold {
         holder: crate::rundir::Holder::this().unwrap(),
         names: [WEB.to_owned()].into(),
         leases: [plan::pull_lease(WEB)].into(),
     };
-    let _held = it.run_directory().hold_images(&hold).unwrap();
+    let held = it.run_directory().hold_images(&hold).unwrap();
     let step = Step {
         name: None,
         action: Action::Pull { image: WEB.to_owned(), known: None },
@@ -316,12 +316,15 @@ async fn pull_by_hand(it: &Harness) -> Vec<Result<(), Error>> {
         pause: Duration::ZERO,
     };
     let edge = it.edge();
-    let mut results = Vec::new();
-    while results.len() < 5 && !results.last().is_some_and(Result::is_ok) {
-        results.push(edge.carry_out_alone(&step).await);
-        it.after(1.0).await;
+    async move {
+        let mut results = Vec::new();
+        while results.len() < 5 && !results.last().is_some_and(Result::is_ok) {
+            results.push(edge.carry_out_alone(&step).await);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        drop(held);
+        results
     }
-    results
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,21 +342,58 @@ async fn a_command_pulls_beside_a_controller_which_leaves_its_lease_alone() {
     assert!(has_mark(&it, WEB).await);
 }
 
+/// How often a name was asked for, and a layer.
+fn asked_and_streamed(registry: &MemoryRegistry) -> (usize, usize) {
+    let calls = registry.calls();
+    let count = |verb| calls.iter().filter(|it| it.starts_with(verb)).count();
+    (count("resolve"), count("stream"))
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_command_and_a_controller_that_pull_one_image_both_get_it() {
+async fn a_command_and_a_controller_that_want_one_image_pull_it_once_and_both_get_it() {
+    for is_hand_first in [false, true] {
+        let mut it = Harness::new();
+        let registry = MemoryRegistry::default();
+        registry.put(WEB, &vec![b'x'; 50_000]);
+        registry.delay(Duration::from_secs(20));
+        it.registry = Some(registry.clone());
+        it.run();
+        let results = if is_hand_first {
+            let hand = tokio::spawn(pull_by_hand(&it));
+            it.after(3.0).await;
+            it.want("a", IMAGE);
+            hand.await.unwrap()
+        } else {
+            it.want("a", IMAGE);
+            it.after(3.0).await;
+            pull_by_hand(&it).await
+        };
+        assert!(matches!(results[..], [Ok(())]), "{results:?}");
+        it.until_running("a").await;
+        it.after(60.0).await;
+        assert_eq!(asked_and_streamed(&registry), (1, 1));
+        assert_eq!(names(&it).await, ["web:1"]);
+        assert!(!has_mark(&it, WEB).await);
+        assert!(it.look().await.leftovers.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_pull_that_fails_pulls_itself() {
     let mut it = Harness::new();
     let registry = MemoryRegistry::default();
     registry.put(WEB, &vec![b'x'; 50_000]);
-    registry.delay(Duration::from_secs(2));
-    it.registry = Some(registry);
+    registry.delay(Duration::from_secs(20));
+    registry.fail_next(
+        "resolve",
+        crate::registry::Error::new(crate::registry::Reason::Unreachable, "nobody is there"),
+    );
+    it.registry = Some(registry.clone());
     it.want("a", IMAGE);
     it.run();
     it.after(3.0).await;
     let results = pull_by_hand(&it).await;
-    assert!(results.last().unwrap().is_ok(), "{results:?}");
+    assert!(matches!(results[..], [Ok(())]), "{results:?}");
     it.until_running("a").await;
-    it.after(60.0).await;
-    assert_eq!(names(&it).await, ["web:1"]);
-    assert!(!has_mark(&it, WEB).await);
-    assert!(it.look().await.leftovers.is_empty());
+    assert_eq!(asked_and_streamed(&registry), (2, 1));
 }

@@ -290,6 +290,43 @@ async fn always_asks_before_a_start_and_starts_what_is_there_if_nobody_answers()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_runs_an_image_that_could_not_be_checked_says_so_until_it_is_started_anew() {
+    let always =
+        r#""image": "web:1", "imagePullPolicy": "always", "restart": {"policy": "always"}"#;
+    let unchecked = |it: &Harness| it.item("a").instance.unwrap().image_unchecked;
+    let (mut it, registry) = harness(10);
+    it.want("a", always);
+    it.want("b", IMAGE);
+    it.run();
+    it.until_running("a").await;
+    it.until_running("b").await;
+    assert_eq!(unchecked(&it), None);
+    it.after(100.0).await;
+    registry.fail_next("resolve", error(Reason::Unreachable));
+    it.exit("a", 1).await;
+    it.after(10.0).await;
+    // It runs as well as it can, and the next controller knows it too.
+    for _ in 0..2 {
+        let item = it.item("a");
+        assert_eq!((item.phase, item.reason.as_str()), (Phase::Running, ""));
+        assert!(item.up_to_date);
+        let why = unchecked(&it).unwrap();
+        assert!(why.starts_with("registry-unreachable: "), "{why}");
+        assert!(why.ends_with("it does not work"), "{why}");
+        it.after(1000.0).await;
+        it.kill().await;
+        it.run();
+        it.until_running("a").await;
+    }
+    // Another one that has not to be checked says nothing of it.
+    assert_eq!(it.item("b").instance.unwrap().image_unchecked, None);
+    it.exit("a", 1).await;
+    it.after(10.0).await;
+    assert_eq!(it.running().await, ["a", "b"]);
+    assert_eq!(unchecked(&it), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_command_pulls_what_it_needs_and_ends_when_that_fails() {
     let (mut it, registry) = harness(10);
     registry.delay(Duration::from_secs(100));

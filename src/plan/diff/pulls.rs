@@ -15,6 +15,10 @@ use crate::workload::{ImagePullPolicy, Name, Workload};
 /// ask as often.
 const ASKED_COUNTS: Duration = Duration::from_mins(1);
 
+/// Characters of what is kept with a run of why its image could not be checked: it is written to a label, of which there
+/// may be 4 KiB.
+const UNCHECKED_LENGTH: usize = 400;
+
 /// How the leases of pulls begin.
 const LEASE: &str = "evenkeel-pull-";
 
@@ -37,17 +41,31 @@ impl<'a> Planner<'a> {
         let runs = target.instance.is_some_and(|it| it.task.pid().is_some());
         let starts_anew =
             self.asked(&target.workload.name).is_some_and(|it| it.kind == HandKind::Restart);
-        if (runs && !starts_anew)
-            || spec.image_pull_policy != ImagePullPolicy::Always
-            || spec.image.has_digest()
-            || !self.observed.has_registries
-        {
+        if (runs && !starts_anew) || !self.is_checked_before_starts(&target.workload) {
             return false;
         }
         let Some(pull) = self.observed.pulls.get(&spec.image.full()) else { return true };
         let counts = pull.asked.is_some_and(|at| self.now.since(at) < ASKED_COUNTS);
         let is_due = pull.failure.as_ref().is_none_or(|it| it.until <= self.now);
         pull.under_way.is_some() || (!counts && is_due)
+    }
+
+    fn is_checked_before_starts(&self, workload: &Workload) -> bool {
+        let spec = &workload.spec;
+        spec.image_pull_policy == ImagePullPolicy::Always
+            && !spec.image.has_digest()
+            && self.observed.has_registries
+    }
+
+    /// Why a start now is one of what is there, although that was to be checked before.
+    pub(super) fn why_unchecked(&self, target: &Target<'a>) -> Option<String> {
+        if !self.is_checked_before_starts(&target.workload) {
+            return None;
+        }
+        let pull = self.observed.pulls.get(&target.workload.spec.image.full())?;
+        let failure = pull.failure.as_ref()?;
+        let why = format!("{}: {}", failure.reason, failure.message);
+        Some(why.chars().take(UNCHECKED_LENGTH).collect())
     }
 
     /// What is said of a workload that waits for its image.

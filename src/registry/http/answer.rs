@@ -43,6 +43,22 @@ pub(super) fn refusal(
     error
 }
 
+/// Whether a server of TLS says that it was spoken to without: in the words of Go's, and of nginx.
+pub(super) fn wants_tls(status: StatusCode, body: &[u8]) -> bool {
+    let body = String::from_utf8_lossy(body);
+    let words = ["HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS port"];
+    status == StatusCode::BAD_REQUEST && words.iter().any(|it| body.contains(it))
+}
+
+/// What is to be done about that.
+pub(super) fn without_tls(host: &str) -> Error {
+    let what = format!(
+        "`{host}` is asked in plain http, and speaks TLS: write `server = \"https://{host}\"` into its hosts.toml, in a \
+         directory of `registries.hostsDirs`"
+    );
+    Error::new(Reason::Untrusted, what)
+}
+
 /// `120`, or a date.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();

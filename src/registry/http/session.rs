@@ -112,8 +112,9 @@ impl<'a> Session<'a> {
         if other_digits.is_none() {
             let answer = self.ask(&question).await?;
             let status = answer.response.status();
-            let knows_no_head =
-                matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
+            let knows_no_head = matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED)
+                    // Only a whole answer says whether it wants TLS.
+                    || (status == StatusCode::BAD_REQUEST && self.is_plain());
             if !status.is_success() && !knows_no_head {
                 return Err(self.refusal(answer, &question).await);
             }
@@ -145,6 +146,10 @@ impl<'a> Session<'a> {
         }
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.fits(Descriptor::new(&media_type, Digest::of(&bytes), size), wanted.as_ref())
+    }
+
+    fn is_plain(&self) -> bool {
+        self.host.base.scheme() == "http"
     }
 
     fn fits(&self, found: Descriptor, wanted: Option<&Digest>) -> Result<Descriptor, Error> {
@@ -469,7 +474,11 @@ impl<'a> Session<'a> {
                 Credentials::Identity(token) | Credentials::Token(token) => vec![token.clone()],
             });
         }
-        let words = self.words(answer, &secrets).await;
+        let body = self.collect(answer, REFUSAL_LIMIT).await.unwrap_or_default();
+        if is_own && self.is_plain() && answer::wants_tls(status, &body) {
+            return answer::without_tls(&host);
+        }
+        let words = answer::quoted(&body, &secrets);
         let words = words.as_deref();
         if !is_own {
             let (keeper, subject) = (self.host.name(), &question.subject);

@@ -601,6 +601,36 @@ async fn each_refusal_has_its_reason() {
 }
 
 #[tokio::test]
+async fn a_registry_that_wants_tls_is_said_to_want_it_and_what_to_do() {
+    let gos = "Client sent an HTTP request to an HTTPS server.\n";
+    let nginx = "<center>The plain HTTP request was sent to HTTPS port</center>";
+    for words in [gos, nginx] {
+        // What has no body in an answer to HEAD is said to who asks for all.
+        let server = Server::start(move |seen| {
+            reply(400, &[], if seen.method == "HEAD" { "" } else { words })
+        });
+        let server = server.await;
+        let image = server.image();
+        let errors = [
+            plain().resolve(&image).await.unwrap_err(),
+            plain().read(&image, &target()).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.reason, Reason::Untrusted, "{error}");
+            let way =
+                format!("write `server = \"https://{}\"` into its hosts.toml", server.address);
+            assert!(error.message.contains(&way), "{error}");
+            assert!(error.message.contains("`registries.hostsDirs`"), "{error}");
+        }
+    }
+    let server = Server::start(|_| reply(400, &[], "The header is too long")).await;
+    let error = plain().resolve(&server.image()).await.unwrap_err();
+    assert_eq!(error.reason, Reason::Broken, "{error}");
+    assert!(error.message.contains("answered 400 Bad Request"), "{error}");
+    assert!(!error.message.contains("hosts.toml"), "{error}");
+}
+
+#[tokio::test]
 async fn when_to_come_back_is_passed_on() {
     let date = |seconds| {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
