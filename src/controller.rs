@@ -140,6 +140,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut asked = BTreeMap::new();
         let mut read: Option<Arc<DesiredState>> = None;
         let mut standings = None;
+        // It has read everything there is, and starts it.
+        let mut is_worn = self.goal == Goal::Keep;
         if self.identity.is_some() {
             self.edge.run.sweep_execs();
             self.edge.tell_controller("controller-started");
@@ -158,6 +160,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             if desired.as_ref().map(Arc::as_ptr) != read.as_ref().map(Arc::as_ptr) {
                 // An edit acts at once, whatever woke this pass and whatever failed before it.
                 cooling.forget();
+                is_worn |= self.goal == Goal::Keep && read.is_some();
                 read.clone_from(&desired);
             }
             // Before they are read: what comes in between makes another look, and not none.
@@ -213,6 +216,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     }
                     let plan = self.plan(desired, &look);
                     debug!(wake, steps = plan.steps.len(), "pass");
+                    is_worn |= self.goal == Goal::Keep && !plan.steps.is_empty();
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan, &cooling);
                     if let Some(status) =
@@ -241,6 +245,10 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                         next = next.min(BELIEVED);
                     }
                 }
+            }
+            if is_worn && next >= RESYNC && flights.is_empty() && failures == 0 {
+                self.edge.host.rest();
+                is_worn = false;
             }
             let deadline = Instant::now() + next;
             // While steps are under way most hints are their own echo.

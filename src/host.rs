@@ -64,6 +64,9 @@ pub trait Host: Send + Sync + 'static {
     /// it lives.
     fn remove_stray(&self, id: &InstanceId) -> Result<(), Error>;
 
+    /// Gives back what a lot of work has left in this process; nothing is expected to be done for a while.
+    fn rest(&self) {}
+
     /// Time since boot, suspended time included.
     fn now(&self) -> BootTime;
 

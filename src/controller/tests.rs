@@ -204,6 +204,22 @@ async fn a_process_that_ignores_its_signal_is_killed_when_its_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_controller_rests_once_after_its_work() {
+    let mut it = Harness::new();
+    it.want("a", "");
+    it.run();
+    it.until_running("a").await;
+    it.after(300.0).await;
+    assert_eq!(it.host.rests(), 1);
+    it.after(300.0).await;
+    assert_eq!(it.host.rests(), 0, "looks alone are no work");
+    it.want("b", "");
+    it.until_running("b").await;
+    it.after(300.0).await;
+    assert_eq!(it.host.rests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_hint_is_made_up_for_by_the_next_look_at_everything() {
     let it = Harness::with(&[("a", "")]).await;
     let pid = it.pid_of("a").await;

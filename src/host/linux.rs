@@ -327,6 +327,10 @@ impl Host for LinuxHost {
         remove().map_err(|cause| failure("remove what is left of", Path::new(id.as_str()), cause))
     }
 
+    fn rest(&self) {
+        evenkeel_trim::trim();
+    }
+
     fn now(&self) -> BootTime {
         boot_time()
     }

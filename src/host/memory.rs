@@ -90,6 +90,7 @@ struct State {
     mounts_shared: Result<(), String>,
     means: Means,
     image_space: Option<Space>,
+    rests: usize,
     failures: BTreeMap<&'static str, io::ErrorKind>,
 }
 
@@ -132,6 +133,7 @@ impl MemoryHost {
             mounts_shared: Ok(()),
             means: Means::default(),
             image_space: None,
+            rests: 0,
             failures: BTreeMap::new(),
         };
         let state = Arc::new(Mutex::new(state));
@@ -182,6 +184,11 @@ impl MemoryHost {
     /// What the runtime lacks from now on.
     pub fn set_image_space(&self, space: Option<Space>) {
         self.state().image_space = space;
+    }
+
+    /// How often [`Host::rest`] was called since the last time this was asked.
+    pub fn rests(&self) -> usize {
+        std::mem::take(&mut self.state().rests)
     }
 
     pub fn set_means(&self, means: Means) {
@@ -441,6 +448,10 @@ impl Host for MemoryHost {
             (lost.remove)(id);
         }
         Ok(())
+    }
+
+    fn rest(&self) {
+        self.state().rests += 1;
     }
 
     fn now(&self) -> BootTime {
