@@ -87,9 +87,9 @@ impl Shown {
             match bars() {
                 Some(all) => {
                     let bar = self.bars.entry(image.clone()).or_insert_with(|| {
-                        let bar = all.add(ProgressBar::no_length());
-                        bar.set_message(image.clone());
-                        bar
+                        let bar = ProgressBar::no_length().with_message(image.clone());
+                        // Before it is shown for the first time.
+                        all.add(styled(bar, UNKNOWN))
                     });
                     draw(bar, *progress);
                 }
@@ -111,23 +111,25 @@ impl Shown {
 }
 
 fn draw(bar: &ProgressBar, progress: Progress) {
-    if progress.total > 0 && bar.length() != Some(progress.total) {
+    if progress.total == 0 {
+        bar.tick();
+        return;
+    }
+    if bar.length() != Some(progress.total) {
         bar.set_length(progress.total);
         // What was there already has not come at any rate.
         bar.set_position(progress.done);
         bar.reset_eta();
-        if let Ok(style) = ProgressStyle::with_template(KNOWN) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-    } else if progress.total == 0
-        && let Ok(style) = ProgressStyle::with_template(UNKNOWN)
-    {
-        bar.set_style(style);
-        bar.tick();
+        styled(bar.clone(), KNOWN);
     }
-    if progress.total > 0 {
-        bar.set_position(progress.done);
+    bar.set_position(progress.done);
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
     }
+    bar
 }
 
 impl Drop for Shown {

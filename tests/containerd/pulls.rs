@@ -5,6 +5,7 @@ use std::process::Command;
 
 use evenkeel::status::Item;
 
+use crate::exec::in_terminal;
 use crate::program::{Site, eventually, manifest, until_dead};
 use crate::rig::busybox::{self, Packing};
 use crate::rig::proxy::{Asked, Fault, Proxy, Request};
@@ -479,6 +480,34 @@ async fn what_has_come_is_told_while_it_comes() {
     it.proxy.mend();
     it.site.until_running("web");
     assert_eq!(controller.terminate(), Some(0));
+}
+
+#[tokio::test]
+async fn a_terminal_has_a_bar_for_what_comes_and_a_pipe_has_lines() {
+    let it = Stage::new().await;
+    let (pushed, image) = it.push("barred:1", &Recipe::busybox().with_data(1, 8 << 20, 1));
+    let layer = it.registry.stored(&pushed).layers.remove(1).digest;
+    // It takes two seconds.
+    it.proxy.fail_all(Asked::containing(&layer), Fault::Slow(4 << 20));
+    let script = format!("$EXE image pull {image} 2>&1 >/dev/null; echo code $?");
+    let output = in_terminal(&it.site, &script).wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    // The last code of the terminal ends a drawing of the bar.
+    let bars: Vec<&str> =
+        shown.split(['\r', '\n', '\x1b']).filter(|it| it.contains("MiB/s")).collect();
+    let is_whole = |it: &&str| {
+        it.contains(&image)
+            && it.contains("[=")
+            && it.contains(" MiB/")
+            && it.trim_end().ends_with('s')
+    };
+    assert!(bars.iter().filter(|it| is_whole(it)).count() > 3, "{shown:?}");
+    assert!(shown.contains("code 0") && !shown.contains("0/0"), "{shown:?}");
+
+    it.site.run(&["image", "prune", "--all"]).exits(0);
+    let said = it.site.run(&["image", "pull", &image]).exits(0).err;
+    assert!(said.contains("pulling image=") && said.contains(&image), "{said}");
+    assert!(!said.contains(['\x1b', '[']), "{said}");
 }
 
 #[tokio::test]
