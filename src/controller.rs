@@ -144,6 +144,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut is_worn = self.goal == Goal::Keep;
         if self.identity.is_some() {
             self.edge.run.sweep_execs();
+            self.edge.run.sweep_pulls();
             self.edge.tell_controller("controller-started");
         }
         let late_archives = self.edge.late_archives();

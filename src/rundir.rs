@@ -572,6 +572,14 @@ impl RunDirectory {
         holds
     }
 
+    /// Removes the locks that those have left who were killed while they pulled.
+    pub fn sweep_pulls(&self) {
+        for entry in fs::read_dir(self.path.join(PULLS)).into_iter().flatten().flatten() {
+            // What nobody holds is held for a moment, and goes with that.
+            drop(entry.file_name().to_str().map(|it| self.lock_pull(it)));
+        }
+    }
+
     /// Keeps everybody else from pulling under that lease; `None`: somebody else does it now. Whoever is killed holds nothing.
     pub fn lock_pull(&self, lease: &str) -> Result<Option<PullLock>, Error> {
         let directory = self.path.join(PULLS);
@@ -1169,6 +1177,20 @@ mod tests {
             is_over.store(true, std::sync::atomic::Ordering::SeqCst);
             assert!(locked.iter().all(|it| *it));
         });
+    }
+
+    #[test]
+    fn locks_of_pulls_that_nobody_holds_are_swept() {
+        let scratch = tempfile::tempdir().unwrap();
+        let run = RunDirectory::new(scratch.path());
+        let held = run.lock_pull("held").unwrap().unwrap();
+        let left = scratch.path().join(PULLS).join("left");
+        fs::write(&left, "").unwrap();
+        run.sweep_pulls();
+        assert!(!left.exists());
+        assert!(run.lock_pull("held").unwrap().is_none());
+        drop(held);
+        assert!(run.lock_pull("held").unwrap().is_some());
     }
 
     #[test]
