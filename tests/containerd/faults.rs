@@ -428,7 +428,7 @@ fn change(
     let before = running(site);
     (leg.change)(site);
     let mut why = String::new();
-    for _ in 0..1000 {
+    for _ in 0..4000 {
         pause();
         let now = running(site);
         let is_new = |it: &&str| now.get(*it).is_some_and(|pid| before.get(*it) != Some(pid));
