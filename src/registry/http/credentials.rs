@@ -158,8 +158,10 @@ async fn of_file(
     let mut trouble = None;
     let keys = keys(registry, repository);
     let named = keys.iter().find_map(|key| entry(&file.cred_helpers, key));
-    let store = Some(&file.creds_store).filter(|it| !it.is_empty());
-    for helper in [named, store].into_iter().flatten() {
+    let store = Some(&file.creds_store);
+    // An empty one takes a registry out of the store.
+    let helpers = if named.is_some_and(|it| it.is_empty()) { [None, None] } else { [named, store] };
+    for helper in helpers.into_iter().flatten().filter(|it| !it.is_empty()) {
         match of_helper(options, helper, registry).await {
             Ok(None) => {}
             Ok(Some(credentials)) => {

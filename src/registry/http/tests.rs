@@ -906,8 +906,16 @@ async fn credentials_are_looked_for_in_their_order() {
         "none.json",
         &format!(r#"{{"auths":{{"{host}":{}}},"credsStore":"none"}}"#, auth("file")),
     );
+    // As Docker has it, that takes a registry out of the store.
+    let no_helper = files.write(
+        "no-helper.json",
+        &format!(
+            r#"{{"auths":{{"{host}":{}}},"credHelpers":{{"{host}":""}},"credsStore":"store"}}"#,
+            auth("file")
+        ),
+    );
     let missing = files.path().join("missing.json");
-    let cases: [(&[Login], &[&PathBuf], &str); 9] = [
+    let cases: [(&[Login], &[&PathBuf], &str); 10] = [
         (&logins, &[&first], "login p:w"),
         (&[], &[&missing, &other, &first, &second], "first p"),
         (&[], &[&second, &first], "second p"),
@@ -916,6 +924,7 @@ async fn credentials_are_looked_for_in_their_order() {
         (&[], &[&helper], "helper registry.example:5000"),
         (&[], &[&store], "store s"),
         (&[], &[&empty_store], "file p"),
+        (&[], &[&no_helper], "file p"),
         (&[], &[&other], ""),
     ];
     for (logins, paths, expected) in cases {
