@@ -955,6 +955,39 @@ async fn credentials_are_looked_for_in_their_order() {
     }
 }
 
+#[tokio::test]
+async fn the_usual_port_makes_no_other_registry() {
+    let named = hosts::find(&[], "registry.example:443").unwrap();
+    let names: Vec<_> = named.iter().map(|it| (it.name(), it.namespace.as_deref())).collect();
+    // It is the registry itself, which is told no name, and helpers know it as it is written.
+    assert_eq!(names, [("registry.example:443", None)]);
+    let files = Files::new();
+    files.helper("echo", r#"read key; echo "{\"Username\":\"helper\",\"Secret\":\"$key\"}""#);
+    let password = files.write("password", "p");
+    let auth = basic("file", "p");
+    let hosts = ["registry.example", "registry.example:443"];
+    for (written, asked) in [(hosts[0], hosts[1]), (hosts[1], hosts[0]), (hosts[1], hosts[1])] {
+        let login = Login {
+            host: written.to_owned(),
+            username: "login".to_owned(),
+            password_file: password.clone(),
+        };
+        let options = Options { logins: vec![login], ..Options::default() };
+        assert_eq!(shown(&credentials::look(&options, asked, "a").await), "login p");
+        for key in [written.to_owned(), format!("{written}/a"), format!("https://{written}")] {
+            let text = format!(r#"{{"auths":{{"{key}":{{"auth":"{auth}"}}}}}}"#);
+            let options = Options {
+                credentials: vec![files.write("config.json", &text)],
+                ..Options::default()
+            };
+            assert_eq!(shown(&credentials::look(&options, asked, "a").await), "file p", "{key}");
+        }
+        let options = with_helper(&files, written, "echo");
+        let looked = credentials::look(&options, asked, "a").await;
+        assert_eq!(shown(&looked), format!("helper {asked}"));
+    }
+}
+
 fn shown(looked: &credentials::Looked) -> String {
     use secrecy::ExposeSecret as _;
     let Some(found) = &looked.found else { return String::new() };
