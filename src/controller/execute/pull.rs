@@ -179,6 +179,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             if let Some(lock) = self.run.lock_pull(&lease)? {
                 return Ok((Some(lock), waited > Duration::ZERO));
             }
+            if waited.is_zero() {
+                // It is, if not by us, and whoever waits for it is to know.
+                self.pulls.begin(image);
+            }
             tokio::time::sleep(LOOK).await;
             waited += LOOK;
         }

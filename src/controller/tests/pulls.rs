@@ -432,3 +432,20 @@ async fn a_lock_that_cannot_be_had_is_a_pull_that_failed() {
     std::fs::remove_file(&locks).unwrap();
     it.until_running("missing").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_somebody_else_pulls_is_said_to_be_pulled() {
+    let (mut it, registry) = harness(10);
+    let lock = it.run_directory().lock_pull(&plan::pull_lease(WEB)).unwrap();
+    assert!(lock.is_some());
+    it.want("a", IMAGE);
+    it.run();
+    it.until("it is being pulled", |status| {
+        status.items.iter().any(|it| it.message.ends_with("is being pulled"))
+    })
+    .await;
+    assert_eq!(registry.calls(), [""; 0]);
+    drop(lock);
+    it.until_running("a").await;
+    assert!(it.edge().progress().is_empty());
+}
