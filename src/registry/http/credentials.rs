@@ -160,7 +160,7 @@ async fn of_file(
     let named = keys.iter().find_map(|key| entry(&file.cred_helpers, key));
     let store = Some(&file.creds_store);
     // An empty one takes a registry out of the store.
-    let helpers = if named.is_some_and(|it| it.is_empty()) { [None, None] } else { [named, store] };
+    let helpers = if named.is_some_and(String::is_empty) { [None, None] } else { [named, store] };
     for helper in helpers.into_iter().flatten().filter(|it| !it.is_empty()) {
         match of_helper(options, helper, registry).await {
             Ok(None) => {}
