@@ -50,7 +50,8 @@ pub trait Runtime: Send + Sync + 'static {
         blob: &NewBlob,
     ) -> impl Future<Output = Result<Option<Box<dyn BlobWriter>>, Error>> + Send;
 
-    /// Makes the snapshot of one layer whose blob and whose layers below are there; one that is there is kept.
+    /// Makes the snapshot of one layer whose blob and whose layers below are there; one that is there is kept, as long as
+    /// the lease is there.
     /// `Conflict`: it is not what the image's configuration says.
     fn unpack_layer(
         &self,
@@ -58,8 +59,9 @@ pub trait Runtime: Send + Sync + 'static {
         layer: &NewLayer,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Records an image whose blobs are there and unpacks what is not unpacked yet. The record is ours then, unless there was one of somebody
-    /// else's, and nothing is said any more of how long it was unused.
+    /// Unpacks what is not unpacked yet of an image whose blobs are there, and records it. The record is ours then, unless
+    /// there was one of somebody else's, and nothing is said any more of how long it was unused. `Conflict`: its layers are
+    /// not what its configuration says, and what its name has pointed at it still does.
     fn put_image(
         &self,
         lease: &str,

@@ -176,7 +176,7 @@ impl Shared {
         let kind = Kind {
             tls: host.tls.clone(),
             connect: host.connect.unwrap_or(self.options.deadlines.connect),
-            is_loopback: hosts::is_loopback(&host.name()),
+            is_loopback: hosts::is_loopback(host.name()),
         };
         {
             let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);

@@ -591,7 +591,7 @@ impl Runtime for Containerd {
     }
 
     async fn unpack_layer(&self, lease: &str, layer: &NewLayer) -> Result<(), Error> {
-        let unpacked = self.store.unpack_one(lease, layer).await;
+        let unpacked = self.store.unpack_layer(lease, layer).await;
         unpacked.during(verb::UNPACK_LAYER, &layer.blob.digest)
     }
 

@@ -370,16 +370,18 @@ async fn a_containerd_that_is_killed_while_it_unpacks_leaves_no_part_of_an_image
         let (_, image) = it.push("unpacked:1", &recipe);
         let controller = it.site.controller();
         it.site.write("web.yaml", &workload("web", &image));
-        // Its name is there as soon as all of it has come, and then it is unpacked.
-        eventually("the image is named", || {
-            let named = it.rig.ctr(&["images", "list", "--quiet"]);
-            named.contains(&image).then_some(())
+        // Manifest, configuration and four layers have come, and one of those is unpacked just now.
+        eventually("all has come and is unpacked", || {
+            let come = it.rig.ctr(&["content", "list", "--quiet"]).lines().count();
+            let snapshots =
+                it.rig.ctr(&["snapshots", "--snapshotter", &Rig::snapshotter(), "list"]);
+            (come >= 6 && snapshots.contains("evenkeel-unpack-")).then_some(())
         });
         it.rig.kill_containerd();
         it.rig.start_containerd().await;
         it.site.until_running("web");
         let log = controller.log();
-        assert!(log.contains("failed to unpack image"), "it was killed too late: {log}");
+        assert!(log.contains("failed to unpack layer"), "it was killed too late: {log}");
         it.assert_complete();
         assert_eq!(controller.terminate(), Some(0));
     }

@@ -147,21 +147,27 @@ impl<R: Runtime, H: Host> Edge<R, H> {
             let cause = registry::Error::new(Reason::Settings, "no registries are to be asked");
             return Err(not_pulled(image, cause));
         };
-        let (lock, has_waited) = self.lock_pull(image).await?;
-        let _one_of_few = self.pulls.permits.acquire().await.map_err(|_| Error::Lost)?;
-        self.pulls.begin(image);
         // However it ends, and if it is dropped, it is not under way any more.
         let _ends = Ends { pulls: &self.pulls, image };
-        let result = async {
-            if has_waited && self.has_another(image, known).await? {
-                return Ok(());
-            }
-            self.try_pull(&*registry, image, known).await
-        };
-        let result = result.await;
-        drop(lock);
+        let result = self.pull_alone(&*registry, image, known).await;
         self.pulls.end(image, &result, self.host.now(), &self.boot_id);
         result
+    }
+
+    /// Pulls once it is our turn.
+    async fn pull_alone(
+        &self,
+        registry: &dyn Registry,
+        image: &str,
+        known: Option<&str>,
+    ) -> Result<(), Error> {
+        let (_lock, has_waited) = self.lock_pull(image).await?;
+        let _one_of_few = self.pulls.permits.acquire().await.map_err(|_| Error::Lost)?;
+        self.pulls.begin(image);
+        if has_waited && self.has_another(image, known).await? {
+            return Ok(());
+        }
+        self.try_pull(registry, image, known).await
     }
 
     /// One pull at a time for an image, whoever wants it: a command beside a controller too. Also whether somebody else
@@ -172,6 +178,10 @@ impl<R: Runtime, H: Host> Edge<R, H> {
         while waited < OTHERS {
             if let Some(lock) = self.run.lock_pull(&lease)? {
                 return Ok((Some(lock), waited > Duration::ZERO));
+            }
+            if waited.is_zero() {
+                // It is, if not by us, and whoever waits for it is to know.
+                self.pulls.begin(image);
             }
             tokio::time::sleep(LOOK).await;
             waited += LOOK;

@@ -408,3 +408,44 @@ async fn a_layer_that_an_image_has_twice_comes_once() {
     it.until_running("a").await;
     assert_eq!(offsets(&registry.calls()), [0, 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_cannot_be_had_is_a_pull_that_failed() {
+    let (mut it, registry) = harness(10);
+    it.want("there", IMAGE);
+    it.run();
+    it.until_running("there").await;
+    // What was asked a moment ago counts.
+    it.after(100.0).await;
+    let locks = it.run_directory().path().join("pulls");
+    std::fs::remove_dir_all(&locks).unwrap();
+    std::fs::write(&locks, "").unwrap();
+    it.want("always", r#""image": "web:1", "imagePullPolicy": "always""#);
+    it.want("missing", r#""image": "other:1""#);
+    it.after(10.0).await;
+    // What could not be checked starts all the same.
+    assert_eq!(it.running().await, ["always", "there"]);
+    let unchecked = it.item("always").instance.unwrap().image_unchecked.unwrap();
+    assert!(unchecked.contains("pulls"), "{unchecked}");
+    it.until_reason("missing", "image-pull-failed").await;
+    registry.put("docker.io/library/other:1", b"o");
+    std::fs::remove_file(&locks).unwrap();
+    it.until_running("missing").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_somebody_else_pulls_is_said_to_be_pulled() {
+    let (mut it, registry) = harness(10);
+    let lock = it.run_directory().lock_pull(&plan::pull_lease(WEB)).unwrap();
+    assert!(lock.is_some());
+    it.want("a", IMAGE);
+    it.run();
+    it.until("it is being pulled", |status| {
+        status.items.iter().any(|it| it.message.ends_with("is being pulled"))
+    })
+    .await;
+    assert_eq!(registry.calls(), [""; 0]);
+    drop(lock);
+    it.until_running("a").await;
+    assert!(it.edge().progress().is_empty());
+}

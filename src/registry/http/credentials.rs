@@ -74,7 +74,7 @@ pub fn usual_files() -> Vec<PathBuf> {
 /// Looks for credentials for a repository of a host, as [`super::hosts::Host::name`] has it.
 pub(super) async fn look(options: &Options, host: &str, repository: &str) -> Looked {
     let registry = registry_of(host);
-    if let Some(login) = options.logins.iter().find(|it| registry_of(&it.host) == registry) {
+    if let Some(login) = options.logins.iter().find(|it| normal(&it.host) == normal(registry)) {
         return match of_login(login).await {
             Ok(found) => Looked { found: Some(found), trouble: None },
             Err(error) => Looked { found: None, trouble: Some(error) },
@@ -158,8 +158,10 @@ async fn of_file(
     let mut trouble = None;
     let keys = keys(registry, repository);
     let named = keys.iter().find_map(|key| entry(&file.cred_helpers, key));
-    let store = Some(&file.creds_store).filter(|it| !it.is_empty());
-    for helper in [named, store].into_iter().flatten() {
+    let store = Some(&file.creds_store);
+    // An empty one takes a registry out of the store.
+    let helpers = if named.is_some_and(String::is_empty) { [None, None] } else { [named, store] };
+    for helper in helpers.into_iter().flatten().filter(|it| !it.is_empty()) {
         match of_helper(options, helper, registry).await {
             Ok(None) => {}
             Ok(Some(credentials)) => {
@@ -203,10 +205,11 @@ fn keys(registry: &str, repository: &str) -> Vec<String> {
 fn entry<'a, T>(entries: &'a BTreeMap<String, T>, key: &str) -> Option<&'a T> {
     // Of several ways to write a key, the plain one is the newer one.
     let plain = entries.get(key);
+    let key = normal(key);
     plain.or_else(|| entries.iter().find(|(it, _)| normal(it) == key).map(|it| it.1))
 }
 
-/// A key without what older programs wrote around it: `https://host/v1/` is `host`.
+/// A key without what older programs wrote around it, and without the usual port: `https://host/v1/` is `host`.
 fn normal(key: &str) -> String {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
     let (host, path) = match bare {
@@ -214,7 +217,7 @@ fn normal(key: &str) -> String {
         None => key.split_once('/').unwrap_or((key, "")),
     };
     let path = path.trim_end_matches('/');
-    let host = registry_of(host);
+    let host = registry_of(host.strip_suffix(":443").unwrap_or(host));
     if path.is_empty() { host.to_owned() } else { format!("{host}/{path}") }
 }
 

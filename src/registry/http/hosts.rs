@@ -27,6 +27,7 @@ const MIRRORS: usize = 16;
 /// A host that is asked, and how.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
+    name: String,
     /// Up to and with `/v2`, or whatever else stands in its place; no slash at the end.
     pub(super) base: Url,
     /// The registry's name, which a mirror of several registries is told.
@@ -55,15 +56,18 @@ pub(super) struct Tls {
 }
 
 impl Host {
-    /// As messages and files of credentials have it: a name, and a port unless it is the usual one.
-    pub(super) fn name(&self) -> String {
-        authority(&self.base)
+    /// As messages and files of credentials have it: the registry's name as it is written; of others a name, and a port
+    /// unless it is the usual one.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     fn of(base: Url, registry: &str) -> Self {
-        let own = [registry, if registry == DOCKER { DOCKER_HOST } else { registry }];
-        let namespace = (!own.contains(&authority(&base).as_str())).then(|| registry.to_owned());
+        let own = if registry == DOCKER { DOCKER_HOST } else { registry };
+        let (is_own, is_first) = (leads_to(&base, own), leads_to(&base, registry));
+        let namespace = (!is_own && !is_first).then(|| registry.to_owned());
         Self {
+            name: if is_own { own.to_owned() } else { authority(&base) },
             base,
             namespace,
             can: Can { pull: true, resolve: true },
@@ -78,6 +82,13 @@ impl Host {
 pub(super) fn authority(url: &Url) -> String {
     let name = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
+}
+
+/// Whether a URL is one of a registry, `name[:port]`, also of one that is written with the usual port.
+fn leads_to(url: &Url, registry: &str) -> bool {
+    let usual = url.port_or_known_default();
+    let with_port = usual.map(|it| format!("{}:{it}", url.host_str().unwrap_or_default()));
+    authority(url) == registry || with_port.as_deref() == Some(registry)
 }
 
 /// Whether a registry, `name[:port]`, is this machine.

@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
 
     fn fits(&self, found: Descriptor, wanted: Option<&Digest>) -> Result<Descriptor, Error> {
         if wanted.is_some_and(|it| *it != found.digest) {
-            return Err(mismatch(&self.host.name(), &self.name.reference));
+            return Err(mismatch(self.host.name(), &self.name.reference));
         }
         if found.size > JSON_LIMIT {
             let (host, size) = (self.host.name(), found.size);
@@ -444,7 +444,7 @@ impl<'a> Session<'a> {
 
     async fn looked(&self) -> &Looked {
         let (options, host) = (&self.shared.options, self.host.name());
-        let look = || credentials::look(options, &host, &self.name.repository);
+        let look = || credentials::look(options, host, &self.name.repository);
         self.looked.get_or_init(look).await
     }
 

@@ -906,8 +906,16 @@ async fn credentials_are_looked_for_in_their_order() {
         "none.json",
         &format!(r#"{{"auths":{{"{host}":{}}},"credsStore":"none"}}"#, auth("file")),
     );
+    // As Docker has it, that takes a registry out of the store.
+    let no_helper = files.write(
+        "no-helper.json",
+        &format!(
+            r#"{{"auths":{{"{host}":{}}},"credHelpers":{{"{host}":""}},"credsStore":"store"}}"#,
+            auth("file")
+        ),
+    );
     let missing = files.path().join("missing.json");
-    let cases: [(&[Login], &[&PathBuf], &str); 9] = [
+    let cases: [(&[Login], &[&PathBuf], &str); 10] = [
         (&logins, &[&first], "login p:w"),
         (&[], &[&missing, &other, &first, &second], "first p"),
         (&[], &[&second, &first], "second p"),
@@ -916,6 +924,7 @@ async fn credentials_are_looked_for_in_their_order() {
         (&[], &[&helper], "helper registry.example:5000"),
         (&[], &[&store], "store s"),
         (&[], &[&empty_store], "file p"),
+        (&[], &[&no_helper], "file p"),
         (&[], &[&other], ""),
     ];
     for (logins, paths, expected) in cases {
@@ -943,6 +952,39 @@ async fn credentials_are_looked_for_in_their_order() {
         };
         let looked = credentials::look(&options, "registry-1.docker.io", "library/redis").await;
         assert_eq!(shown(&looked), expected);
+    }
+}
+
+#[tokio::test]
+async fn the_usual_port_makes_no_other_registry() {
+    let named = hosts::find(&[], "registry.example:443").unwrap();
+    let names: Vec<_> = named.iter().map(|it| (it.name(), it.namespace.as_deref())).collect();
+    // It is the registry itself, which is told no name, and helpers know it as it is written.
+    assert_eq!(names, [("registry.example:443", None)]);
+    let files = Files::new();
+    files.helper("echo", r#"read key; echo "{\"Username\":\"helper\",\"Secret\":\"$key\"}""#);
+    let password = files.write("password", "p");
+    let auth = basic("file", "p");
+    let hosts = ["registry.example", "registry.example:443"];
+    for (written, asked) in [(hosts[0], hosts[1]), (hosts[1], hosts[0]), (hosts[1], hosts[1])] {
+        let login = Login {
+            host: written.to_owned(),
+            username: "login".to_owned(),
+            password_file: password.clone(),
+        };
+        let options = Options { logins: vec![login], ..Options::default() };
+        assert_eq!(shown(&credentials::look(&options, asked, "a").await), "login p");
+        for key in [written.to_owned(), format!("{written}/a"), format!("https://{written}")] {
+            let text = format!(r#"{{"auths":{{"{key}":{{"auth":"{auth}"}}}}}}"#);
+            let options = Options {
+                credentials: vec![files.write("config.json", &text)],
+                ..Options::default()
+            };
+            assert_eq!(shown(&credentials::look(&options, asked, "a").await), "file p", "{key}");
+        }
+        let options = with_helper(&files, written, "echo");
+        let looked = credentials::look(&options, asked, "a").await;
+        assert_eq!(shown(&looked), format!("helper {asked}"));
     }
 }
 

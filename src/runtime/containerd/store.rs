@@ -11,9 +11,10 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    AbortRequest, ApplyRequest, CreateImageRequest, DeleteImageRequest, GetImageRequest,
-    Image as ImageRecord, Info, InfoRequest, ListImagesRequest, ReadContentRequest,
-    UpdateImageRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    AbortRequest, AddResourceRequest, ApplyRequest, CreateImageRequest, DeleteImageRequest,
+    GetImageRequest, Image as ImageRecord, Info, InfoRequest, ListImagesRequest,
+    ReadContentRequest, Resource, UpdateImageRequest, UpdateRequest, WriteAction,
+    WriteContentRequest,
 };
 use containerd_client::types;
 use prost::bytes::{Bytes, BytesMut};
@@ -258,8 +259,11 @@ impl Store {
         }
     }
 
-    /// Records an image whose blobs are there, and unpacks it.
+    /// Unpacks an image whose blobs are there, and records it.
     pub(super) async fn record(&self, lease: &str, image: &NewImage) -> Result<(), Fault> {
+        // The record comes last: of what cannot be unpacked no container can ever be made, and what has its name until
+        // now may be needed. The lease keeps all of it until then.
+        self.unpack(lease, &image.digest).await?;
         let target = types::Descriptor {
             media_type: image.media_type.clone(),
             digest: image.digest.clone(),
@@ -276,8 +280,6 @@ impl Store {
             labels: labels.into(),
             ..Default::default()
         };
-        // The record comes first: with it, garbage collection leaves the blobs alone, and what is not unpacked yet
-        // can be unpacked later.
         let request = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
         let made = self
             .link
@@ -293,16 +295,7 @@ impl Store {
             }
             self.change(record, paths).await?;
         }
-        let unpacked = self.unpack(lease, &image.digest).await;
-        if unpacked.as_ref().is_err_and(|it| it.kind == ErrorKind::Conflict) {
-            // No container can ever be made of it, and nobody would look for a better one while it is there.
-            let request = DeleteImageRequest { name: image.name.clone(), ..Default::default() };
-            let removed =
-                self.link.answer(METADATA_LIMIT, self.link.images().delete(request)).await;
-            // What is told is why.
-            drop(removed);
-        }
-        unpacked
+        Ok(())
     }
 
     /// Makes the snapshots of an image's layers, as far as they are not there. `Conflict`: its layers are not those of
@@ -313,7 +306,7 @@ impl Store {
             return Err(Fault::missing(format!("the content of `{digest}` is not in containerd")));
         };
         for layer in stack(&image.layers, &image.config.diff_ids) {
-            self.unpack_layer(&link, &layer).await?;
+            self.unpack_layer(lease, &layer).await?;
         }
         let Some(top) = image.chain.last() else { return Ok(()) };
         // The snapshots live as long as the image does.
@@ -322,15 +315,16 @@ impl Store {
         self.label(&link, &image.config_digest, &labels).await
     }
 
-    pub(super) async fn unpack_one(&self, lease: &str, layer: &NewLayer) -> Result<(), Fault> {
-        let link = self.link.under(lease)?;
-        self.unpack_layer(&link, layer).await
-    }
-
-    async fn unpack_layer(&self, link: &Link, layer: &NewLayer) -> Result<(), Fault> {
-        let _one_at_a_time = self.unpacking.lock().await;
+    /// Makes the snapshot of one layer, or keeps the one that is there under the lease: the image that it is of may go.
+    pub(super) async fn unpack_layer(&self, lease: &str, layer: &NewLayer) -> Result<(), Fault> {
+        let link = &self.link.under(lease)?;
         let NewLayer { blob, diff_id, parent, chain_id } = layer;
-        if self.has_snapshot(link, chain_id).await? {
+        // Who has no more to do than that does not wait for somebody who unpacks another layer, which takes minutes.
+        if self.keep_snapshot(lease, chain_id).await? {
+            return Ok(());
+        }
+        let _one_at_a_time = self.unpacking.lock().await;
+        if self.keep_snapshot(lease, chain_id).await? {
             return Ok(());
         }
         // Another process may unpack the same layer. What one that was killed has left goes with its lease.
@@ -409,12 +403,24 @@ impl Store {
             .map(drop)
     }
 
-    async fn has_snapshot(&self, link: &Link, key: &str) -> Result<bool, Fault> {
+    /// Puts a snapshot under a lease; whether it is there.
+    async fn keep_snapshot(&self, lease: &str, key: &str) -> Result<bool, Fault> {
+        if !self.has_snapshot(key).await? {
+            return Ok(false);
+        }
+        let resource =
+            Resource { id: key.to_owned(), r#type: format!("snapshots/{}", self.snapshotter) };
+        let request = AddResourceRequest { id: lease.to_owned(), resource: Some(resource) };
+        self.link.answer(METADATA_LIMIT, self.link.leases().add_resource(request)).await?;
+        // It may have gone just before that.
+        self.has_snapshot(key).await
+    }
+
+    async fn has_snapshot(&self, key: &str) -> Result<bool, Fault> {
         let request =
             StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
-        let answer =
-            link.answer(METADATA_LIMIT, link.snapshots().stat(request)).await.unless_missing()?;
-        Ok(answer.is_some())
+        let stat = self.link.answer(METADATA_LIMIT, self.link.snapshots().stat(request)).await;
+        Ok(stat.unless_missing()?.is_some())
     }
 
     async fn has_layers(&self, image: &Resolved) -> Result<bool, Fault> {

@@ -373,3 +373,83 @@ async fn how_full_the_disk_of_the_images_is_is_known() {
         assert!(space.fill().abs_diff(said) <= 2, "{space:?}: {said} %");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_cannot_be_unpacked_leaves_what_has_its_name() {
+    for engine in Engine::all() {
+        let real = Real::start(&engine).await;
+        let before = real.image.clone();
+        let directory = real.rig.dir().join("archives");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("wrong.tar"), busybox::contradictory()).unwrap();
+        real.client.lease(LEASE).await.unwrap();
+        let (wrong, new) = store(&real.client, &directory, &before.name).await;
+        assert_ne!(wrong.digest, before.digest);
+        assert_eq!(kind(real.client.put_image(LEASE, &new).await), ErrorKind::Conflict);
+        real.client.remove_lease(LEASE).await.unwrap();
+        real.collect().await;
+        let found = real.client.observe(&[before.name.clone()].into()).await.unwrap().images;
+        assert_eq!(found, [(before.name.clone(), before)].into(), "on containerd {engine}");
+    }
+}
+
+/// A layer that is an archive as it is, and what it becomes on top of nothing.
+fn lowest(layer: &[u8]) -> content::NewLayer {
+    let size = u64::try_from(layer.len()).unwrap();
+    let blob = content::Descriptor::new(content::LAYER, Digest::of(layer), size);
+    let diff_ids = [blob.digest.to_string()];
+    content::stack(&[blob], &diff_ids).remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_was_there_stays_for_who_builds_on_it() {
+    for engine in Engine::all() {
+        let real = Real::start(&engine).await;
+        let image = real.image.clone();
+        let layer = lowest(&busybox::layer());
+        let is_there = || {
+            real.rig
+                .ctr(&["snapshots", "--snapshotter", &Rig::snapshotter(), "list"])
+                .contains(&layer.chain_id)
+        };
+        real.client.lease(LEASE).await.unwrap();
+        real.client.unpack_layer(LEASE, &layer).await.unwrap();
+        // Nobody else needs it any more.
+        real.client.remove_image(&image.name, &image.digest).await.unwrap();
+        assert!(is_there(), "on containerd {engine}");
+        real.client.remove_lease(LEASE).await.unwrap();
+        real.collect().await;
+        assert!(!is_there(), "on containerd {engine}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_unpacked_already_waits_for_no_layer_of_another() {
+    let mut large = busybox::Tar::default();
+    large.file("zeros", 0o644, &vec![0; 64 << 20]);
+    let large = large.finish();
+    let layer = lowest(&large);
+    for engine in Engine::all() {
+        let real = Real::start(&engine).await;
+        real.client.lease(LEASE).await.unwrap();
+        let blob = content::Blob {
+            digest: layer.blob.digest.to_string(),
+            size: layer.blob.size,
+            labels: [].into(),
+            content: &mut &*large,
+        };
+        real.client.put_blob(LEASE, blob).await.unwrap();
+        let (_, new) =
+            store(&real.client, &real.rig.state_dir().join("images"), busybox::IMAGE).await;
+        let is_unpacked = std::cell::Cell::new(false);
+        let unpack = async {
+            real.client.unpack_layer(LEASE, &layer).await.unwrap();
+            is_unpacked.set(true);
+        };
+        let record = async {
+            real.client.put_image(LEASE, &new).await.unwrap();
+            assert!(!is_unpacked.get(), "on containerd {engine}");
+        };
+        tokio::join!(unpack, record);
+    }
+}
