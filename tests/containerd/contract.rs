@@ -997,7 +997,8 @@ async fn a_blob_that_comes_in_pieces_goes_on_where_it_was_left_off(harness: &mut
     drop(writer);
     let mut writer = open(harness, &blob).await;
     let offset = usize::try_from(writer.offset()).unwrap();
-    assert!((2_000_000..=2_500_000).contains(&offset), "{offset}");
+    // Two pieces are lost at most: one that waits to be sent, and one that was not stored yet.
+    assert!((2_500_000 - (2 << 20)..=2_500_000).contains(&offset), "{offset}");
     writer.write(Bytes::copy_from_slice(&content[offset..2_800_000])).await.unwrap();
     // It breaks off: what is there is kept.
     assert_eq!(kind(writer.commit().await), ErrorKind::Refused);

@@ -17,7 +17,7 @@ use containerd_client::services::v1::{
     WriteContentRequest,
 };
 use containerd_client::types;
-use prost::bytes::{Bytes, BytesMut};
+use prost::bytes::Bytes;
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,7 +32,7 @@ use crate::content::{
 use crate::observed::{Came, Image, ImageConfig, ImagePlace, StoredImage};
 use crate::runtime::{BlobWriter, ErrorKind, Mark, Written, verb};
 
-/// What is sent at once; containerd takes at most 16 MiB, and each piece waits for its answer.
+/// What is sent at once; containerd takes at most 16 MiB.
 const PIECE: usize = 1 << 20;
 
 /// One piece on its way to a slow disk that others write to as well.
@@ -205,7 +205,7 @@ impl Store {
             return Ok(());
         };
         let reference = reference(&blob.digest);
-        match writing.send(&link, blob).await {
+        match writing.send_all(&link, blob).await {
             // Another one was faster.
             Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
             Err(fault) => {
@@ -255,7 +255,14 @@ impl Store {
             }
             let sent = writing.offset;
             let blob = blob.clone();
-            return Ok(Some(Writer { link, writing, blob, sent, waiting: BytesMut::new() }));
+            return Ok(Some(Writer {
+                link,
+                writing,
+                blob,
+                sent,
+                is_due: false,
+                waiting: Vec::new(),
+            }));
         }
     }
 
@@ -559,10 +566,12 @@ pub(super) struct Writer {
     link: Link,
     writing: Writing,
     blob: NewBlob,
-    /// What containerd has of it.
+    /// What containerd was sent of it.
     sent: u64,
+    /// Whether it has to answer for the last piece yet, which it stores while the next one comes.
+    is_due: bool,
     /// What comes after that.
-    waiting: BytesMut,
+    waiting: Vec<u8>,
 }
 
 impl Writer {
@@ -577,18 +586,23 @@ impl Writer {
         let mut rest = piece;
         while !rest.is_empty() {
             let (part, after) = rest.split_at(rest.len().min(PIECE - self.waiting.len()));
+            if self.waiting.is_empty() {
+                self.waiting.reserve_exact(PIECE);
+            }
             self.waiting.extend_from_slice(part);
             rest = after;
             if self.waiting.len() == PIECE {
-                self.flush(WriteAction::Write, PIECE_LIMIT).await?;
+                self.flush(WriteAction::Write).await?;
             }
         }
         Ok(())
     }
 
-    async fn flush(&mut self, action: WriteAction, limit: Duration) -> Result<(), Fault> {
+    /// Sends what is waiting as soon as the piece before it is stored.
+    async fn flush(&mut self, action: WriteAction) -> Result<(), Fault> {
+        self.stored(PIECE_LIMIT).await?;
         let is_last = action == WriteAction::Commit;
-        let data = self.waiting.split().to_vec();
+        let data = std::mem::take(&mut self.waiting);
         let length = size_of(&data);
         let request = WriteContentRequest {
             action: action.into(),
@@ -599,8 +613,17 @@ impl Writer {
             labels: if is_last { plain(&self.blob.labels) } else { HashMap::new() },
             ..Default::default()
         };
-        self.writing.ask(&self.link, request, limit).await?;
+        self.writing.send(request).await;
         self.sent += length;
+        self.is_due = true;
+        Ok(())
+    }
+
+    /// Waits until what was sent is stored.
+    async fn stored(&mut self, limit: Duration) -> Result<(), Fault> {
+        if std::mem::take(&mut self.is_due) {
+            self.writing.answer(&self.link, limit).await?;
+        }
         Ok(())
     }
 
@@ -608,11 +631,17 @@ impl Writer {
     async fn finish(mut self) -> Result<(), Fault> {
         if self.offset() < self.blob.size {
             // What is there of it is good for the next try.
-            self.flush(WriteAction::Write, PIECE_LIMIT).await?;
+            self.flush(WriteAction::Write).await?;
+            self.stored(PIECE_LIMIT).await?;
             let NewBlob { digest, size, .. } = &self.blob;
             return Err(Fault::refused(format!("blob `{digest}` is not {size} bytes long")));
         }
-        match self.flush(WriteAction::Commit, LAYER_LIMIT).await {
+        let sent = self.flush(WriteAction::Commit).await;
+        let committed = match sent {
+            Ok(()) => self.stored(LAYER_LIMIT).await,
+            Err(fault) => Err(fault),
+        };
+        match committed {
             // Another one was faster.
             Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
             Err(fault) if fault.says(OTHER_DIGEST) => {
@@ -678,20 +707,19 @@ impl Writing {
         Ok(Self { requests, answers, offset })
     }
 
-    /// Sends one request and waits for its answer.
-    async fn ask(
-        &mut self,
-        link: &Link,
-        request: WriteContentRequest,
-        limit: Duration,
-    ) -> Result<(), Fault> {
+    /// Sends one request. Waits for nothing: the one before it was answered.
+    async fn send(&mut self, request: WriteContentRequest) {
         // A closed queue means that the answer says why.
         drop(self.requests.send(request).await);
+    }
+
+    /// Waits for the answer to a request.
+    async fn answer(&mut self, link: &Link, limit: Duration) -> Result<(), Fault> {
         link.next(limit, &mut self.answers).await.map(drop)
     }
 
     /// Sends everything and commits. What an earlier attempt left under the reference is overwritten.
-    async fn send(mut self, link: &Link, blob: Blob<'_>) -> Result<(), Fault> {
+    async fn send_all(mut self, link: &Link, blob: Blob<'_>) -> Result<(), Fault> {
         let Blob { digest, size, labels, content } = blob;
         let mut offset = 0_u64;
         loop {
@@ -716,7 +744,8 @@ impl Writing {
                 ..Default::default()
             };
             let limit = if is_last { LAYER_LIMIT } else { PIECE_LIMIT };
-            self.ask(link, request, limit).await?;
+            self.send(request).await;
+            self.answer(link, limit).await?;
             if is_last {
                 return Ok(());
             }
