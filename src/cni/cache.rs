@@ -130,7 +130,7 @@ impl Cache {
                 Ok(Some(entry)) => listing.entries.push(entry),
                 Ok(None) => {}
                 Err(reason) => {
-                    listing.broken.push(BrokenEntry { key: key_of(&path), path, reason })
+                    listing.broken.push(BrokenEntry { key: key_of(&path), path, reason });
                 }
             }
         }

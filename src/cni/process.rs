@@ -238,11 +238,12 @@ impl Fault {
         };
         let call = call.clone();
         // There is no number for these. The first are the words of host-local, the second those that Go has for a
-        // program that is in no directory of PATH.
+        // program that is in no directory of PATH, and the third those of portmap when it is to take ports back.
         if message.contains("no IP addresses available in range set") {
             return Error::NoAddresses { call, message };
         }
-        if message.contains("executable file not found in $PATH") {
+        let tools = ["executable file not found in $PATH", "neither iptables nor ip6tables"];
+        if tools.iter().any(|it| message.contains(it)) {
             return Error::ToolMissing { call, message };
         }
         match code {

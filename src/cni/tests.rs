@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// Far more than a script needs, on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Directories of a test.
 struct Stage {
@@ -459,6 +459,11 @@ async fn what_a_plugin_says_has_a_kind_and_an_advice() {
     for (output, code, told) in [
         (fault(999, exhausted), "cni-no-addresses", "widen the range"),
         (fault(999, no_iptables), "cni-tool-missing", "install it (for port mappings: iptables)"),
+        (
+            fault(999, "neither iptables nor ip6tables usable"),
+            "cni-tool-missing",
+            "install it (for port mappings: iptables)",
+        ),
         (fault(1, "incompatible CNI versions"), "cni-version-refused", "as `cniVersion`"),
         (fault(2, "x"), "cni-config-invalid", "refuses its configuration: change that: x"),
         (fault(7, "x"), "cni-config-invalid", "refuses its configuration: change that: x"),
@@ -643,11 +648,13 @@ async fn a_broken_entry_is_told_hides_no_other_and_goes_with_the_present_configu
 
 #[tokio::test]
 async fn an_entry_that_says_too_little_is_broken() {
+    type Change = fn(&mut Value);
+
     let stage = Stage::new().plugin("one", &gives("10.0.0.1/8"));
     stage.add(&network(&["one"])).await.unwrap();
     let path = stage.path("cache").join("net@web-1@eth0");
     let whole: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    let change: [(fn(&mut Value), &str); 6] = [
+    let changes: [(Change, &str); 6] = [
         (|it| it["kind"] = json!("evenkeel/cni/2"), "it is of another kind: `evenkeel/cni/2`"),
         (|it| it["result"] = Value::Null, "it has no result"),
         (|it| it["result"]["ips"][0]["address"] = json!("x"), "`x` is no address with a length"),
@@ -655,7 +662,7 @@ async fn an_entry_that_says_too_little_is_broken() {
         (|it| it["configuration"]["plugins"] = json!([]), "`plugins` is empty"),
         (|it| it["attachment"]["namespace"] = json!("n"), "`n` is no path of a network namespace"),
     ];
-    for (change, why) in change {
+    for (change, why) in changes {
         let mut it = whole.clone();
         change(&mut it);
         std::fs::write(&path, it.to_string()).unwrap();
