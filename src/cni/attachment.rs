@@ -97,9 +97,11 @@ impl Key {
 impl Attachment {
     /// Nothing of it could be understood otherwise than it is meant.
     pub(super) fn check(&self) -> Result<(), Error> {
-        if !self.namespace.is_absolute() {
+        // The entry is text.
+        let is_text = self.namespace.to_str().is_some_and(|it| !it.contains('\0'));
+        if !is_text || !self.namespace.is_absolute() {
             return Err(Error::AttachmentInvalid(format!(
-                "`{}` is no path of a network namespace: name it from the root",
+                "`{}` is no path of a network namespace: name it from the root, in UTF-8",
                 self.namespace.display()
             )));
         }
@@ -132,6 +134,9 @@ pub(super) fn is_name(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
     use super::*;
 
     fn key(network: &str, container: &str, interface: &str) -> Key {
@@ -188,7 +193,10 @@ mod tests {
         for bad in [with("", "b"), with("a=b", "c"), with("a;b", "c"), with("a", "b;c=d")] {
             assert_eq!(bad.check().unwrap_err().code(), "cni-attachment-invalid");
         }
-        let relative = Attachment { namespace: PathBuf::from("n"), ..good };
-        assert_eq!(relative.check().unwrap_err().code(), "cni-attachment-invalid");
+        for namespace in [&b"n"[..], b"", b"/n\xff", b"/n\0"] {
+            let namespace = PathBuf::from(OsStr::from_bytes(namespace));
+            let bad = Attachment { namespace, ..good.clone() };
+            assert_eq!(bad.check().unwrap_err().code(), "cni-attachment-invalid");
+        }
     }
 }

@@ -235,8 +235,8 @@ async fn the_environment_is_what_the_protocol_says_and_nothing_of_ours() {
 
 #[tokio::test]
 async fn a_plugin_is_told_what_it_declares_and_what_nobody_understands_is_passed_on() {
-    let stage = Stage::new().plugin("one", &gives("10.0.0.1/8")).plugin("two", "cat >/dev/null");
-    let stage = stage.plugin("two", &gives("10.0.0.1/8"));
+    let stage =
+        Stage::new().plugin("one", &gives("10.0.0.1/8")).plugin("two", &gives("10.0.0.2/8"));
     let text = r#"{"cniVersion": "1.0.0", "name": "net", "other": 1, "plugins": [
         {"zeta": [1.0, 1e400, "\u00e9"], "type": "one", "name": "else", "cniVersion": "0.1.0",
          "capabilities": {"portMappings": true, "mac": false, "ips": true}, "args": {"cni": {}},
@@ -670,6 +670,26 @@ async fn an_entry_that_says_too_little_is_broken() {
         assert!(listing.entries.is_empty());
         assert!(listing.broken[0].reason.starts_with(why), "{}", listing.broken[0].reason);
     }
+}
+
+#[tokio::test]
+async fn what_may_be_added_may_be_deleted_however_deep_it_is() {
+    let stage = Stage::new();
+    // With the object, the list and the object around it.
+    let nested = |around: usize| format!("{}{}", "[".repeat(64 - around), "]".repeat(64 - around));
+    let result = format!(r#"{{"ips": [], "deep": {}}}"#, nested(1));
+    std::fs::write(stage.path("result"), result).unwrap();
+    let to = stage.directory.path().display().to_string();
+    let stage = stage.plugin("one", &format!("cat {to}/result"));
+    let deep = format!(
+        r#"{{"cniVersion": "1.0.0", "name": "net", "plugins": [{{"type": "one", "deep": {}}}]}}"#,
+        nested(3)
+    );
+    stage.add(&Network::parse(&deep).unwrap()).await.unwrap();
+    assert_eq!(stage.check().await.unwrap(), Checked::Sound);
+    stage.del().await.unwrap();
+    assert_eq!(stage.entries(), [""; 0]);
+    Network::parse(&deep.replace("[[[", "[[[[").replace("]]]", "]]]]")).unwrap_err();
 }
 
 #[tokio::test]
