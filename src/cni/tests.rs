@@ -442,7 +442,7 @@ async fn a_plugin_may_log_a_lot_read_nothing_and_answer_at_length() {
     let stage = Stage::new();
     std::fs::write(stage.path("result"), &result).unwrap();
     let to = stage.directory.path().display().to_string();
-    let script = format!("#!/bin/sh\nhead -c 3000000 /dev/zero >&2\ncat {to}/result\n");
+    let script = format!("#!/bin/sh\nhead -c 3000000 /dev/zero >&2 || exit\ncat {to}/result\n");
     let stage = stage.program("one", &script).plugin("two", &gives("10.0.0.2/8"));
     let network = network_of("1.0.0", &json!([{"type": "one", "filler": filler}, {"type": "two"}]));
     assert_eq!(addresses(&stage.add(&network).await.unwrap()), ["10.0.0.2/8"]);
@@ -695,10 +695,13 @@ async fn what_may_be_added_may_be_deleted_however_deep_it_is() {
 #[tokio::test]
 async fn an_entry_that_cannot_be_written_keeps_everything_from_being_done() {
     let stage = Stage::new().plugin("one", &gives("10.0.0.1/8"));
-    std::fs::write(stage.path("cache"), "").unwrap();
-    let error = stage.add(&network(&["one"])).await.unwrap_err();
-    assert_eq!(error.code(), "cni-cache-broken", "{error}");
+    // Nobody can make a directory there.
+    let cache = Cache::new(Path::new("/proc/absent/cache"));
+    let caller = Caller::new(&[stage.path("bin")], cache, PATIENCE).unwrap();
+    let error = caller.add(&network(&["one"]), &attachment()).await.unwrap_err();
+    assert_eq!(error.code(), "cni-cache-failed", "{error}");
     assert_eq!(stage.calls(), [""; 0]);
+    assert!(caller.cache().list().unwrap().entries.is_empty());
 }
 
 #[tokio::test]
