@@ -32,6 +32,7 @@
 //! * [`controller`]: the loop, and the executor of plans; read it first of these;
 //! * [`runtime`] and [`host`]: the two seams, each with a real implementation and one in memory;
 //! * [`registry`]: the seam to where images come from;
+//! * [`cni`]: the programs that put namespaces onto networks;
 //! * [`source`]: directories as published states;
 //! * [`image`]: archives into the runtime's store;
 //! * [`rundir`]: the small files under the run directory;
@@ -43,6 +44,7 @@
 
 pub mod backoff;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod content;
 pub mod controller;

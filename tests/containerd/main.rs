@@ -6,6 +6,7 @@ mod adoption;
 mod attach;
 mod away;
 mod beside;
+mod cni;
 mod commands;
 mod contract;
 mod crash;

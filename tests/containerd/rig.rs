@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) mod boot;
 pub(crate) mod busybox;
+pub(crate) mod net;
 pub(crate) mod proxy;
 pub(crate) mod recipe;
 pub(crate) mod registry;

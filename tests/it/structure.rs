@@ -17,8 +17,8 @@ const CORE: [&str; 11] = [
 ];
 
 /// Effects. These know the core and themselves, not each other.
-const LEAVES: [&str; 9] =
-    ["runtime", "host", "image", "registry", "source", "log", "engine", "rundir", "config"];
+const LEAVES: [&str; 10] =
+    ["runtime", "host", "image", "registry", "cni", "source", "log", "engine", "rundir", "config"];
 
 /// What the core must not name: files, the network, processes, the environment, clocks, terminals.
 const EFFECTS: [&[&str]; 13] = [
@@ -278,6 +278,8 @@ fn may_import(room: &str, other: &str) -> Result<(), String> {
         // A lock and a pid file name one process for ever: by its start time and the boot.
         "rundir" => CORE.contains(&other) || other == "host",
         "engine" => CORE.contains(&other) || other == "host" || other == "rundir",
+        // Its small files are written as all of ours.
+        "cni" => CORE.contains(&other) || other == "rundir",
         _ => CORE.contains(&other),
     };
     let ring = if CORE.contains(&room) { "core" } else { "edge" };
