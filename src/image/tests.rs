@@ -633,7 +633,9 @@ proptest! {
 
 #[tokio::test]
 async fn an_archive_that_takes_long_is_told_of_and_found_later() {
-    let mut shelf = directory(&[("a.tar.gz", &gzip(&layout(&made("web"), "web:1").end()))]);
+    // So much that it cannot be read before it is looked whether it was.
+    let archive = layout(&made("web"), "web:1").file("padding", vec![0; 32 << 20]).end();
+    let mut shelf = directory(&[("a.tar.gz", &gzip(&archive))]);
     shelf.archives = shelf.archives.with_patience(Duration::ZERO);
     let late = shelf.archives.late();
     let found = shelf.find(WEB);

@@ -986,25 +986,25 @@ async fn a_blob_that_comes_in_pieces_goes_on_where_it_was_left_off(harness: &mut
     harness.runtime().lease(LEASE).await.unwrap();
     // No piece of it is like another.
     let content: Vec<u8> =
-        (0..3_000_000_u32).map(|n| (n / 251 + n % 249).to_le_bytes()[0]).collect();
+        (0..12_000_000_u32).map(|n| (n / 251 + n % 249).to_le_bytes()[0]).collect();
     let blob = new_blob(&content);
     let mut writer = open(harness, &blob).await;
     assert_eq!(writer.offset(), 0);
-    for piece in content[..2_500_000].chunks(100_001) {
+    for piece in content[..10_500_000].chunks(100_001) {
         writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
     }
-    assert_eq!(writer.offset(), 2_500_000);
+    assert_eq!(writer.offset(), 10_500_000);
     drop(writer);
     let mut writer = open(harness, &blob).await;
     let offset = usize::try_from(writer.offset()).unwrap();
     // Two pieces are lost at most: one that waits to be sent, and one that was not stored yet.
-    assert!((2_500_000 - (2 << 20)..=2_500_000).contains(&offset), "{offset}");
-    writer.write(Bytes::copy_from_slice(&content[offset..2_800_000])).await.unwrap();
+    assert!((10_500_000 - (4 << 20)..=10_500_000).contains(&offset), "{offset}");
+    writer.write(Bytes::copy_from_slice(&content[offset..11_000_000])).await.unwrap();
     // It breaks off: what is there is kept.
     assert_eq!(kind(writer.commit().await), ErrorKind::Refused);
     let mut writer = open(harness, &blob).await;
-    assert_eq!(writer.offset(), 2_800_000);
-    writer.write(Bytes::copy_from_slice(&content[2_800_000..])).await.unwrap();
+    assert_eq!(writer.offset(), 11_000_000);
+    writer.write(Bytes::copy_from_slice(&content[11_000_000..])).await.unwrap();
     writer.commit().await.unwrap();
     assert!(harness.runtime().open_blob(LEASE, &blob).await.unwrap().is_none());
     // The other way to store it knows it too.

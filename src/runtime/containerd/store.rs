@@ -32,8 +32,8 @@ use crate::content::{
 use crate::observed::{Came, Image, ImageConfig, ImagePlace, StoredImage};
 use crate::runtime::{BlobWriter, ErrorKind, Mark, Written, verb};
 
-/// What is sent at once; containerd takes at most 16 MiB.
-const PIECE: usize = 1 << 20;
+/// What is sent at once; containerd takes at most 16 MiB, and spends the more of its time the smaller they are.
+const PIECE: usize = 2 << 20;
 
 /// One piece on its way to a slow disk that others write to as well.
 const PIECE_LIMIT: Duration = Duration::from_mins(1);
