@@ -10,6 +10,7 @@ use crate::desired::BootTime;
 use crate::observed::{FileKind, Published, RuntimeProcess, Space, Stray, View};
 use crate::workload::{Bytes, InstanceId, Signal};
 
+pub mod group;
 pub mod linux;
 pub mod means;
 pub mod memory;

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::json::quoted;
 use super::{Error, json};
+use crate::host::group::Group;
 
 /// A result has some hundred bytes, and thousands where somebody collects routes.
 const OUTPUT_LIMIT: u64 = 1 << 20;
@@ -96,7 +97,7 @@ pub(super) async fn run(
         cause,
     })?;
     // After the child, so that it is dropped before: while nobody has waited for the child, its number is nobody else's.
-    let group = Group(child.id());
+    let group = Group::of(child.id());
     let said = match tokio::time::timeout(deadline, talk(&mut child, input)).await {
         Ok(Ok(said)) => {
             group.over();
@@ -160,26 +161,6 @@ async fn end(group: Group, child: &mut Child) {
     drop(group);
     // If it takes longer, the runtime goes on waiting for it when the child is dropped.
     tokio::time::timeout(REAPING, child.wait()).await.ok();
-}
-
-/// The process group of a plugin, killed when dropped.
-struct Group(Option<u32>);
-
-impl Group {
-    /// Its leader was waited for: the number may be somebody else's from now on.
-    fn over(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let number = self.0.and_then(|it| i32::try_from(it).ok());
-        if let Some(group) = number.and_then(rustix::process::Pid::from_raw) {
-            // It may be gone, which is as well.
-            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
-        }
-    }
 }
 
 /// What it printed, unless that or the way it ended says that it failed.

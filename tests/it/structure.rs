@@ -278,8 +278,10 @@ fn may_import(room: &str, other: &str) -> Result<(), String> {
         // A lock and a pid file name one process for ever: by its start time and the boot.
         "rundir" => CORE.contains(&other) || other == "host",
         "engine" => CORE.contains(&other) || other == "host" || other == "rundir",
-        // Its small files are written as all of ours.
-        "cni" => CORE.contains(&other) || other == "rundir",
+        // Helpers are ended with all that they have started.
+        "registry" => CORE.contains(&other) || other == "host",
+        // Its small files are written as all of ours, and plugins are ended as helpers are.
+        "cni" => CORE.contains(&other) || other == "host" || other == "rundir",
         _ => CORE.contains(&other),
     };
     let ring = if CORE.contains(&room) { "core" } else { "edge" };

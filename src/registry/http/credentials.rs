@@ -18,6 +18,7 @@ use tokio::process::Command;
 
 use super::hosts::DOCKER;
 use super::{Login, Options, files};
+use crate::host::group::Group;
 use crate::registry::{Error, Reason};
 
 /// Largest file of credentials, and most that a helper says.
@@ -317,7 +318,7 @@ async fn run(program: &Path, key: &str) -> std::io::Result<(bool, Vec<u8>)> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let group = Group(child.id());
+    let group = Group::of(child.id());
     if let Some(mut stdin) = child.stdin.take() {
         // One that fails at once does not read it.
         drop(stdin.write_all(key.as_bytes()).await);
@@ -330,23 +331,4 @@ async fn run(program: &Path, key: &str) -> std::io::Result<(bool, Vec<u8>)> {
     // It is waited for, and its number may be somebody else's from now on.
     group.over();
     Ok((status.success(), said))
-}
-
-/// The process group of a helper, ended when dropped.
-struct Group(Option<u32>);
-
-impl Group {
-    fn over(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let number = self.0.and_then(|it| i32::try_from(it).ok());
-        if let Some(group) = number.and_then(rustix::process::Pid::from_raw) {
-            // It may be gone, which is as well.
-            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
-        }
-    }
 }
