@@ -141,7 +141,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
         let mut read: Option<Arc<DesiredState>> = None;
         let mut standings = None;
         // It has read everything there is, and starts it.
-        let mut is_worn = self.goal == Goal::Keep;
+        let mut is_worn = true;
         if self.identity.is_some() {
             self.edge.run.sweep_execs();
             self.edge.run.sweep_pulls();
@@ -161,7 +161,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
             if desired.as_ref().map(Arc::as_ptr) != read.as_ref().map(Arc::as_ptr) {
                 // An edit acts at once, whatever woke this pass and whatever failed before it.
                 cooling.forget();
-                is_worn |= self.goal == Goal::Keep && read.is_some();
+                is_worn |= read.is_some();
                 read.clone_from(&desired);
             }
             // Before they are read: what comes in between makes another look, and not none.
@@ -217,7 +217,7 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     }
                     let plan = self.plan(desired, &look);
                     debug!(wake, steps = plan.steps.len(), "pass");
-                    is_worn |= self.goal == Goal::Keep && !plan.steps.is_empty();
+                    is_worn |= !plan.steps.is_empty();
                     self.dispatch(&plan, &mut flights, &cooling, look.now);
                     self.say(&report, desired, &look, &plan, &cooling);
                     if let Some(status) =
@@ -247,7 +247,8 @@ impl<R: Runtime, H: Host> Controller<R, H> {
                     }
                 }
             }
-            if is_worn && next >= RESYNC && flights.is_empty() && failures == 0 {
+            let is_idle = next >= RESYNC && flights.is_empty() && failures == 0;
+            if is_worn && is_idle && self.goal == Goal::Keep {
                 self.edge.host.rest();
                 is_worn = false;
             }
