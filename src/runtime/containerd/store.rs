@@ -312,10 +312,13 @@ impl Store {
         let Some(image) = self.resolve(digest).await? else {
             return Err(Fault::missing(format!("the content of `{digest}` is not in containerd")));
         };
-        for layer in stack(&image.layers, &image.config.diff_ids) {
-            self.unpack_layer(lease, &layer).await?;
-        }
         let Some(top) = image.chain.last() else { return Ok(()) };
+        // What is below a layer that is there is there as well, and stays as long as that does.
+        if !self.keep_snapshot(lease, top).await? {
+            for layer in stack(&image.layers, &image.config.diff_ids) {
+                self.unpack_layer(lease, &layer).await?;
+            }
+        }
         // The snapshots live as long as the image does.
         let label = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
         let labels = BTreeMap::from([(label, top.clone())]);
@@ -636,12 +639,11 @@ impl Writer {
             let NewBlob { digest, size, .. } = &self.blob;
             return Err(Fault::refused(format!("blob `{digest}` is not {size} bytes long")));
         }
-        let sent = self.flush(WriteAction::Commit).await;
-        let committed = match sent {
-            Ok(()) => self.stored(LAYER_LIMIT).await,
-            Err(fault) => Err(fault),
+        let committed = async {
+            self.flush(WriteAction::Commit).await?;
+            self.stored(LAYER_LIMIT).await
         };
-        match committed {
+        match committed.await {
             // Another one was faster.
             Err(fault) if fault.kind == ErrorKind::Conflict => Ok(()),
             Err(fault) if fault.says(OTHER_DIGEST) => {
